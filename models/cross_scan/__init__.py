@@ -1,0 +1,89 @@
+"""The cross-scan: a selective scan of a map in four directions, summed (SS2D, section 3.2 of the VM-UNet paper).
+
+`reference.py` defines it; the other modules compute the same faster, and `tests/test_cross_scan.py` holds them to it.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from . import backends
+from .operator import cross_scan
+
+
+def cross_selective_scan(x, dt, B, C, A, D, dt_bias, dt_weight=None, backend="auto"):
+    """The four-directional selective scan, channels last, in pixel order.
+
+    Direction k visits the pixels row by row (0), column by column (1), or backwards (2, 3). Along it
+
+        delta[t] = softplus(dt[t] + dt_bias)
+        h[t] = exp(delta[t] A) h[t-1] + delta[t] B[t] x[t],    y[t] = <C[t], h[t]> + D x[t]
+
+    and the result is the sum of the four y, each back at its pixel.
+
+    Args:
+        x: (b, H, W, I) tokens
+        dt: (b, H, W, 4, I) raw steps; with `dt_weight`, (b, H, W, 4, R), and the raw steps are dt_weight[k] @ dt[..., k, :]
+        B, C: (b, H, W, 4, N) input and output weights of the N states
+        A: (4, I, N) rates, negative
+        D, dt_bias: (4, I)
+        dt_weight: (4, I, R) or None
+        backend: "auto" (the best for the device and the dtype), "triton", "mamba_ssm", "cpu", "torch" or "reference"
+
+    x, dt, B and C share one dtype; the parameters are in float32 (float64 with float64 inputs), and so is the state.
+
+    Returns:
+        (b, H, W, I) in x's dtype
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit; an unknown backend
+        RuntimeError: a backend that can't run here
+    """
+    check_inputs(x, dt, B, C, A, D, dt_bias, dt_weight)
+    name = resolve(backend, x.device.type, x.dtype)
+    inputs = (x, dt, B, C, A, D, dt_bias, dt_weight)
+    if hasattr(backends.load(name), "scan"):  # made of differentiable pieces
+        return backends.load(name).scan(*inputs)
+    wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    return cross_scan(*inputs, name, wants_grad)[0]
+
+
+def gated_cross_scan(
+    x, z, dt, B, C, A, D, dt_bias, dt_weight, norm_weight, norm_bias, eps=1e-5, backend="auto"
+):
+    """LayerNorm(cross_selective_scan(...)) * SiLU(z): the scan, its norm and its gate.
+
+    z is (b, H, W, I), norm_weight and norm_bias are (I,); the rest as in `cross_selective_scan`."""
+    y = cross_selective_scan(x, dt, B, C, A, D, dt_bias, dt_weight, backend)
+    return F.layer_norm(y, y.shape[-1:], norm_weight, norm_bias, eps) * F.silu(z)
+
+
+# The choice looks at the machine, so it is made while a model is being compiled and not in the compiled code.
+resolve = torch.compiler.assume_constant_result(backends.resolve)
+
+
+def check_inputs(x, dt, B, C, A, D, dt_bias, dt_weight):
+    """Shapes, dtypes and devices of the operator's inputs, for all backends."""
+    if x.ndim != 4 or A.ndim != 3:
+        raise ValueError(f"cross-scan: found x {tuple(x.shape)} and A {tuple(A.shape)}, expected (b, H, W, I) and (4, I, N)")
+    (b, H, W, I), N = x.shape, A.shape[-1]
+    R = I if dt_weight is None else dt_weight.shape[-1]
+    expected = {
+        "dt": (dt, (b, H, W, 4, R)),
+        "B": (B, (b, H, W, 4, N)),
+        "C": (C, (b, H, W, 4, N)),
+        "A": (A, (4, I, N)),
+        "D": (D, (4, I)),
+        "dt_bias": (dt_bias, (4, I)),
+        "dt_weight": (dt_weight, (4, I, R)),
+    }
+    parameters = torch.promote_types(x.dtype, torch.float32)
+    for name, (tensor, shape) in expected.items():
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(f"cross-scan: found {name} of shape {tuple(tensor.shape)}, expected {shape}")
+        dtype = x.dtype if name in ("dt", "B", "C") else parameters
+        if tensor.dtype != dtype:
+            raise ValueError(f"cross-scan: found {name} in {tensor.dtype}, expected {dtype} beside x in {x.dtype}")
+        if tensor.device != x.device:
+            raise ValueError(f"cross-scan: found {name} on {tensor.device}, expected {x.device}, where x is")

@@ -1,0 +1,73 @@
+"""Which backends there are, which one fits, and whether it computes what it should."""
+
+import functools
+import importlib
+import logging
+
+import torch
+
+from . import reference
+
+log = logging.getLogger("vmunet")
+
+MODULES = {
+    "torch": "torch_loop",
+    "reference": "reference",
+}
+PREFERENCE = ("torch",)
+SELF_TEST_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+@functools.cache
+def load(name):
+    """The module of one backend."""
+    return importlib.import_module("." + MODULES[name], __package__)
+
+
+def _self_test(name, device, dtype):
+    """None if the backend agrees with the definition on a tiny input, otherwise the sentence that says how far it is.
+
+    On cards that a kernel was not built for, some libraries return zeros without an error."""
+    inputs = reference.make_inputs(b=1, H=3, W=5, I=16, R=4, dtype=dtype, device=device)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        expected = reference.scan(*(t.double() for t in inputs))
+        backend = load(name)
+        found = backend.scan(*inputs) if hasattr(backend, "scan") else backend.forward(*inputs, save=False)[0]
+    error = ((found.double() - expected).norm() / expected.norm()).item()
+    if not error < SELF_TEST_TOLERANCE[dtype]:
+        return f"its self-test on {device.type} in {dtype} is off by {error:.1e} of the reference"
+    return None
+
+
+@functools.cache
+def why_not(name, device_type, dtype):
+    """None if the backend can run there, otherwise why not. Tried once in a process."""
+    device = torch.device(device_type)
+    reason = load(name).why_not(device, dtype)
+    return reason or (None if name == "reference" else _self_test(name, device, dtype))
+
+
+@functools.cache
+def choose(device_type, dtype):
+    """The best backend for a device and a dtype; the log says which, and why the others were passed over."""
+    passed_over = []
+    for name in PREFERENCE:
+        reason = why_not(name, device_type, dtype)
+        if reason is None:
+            others = "; ".join(passed_over) or "none passed over"
+            log.info("scan backend on %s in %s: %s (%s)", device_type, str(dtype).removeprefix("torch."), name, others)
+            return name
+        passed_over.append(f"{name}: {reason}")
+    raise RuntimeError(f"no scan backend for {device_type} in {dtype}: " + "; ".join(passed_over))
+
+
+def resolve(backend, device_type, dtype):
+    """The name of the backend to use. Raises RuntimeError if the one asked for is not there, with the reason."""
+    if backend == "auto":
+        return choose(device_type, dtype)
+    if backend not in MODULES:
+        raise ValueError(f"scan backend: found {backend!r}, expected 'auto' or one of {', '.join(MODULES)}")
+    reason = why_not(backend, device_type, dtype)
+    if reason is not None:
+        raise RuntimeError(f"scan backend {backend!r} can't be used: {reason}")
+    return backend

@@ -1,0 +1,125 @@
+"""The cross-scan as a loop over time in plain PyTorch, with its own backward: for machines without a faster backend, and
+for double precision.
+
+All four directions advance together, so that there are L steps and no (b, L, I, N) tensor. The forward keeps the state
+every `chunk` steps; the backward recomputes the states of one chunk at a time. Time is linear in L, memory grows with its
+square root.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from .reference import scan_order
+
+NAME = "torch"
+
+
+def why_not(device, dtype):
+    return None
+
+
+def _chunk(length):
+    return math.isqrt(length - 1) + 1  # ceil(sqrt(L)): as many checkpoints as steps in a chunk
+
+
+def saved_shape(b, H, W, I, N):
+    """Shape of the states that the forward keeps: one for each chunk."""
+    return (-(-H * W // _chunk(H * W)), b, 4, N, I)
+
+
+class _Sequences:
+    """The inputs in scan order: u, z = raw step + bias, steps (b, 4, L, I) and B, C (b, 4, L, N)."""
+
+    def __init__(self, x, dt, B, C, dt_bias, dt_weight):
+        H, W = x.shape[1:3]
+        precise = torch.promote_types(x.dtype, torch.float32)
+        if dt_weight is not None:
+            dt = torch.einsum("bhwkr,kir->bhwki", dt.to(precise), dt_weight)
+        self.order = scan_order(H, W, x.device)
+        self.inverse = self.order.argsort(1)
+        self.k = torch.arange(4, device=x.device)[:, None]
+        self.u = x.flatten(1, 2)[:, self.order].to(precise)
+        self.z, self.B, self.C = (
+            t.flatten(1, 2)[:, self.order, self.k].to(precise) for t in (dt + dt_bias, B, C)
+        )
+        self.steps = F.softplus(self.z)
+
+    def to_pixels(self, sequences):
+        """(b, 4, L, ...) in scan order -> (b, L, 4, ...) in pixel order."""
+        return sequences[:, self.k, self.inverse].transpose(1, 2)
+
+    def summed(self, sequences):
+        """(b, 4, L, I) in scan order -> (b, L, I), in the original's order of summation."""
+        y = sequences[:, self.k, self.inverse]
+        return (y[:, 0] + y[:, 2]) + y[:, 1] + y[:, 3]
+
+
+def _decays(seq, A, start, stop):
+    """exp(dt A) of one chunk: (chunk, b, 4, N, I)."""
+    steps = seq.steps[:, :, start:stop].permute(2, 0, 1, 3)
+    return (steps.unsqueeze(3) * A.transpose(1, 2)).exp_()
+
+
+def _states(seq, drive, decays, h, start):
+    """The recurrence over one chunk: the state after each step, (chunk, b, 4, N, I)."""
+    states = torch.empty_like(decays)
+    for t, decay in enumerate(decays):
+        torch.mul(decay, h, out=states[t])
+        h = states[t].addcmul_(seq.B[:, :, start + t, :, None], drive[:, :, start + t, None, :])
+    return states
+
+
+def forward(x, dt, B, C, A, D, dt_bias, dt_weight, save=True):
+    """y (b, H, W, I) and the kept states (empty without `save`)."""
+    seq = _Sequences(x, dt, B, C, dt_bias, dt_weight)
+    L, chunk = seq.u.shape[2], _chunk(seq.u.shape[2])
+    drive = seq.steps * seq.u
+    y = D[:, None, :] * seq.u
+    h = y.new_zeros(saved_shape(*x.shape, A.shape[-1])[1:])
+    saved = y.new_empty(saved_shape(*x.shape, A.shape[-1]) if save else 0)
+    for number, start in enumerate(range(0, L, chunk)):
+        if save:
+            saved[number] = h
+        states = _states(seq, drive, _decays(seq, A, start, start + chunk), h, start)
+        y[:, :, start : start + chunk] += torch.einsum("bktn,tbkni->bkti", seq.C[:, :, start : start + chunk], states)
+        h = states[-1]
+    return seq.summed(y).view(x.shape).to(x.dtype), saved
+
+
+def backward(grad_y, saved, x, dt, B, C, A, D, dt_bias, dt_weight):
+    """The gradients of the eight inputs, chunk by chunk from the end."""
+    seq = _Sequences(x, dt, B, C, dt_bias, dt_weight)
+    gy = grad_y.flatten(1, 2)[:, seq.order].to(seq.u.dtype)
+    drive = seq.steps * seq.u
+    L, chunk = seq.u.shape[2], _chunk(seq.u.shape[2])
+    du, dsteps, dB, dC = (torch.empty_like(t) for t in (seq.u, seq.u, seq.B, seq.C))
+    dA = torch.zeros_like(A)
+    g_next = torch.zeros_like(saved[0])  # the gradient of the state that the chunk hands on
+    for number in reversed(range(len(saved))):
+        part = slice(number * chunk, min((number + 1) * chunk, L))
+        decays = _decays(seq, A, part.start, part.stop)
+        states = _states(seq, drive, decays, saved[number], part.start)
+        g = torch.einsum("bkti,bktn->tbkni", gy[:, :, part], seq.C[:, :, part]).contiguous()
+        for t in reversed(range(len(g))):
+            g[t] += g_next
+            g_next = decays[t] * g[t]
+        dC[:, :, part] = torch.einsum("bkti,tbkni->bktn", gy[:, :, part], states)
+        dB[:, :, part] = torch.einsum("bkti,tbkni->bktn", drive[:, :, part], g)
+        d_drive = torch.einsum("bktn,tbkni->bkti", seq.B[:, :, part], g)
+        before = torch.cat([saved[number][None], states[:-1]])
+        d_exponent = decays.mul_(g).mul_(before)  # of dt A
+        dA += torch.einsum("bkti,tbkni->kin", seq.steps[:, :, part], d_exponent)
+        dsteps[:, :, part] = seq.u[:, :, part] * d_drive + torch.einsum("tbkni,kin->bkti", d_exponent, A)
+        du[:, :, part] = seq.steps[:, :, part] * d_drive
+    du += D[:, None, :] * gy
+    dz = dsteps * seq.z.sigmoid()
+    d_dt, d_dt_weight = seq.to_pixels(dz).unflatten(1, x.shape[1:3]), None
+    if dt_weight is not None:
+        d_dt_weight = torch.einsum("bhwki,bhwkr->kir", d_dt, dt.to(d_dt.dtype))
+        d_dt = torch.einsum("bhwki,kir->bhwkr", d_dt, dt_weight)
+    dB, dC = (seq.to_pixels(t).unflatten(1, x.shape[1:3]) for t in (dB, dC))
+    dD, d_dt_bias = (gy * seq.u).sum((0, 2)), dz.sum((0, 2))
+    d_x = seq.summed(du).view(x.shape)
+    return d_x.to(x.dtype), d_dt.to(x.dtype), dB.to(x.dtype), dC.to(x.dtype), dA, dD, d_dt_bias, d_dt_weight

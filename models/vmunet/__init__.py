@@ -1,0 +1,3 @@
+from .vmunet import VMUNet
+
+__all__ = ["VMUNet"]

@@ -1,0 +1,58 @@
+"""SS2D, the token mixer of a VSS block (paper section 3.2, figure 2)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.cross_scan import gated_cross_scan
+
+
+class SS2D(nn.Module):
+    """Projects, convolves, scans the map in four directions, normalises, gates and projects back.
+
+    Letters: B batch   H, W map   C = `dim` channels   I = 2 C inner channels   N states   R = ceil(C / 16) rank of the steps
+    (B, H, W, C) -> (B, H, W, C). Parameter names are the original's, so that its checkpoints load."""
+
+    def __init__(self, dim, d_state=16, scan_backend="auto"):
+        super().__init__()
+        inner, rank = 2 * dim, math.ceil(dim / 16)
+        self.split = [rank, d_state, d_state]
+        self.scan_backend = scan_backend
+        self.x_proj_weight = nn.Parameter(torch.empty(4, sum(self.split), inner))
+        self.dt_projs_weight = nn.Parameter(torch.empty(4, inner, rank))
+        self.dt_projs_bias = nn.Parameter(torch.empty(4, inner))
+        self.A_logs = nn.Parameter(torch.empty(4 * inner, d_state))
+        self.Ds = nn.Parameter(torch.empty(4 * inner))
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        self.out_norm = nn.LayerNorm(inner)
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.reset_scan_parameters()
+
+    @torch.no_grad()
+    def reset_scan_parameters(self, dt_min=0.001, dt_max=0.1):
+        """Mamba's initialisation: rates 1..N, a skip of 1, steps log-uniform in [dt_min, dt_max]."""
+        inner, rank = self.dt_projs_weight.shape[1:]
+        nn.init.uniform_(self.x_proj_weight, -(inner**-0.5), inner**-0.5)
+        nn.init.uniform_(self.dt_projs_weight, -(rank**-0.5), rank**-0.5)
+        step = torch.empty_like(self.dt_projs_bias).uniform_(math.log(dt_min), math.log(dt_max)).exp_()
+        self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+        self.A_logs.copy_(torch.arange(1, self.A_logs.shape[1] + 1).log().expand_as(self.A_logs))
+        self.Ds.fill_(1.0)
+
+    def forward(self, x):  # (B, H, W, C)
+        # two products instead of one cut in half: what follows needs both halves contiguous
+        weight_x, weight_z = self.in_proj.weight.chunk(2)
+        z = F.linear(x, weight_z)  # (B, H, W, I), the gate
+        x = F.linear(x, weight_x)
+        x = F.silu(self.conv2d(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)  # (B, H, W, I), channels last throughout
+        projected = F.linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (4, -1))
+        dt, B, C = projected.split(self.split, -1)  # (B, H, W, 4, R or N)
+        A = -self.A_logs.exp().view(4, -1, self.A_logs.shape[1])
+        y = gated_cross_scan(
+            x, z, dt, B, C, A, self.Ds.view(4, -1), self.dt_projs_bias, self.dt_projs_weight,
+            self.out_norm.weight, self.out_norm.bias, self.out_norm.eps, self.scan_backend,
+        )  # fmt: skip
+        return self.out_proj(y)

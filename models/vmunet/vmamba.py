@@ -1,0 +1,183 @@
+"""The parts of VM-UNet, from patch embedding to final expansion (paper section 3.1), and VSSM, which connects them.
+
+Letters: B batch   H, W map   C channels. Maps are channels last, (B, H, W, C), between all modules.
+Parameter names and their order are the original's.
+"""
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from .ss2d import SS2D
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drops the whole residual branch of a sample with probability `drop_prob`."""
+
+    def __init__(self, drop_prob):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x):
+        if self.drop_prob == 0 or not self.training:
+            return x
+        kept = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.drop_prob)
+        return x * kept / (1 - self.drop_prob)
+
+    def extra_repr(self):
+        return f"drop_prob={self.drop_prob:.4f}"
+
+
+class PatchEmbed2D(nn.Module):
+    """Image to tokens: (B, channels, H, W) -> (B, H/4, W/4, C)."""
+
+    def __init__(self, channels, dim):
+        super().__init__()
+        self.proj = nn.Conv2d(channels, dim, kernel_size=4, stride=4)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x):
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+
+class PatchMerging2D(nn.Module):
+    """Halves the map and doubles the channels: (B, H, W, C) -> (B, H/2, W/2, 2C)."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.norm = nn.LayerNorm(4 * dim)
+
+    def forward(self, x):
+        corners = [x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]]
+        return self.reduction(self.norm(torch.cat(corners, dim=-1)))
+
+
+def spread(x, factor):
+    """Channels to space: (B, H, W, factor^2 C) -> (B, factor H, factor W, C), the channels split as (row, column, C)."""
+    B, H, W, _ = x.shape
+    x = x.view(B, H, W, factor, factor, -1).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(B, factor * H, factor * W, -1)
+
+
+class PatchExpand2D(nn.Module):
+    """Doubles the map and halves the channels: (B, H, W, 2C) -> (B, 2H, 2W, C)."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.expand = nn.Linear(2 * dim, 4 * dim, bias=False)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x):
+        return self.norm(spread(self.expand(x), 2))
+
+
+class FinalPatchExpand2D(nn.Module):
+    """Back to the image's size: (B, H, W, C) -> (B, 4H, 4W, C/4)."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.expand = nn.Linear(dim, 4 * dim, bias=False)
+        self.norm = nn.LayerNorm(dim // 4)
+
+    def forward(self, x):
+        return self.norm(spread(self.expand(x), 4))
+
+
+class VSSBlock(nn.Module):
+    """A residual block around SS2D (paper figure 2): x + DropPath(SS2D(LayerNorm(x)))."""
+
+    def __init__(self, dim, drop_path, d_state, scan_backend):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(dim)
+        self.self_attention = SS2D(dim, d_state, scan_backend)  # the original's name
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x):  # (B, H, W, C)
+        return x + self.drop_path(self.self_attention(self.ln_1(x)))
+
+
+class VSSLayer(nn.Module):
+    """An encoder stage: blocks, then merging (None in the last stage)."""
+
+    def __init__(self, dim, drop_paths, downsample, d_state, scan_backend, use_checkpoint):
+        super().__init__()
+        self.blocks = nn.ModuleList(VSSBlock(dim, rate, d_state, scan_backend) for rate in drop_paths)
+        self.downsample = downsample
+        self.use_checkpoint = use_checkpoint
+
+    def forward(self, x):
+        x = run_blocks(self.blocks, x, self.use_checkpoint)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class VSSLayerUp(nn.Module):
+    """A decoder stage: expansion (None in the first stage), then blocks."""
+
+    def __init__(self, dim, drop_paths, upsample, d_state, scan_backend, use_checkpoint):
+        super().__init__()
+        # the expansion runs first; it is registered second because the original's state dict has it so
+        self.blocks = nn.ModuleList(VSSBlock(dim, rate, d_state, scan_backend) for rate in drop_paths)
+        self.upsample = upsample
+        self.use_checkpoint = use_checkpoint
+
+    def forward(self, x):
+        x = x if self.upsample is None else self.upsample(x)
+        return run_blocks(self.blocks, x, self.use_checkpoint)
+
+
+def run_blocks(blocks, x, use_checkpoint):
+    """The blocks in order; with `use_checkpoint` their activations are computed again in the backward pass."""
+    for block in blocks:
+        x = checkpoint(block, x, use_reentrant=False) if use_checkpoint and x.requires_grad else block(x)
+    return x
+
+
+class VSSM(nn.Module):
+    """Encoder, decoder and additive skips: (B, channels, H, W) -> logits (B, num_classes, H, W), H and W multiples of 32.
+
+    The skips are the inputs of the encoder's stages 1 to 3. The input of stage 0, at a quarter of the image's size, is
+    used only with `skip_at_quarter`: the paper's figure shows it, the published model does not have it."""
+
+    def __init__(
+        self, num_classes, input_channels, depths, depths_decoder, dims, d_state, drop_path_rate, scan_backend,
+        use_checkpoint, skip_at_quarter,
+    ):  # fmt: skip
+        super().__init__()
+        stage = dict(d_state=d_state, scan_backend=scan_backend, use_checkpoint=use_checkpoint)
+        self.skip_at_quarter = skip_at_quarter
+        self.patch_embed = PatchEmbed2D(input_channels, dims[0])
+        self.layers = nn.ModuleList(
+            VSSLayer(dim, rates, PatchMerging2D(dim) if i < 3 else None, **stage)
+            for i, (dim, rates) in enumerate(zip(dims, drop_path_rates(drop_path_rate, depths), strict=True))
+        )
+        # the rates of the decoder fall towards its end
+        up_rates = drop_path_rates(drop_path_rate, depths_decoder[::-1])[::-1]
+        self.layers_up = nn.ModuleList(
+            VSSLayerUp(dim, rates[::-1], PatchExpand2D(dim) if i > 0 else None, **stage)
+            for i, (dim, rates) in enumerate(zip(dims[::-1], up_rates, strict=True))
+        )
+        self.final_up = FinalPatchExpand2D(dims[0])
+        self.final_conv = nn.Conv2d(dims[0] // 4, num_classes, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+
+    def forward(self, x):
+        x = self.patch_embed(x)
+        skips = []
+        for layer in self.layers:
+            skips.append(x)
+            x = layer(x)
+        x = self.layers_up[0](x)
+        for layer, skip in zip(self.layers_up[1:], skips[:0:-1], strict=True):
+            x = layer(x + skip)
+        if self.skip_at_quarter:
+            x = x + skips[0]
+        return self.final_conv(self.final_up(x).permute(0, 3, 1, 2))
+
+
+def drop_path_rates(rate, depths):
+    """Rates growing evenly from 0 to `rate` over all blocks, one list for each stage."""
+    rates = iter(torch.linspace(0, rate, sum(depths)).tolist())
+    return [[next(rates) for _ in range(depth)] for depth in depths]
