@@ -22,7 +22,7 @@ def cross_selective_scan(x, dt, B, C, A, D, dt_bias, dt_weight=None, backend="au
 
     Args:
         x: (b, H, W, I) tokens
-        dt: (b, H, W, 4, I) raw steps; with `dt_weight`, (b, H, W, 4, R), and the raw steps are dt_weight[k] @ dt[..., k, :]
+        dt: (b, H, W, 4, I) raw steps; or (b, H, W, 4, R) with `dt_weight`, making them: dt_weight[k] @ dt[..., k, :]
         B, C: (b, H, W, 4, N) input and output weights of the N states
         A: (4, I, N) rates, negative
         D, dt_bias: (4, I)
@@ -41,15 +41,13 @@ def cross_selective_scan(x, dt, B, C, A, D, dt_bias, dt_weight=None, backend="au
     check_inputs(x, dt, B, C, A, D, dt_bias, dt_weight)
     name = resolve(backend, x.device.type, x.dtype)
     inputs = (x, dt, B, C, A, D, dt_bias, dt_weight)
-    if hasattr(backends.load(name), "scan"):  # made of differentiable pieces
+    if name in backends.DIFFERENTIABLE:
         return backends.load(name).scan(*inputs)
     wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     return cross_scan(*inputs, name, wants_grad)[0]
 
 
-def gated_cross_scan(
-    x, z, dt, B, C, A, D, dt_bias, dt_weight, norm_weight, norm_bias, eps=1e-5, backend="auto"
-):
+def gated_cross_scan(x, z, dt, B, C, A, D, dt_bias, dt_weight, norm_weight, norm_bias, eps=1e-5, backend="auto"):
     """LayerNorm(cross_selective_scan(...)) * SiLU(z): the scan, its norm and its gate.
 
     z is (b, H, W, I), norm_weight and norm_bias are (I,); the rest as in `cross_selective_scan`."""
@@ -64,7 +62,9 @@ resolve = torch.compiler.assume_constant_result(backends.resolve)
 def check_inputs(x, dt, B, C, A, D, dt_bias, dt_weight):
     """Shapes, dtypes and devices of the operator's inputs, for all backends."""
     if x.ndim != 4 or A.ndim != 3:
-        raise ValueError(f"cross-scan: found x {tuple(x.shape)} and A {tuple(A.shape)}, expected (b, H, W, I) and (4, I, N)")
+        raise ValueError(
+            f"cross-scan: found x {tuple(x.shape)} and A {tuple(A.shape)}, expected (b, H, W, I) and (4, I, N)"
+        )
     (b, H, W, I), N = x.shape, A.shape[-1]
     R = I if dt_weight is None else dt_weight.shape[-1]
     expected = {

@@ -1,4 +1,4 @@
-"""The cross-scan as a PyTorch operator: shapes for the compiler, gradients for autograd, a formula for the FLOP counter.
+"""The cross-scan as a PyTorch operator: shapes for the compiler, gradients, a formula for FLOPs.
 
 A backend is a module of this package with `forward`, `backward` and `saved_shape` (see `torch_loop.py` for the plainest
 one); this file is all that PyTorch knows of it. Gradients have their own operator so that a compiled training step
@@ -66,6 +66,8 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, grad_y, _grad_saved):
+    if grad_y is None:
+        return (None,) * 10
     saved, *tensors = ctx.saved_tensors
     grads = cross_scan_backward(grad_y, saved, *tensors, ctx.backend)
     return *grads, *[None] * (10 - len(grads))

@@ -1,6 +1,7 @@
 """The cross-scan by definition: four sequences, the recurrence, the sum. Readable, works in double precision, slow.
 
-Letters, here and in every backend:  b batch   H, W map   L = H * W steps   I inner channels   N states   R rank of the steps
+Letters, here and in every backend:
+b batch   H, W map   L = H * W steps   I inner channels   N states   R rank of the steps
 Paper section 3.2 (SS2D); the recurrence is equation 2 of the paper with the Euler form of the input term.
 """
 
@@ -45,11 +46,11 @@ def scan(x, dt, B, C, A, D, dt_bias, dt_weight=None):
             f"scan backend 'reference': found {H * W} steps with gradients, expected at most {LONGEST_WITH_GRADIENT}; "
             "it keeps every state and is meant for tests, take 'torch'"
         )
-    if dt_weight is not None:
-        dt = torch.einsum("bhwkr,kir->bhwki", dt, dt_weight)
     # 16-bit inputs are scanned in float32, as everywhere
     precise = torch.promote_types(x.dtype, torch.float32)
     u, dt, B, C = (t.to(precise).flatten(1, 2) for t in (x, dt, B, C))
+    if dt_weight is not None:
+        dt = torch.einsum("blkr,kir->blki", dt, dt_weight)
     y = torch.zeros_like(u)
     order = scan_order(H, W, x.device)
     for k in (0, 2, 1, 3):  # the original's order of summation

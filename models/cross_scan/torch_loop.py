@@ -1,9 +1,9 @@
-"""The cross-scan as a loop over time in plain PyTorch, with its own backward: for machines without a faster backend, and
-for double precision.
+"""The cross-scan as a loop over time in plain PyTorch, with its own backward: for double precision, and for machines
+without a faster backend.
 
 All four directions advance together, so that there are L steps and no (b, L, I, N) tensor. The forward keeps the state
-every `chunk` steps; the backward recomputes the states of one chunk at a time. Time is linear in L, memory grows with its
-square root.
+every `chunk` steps; the backward recomputes the states of one chunk at a time. Time is linear in L, memory for states
+grows with its square root.
 """
 
 import math
@@ -41,9 +41,7 @@ class _Sequences:
         self.inverse = self.order.argsort(1)
         self.k = torch.arange(4, device=x.device)[:, None]
         self.u = x.flatten(1, 2)[:, self.order].to(precise)
-        self.z, self.B, self.C = (
-            t.flatten(1, 2)[:, self.order, self.k].to(precise) for t in (dt + dt_bias, B, C)
-        )
+        self.z, self.B, self.C = (t.flatten(1, 2)[:, self.order, self.k].to(precise) for t in (dt + dt_bias, B, C))
         self.steps = F.softplus(self.z)
 
     def to_pixels(self, sequences):

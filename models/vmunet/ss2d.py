@@ -12,7 +12,7 @@ from models.cross_scan import gated_cross_scan
 class SS2D(nn.Module):
     """Projects, convolves, scans the map in four directions, normalises, gates and projects back.
 
-    Letters: B batch   H, W map   C = `dim` channels   I = 2 C inner channels   N states   R = ceil(C / 16) rank of the steps
+    Letters: B batch   H, W map   C = `dim` channels   I = 2 C inner channels   N states   R = ceil(C / 16) step rank
     (B, H, W, C) -> (B, H, W, C). Parameter names are the original's, so that its checkpoints load."""
 
     def __init__(self, dim, d_state=16, scan_backend="auto"):

@@ -54,7 +54,7 @@ class PatchMerging2D(nn.Module):
 
 
 def spread(x, factor):
-    """Channels to space: (B, H, W, factor^2 C) -> (B, factor H, factor W, C), the channels split as (row, column, C)."""
+    """Channels to space: (B, H, W, factor^2 C) -> (B, factor H, factor W, C), channels split as (row, column, C)."""
     B, H, W, _ = x.shape
     x = x.view(B, H, W, factor, factor, -1).permute(0, 1, 3, 2, 4, 5)
     return x.reshape(B, factor * H, factor * W, -1)
@@ -134,7 +134,7 @@ def run_blocks(blocks, x, use_checkpoint):
 
 
 class VSSM(nn.Module):
-    """Encoder, decoder and additive skips: (B, channels, H, W) -> logits (B, num_classes, H, W), H and W multiples of 32.
+    """Encoder, decoder, additive skips: (B, channels, H, W) -> logits (B, num_classes, H, W), H and W multiples of 32.
 
     The skips are the inputs of the encoder's stages 1 to 3. The input of stage 0, at a quarter of the image's size, is
     used only with `skip_at_quarter`: the paper's figure shows it, the published model does not have it."""
@@ -179,5 +179,6 @@ class VSSM(nn.Module):
 
 def drop_path_rates(rate, depths):
     """Rates growing evenly from 0 to `rate` over all blocks, one list for each stage."""
-    rates = iter(torch.linspace(0, rate, sum(depths)).tolist())
+    last = max(sum(depths) - 1, 1)
+    rates = iter(rate * block / last for block in range(sum(depths)))
     return [[next(rates) for _ in range(depth)] for depth in depths]

@@ -40,8 +40,8 @@ class VMUNet(nn.Module):
         dims = [dims * 2**i for i in range(4)] if isinstance(dims, int) else list(dims)
         if len(depths) != 4 or len(depths_decoder) != 4 or [dims[0] * 2**i for i in range(4)] != dims or dims[0] % 4:
             raise ValueError(
-                f"VMUNet: found depths {list(depths)}, depths_decoder {list(depths_decoder)}, dims {dims}; expected four "
-                "of each, dims doubling from stage to stage and the first a multiple of 4"
+                f"VMUNet: found depths {list(depths)}, depths_decoder {list(depths_decoder)}, dims {dims}; "
+                "expected four of each, dims doubling from stage to stage and the first a multiple of 4"
             )
         self.num_classes = num_classes
         self.input_channels = input_channels
@@ -53,7 +53,7 @@ class VMUNet(nn.Module):
     def forward(self, x):
         """(B, input_channels or 1, H, W) -> logits (B, num_classes, H, W); H and W at least 32.
 
-        Sides that are not multiples of 32 are padded with zeros on the right and the bottom; the output is cropped back."""
+        Sides that are not multiples of 32 are padded with zeros, right and bottom; the output is cropped back."""
         B, channels, H, W = x.shape
         if channels == 1:
             x = x.expand(B, self.input_channels, H, W)

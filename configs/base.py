@@ -1,0 +1,52 @@
+"""What both experiments share. Every field is also a command-line flag of the same name."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(kw_only=True)
+class BaseConfig:
+    # --- model (paper section 3; the released configuration, 27.43 M parameters) ---
+    network: Literal["vmunet"] = "vmunet"  # first part of the run folder's name
+    num_classes: int  # 1: binary masks; more: class 0 is the background
+    input_channels: int = 3  # grey images are repeated
+    depths: tuple[int, int, int, int] = (2, 2, 2, 2)  # VSS blocks of each encoder stage
+    depths_decoder: tuple[int, int, int, int] = (2, 2, 2, 1)  # VSS blocks of each decoder stage, deepest first
+    dims: tuple[int, int, int, int] = (96, 192, 384, 768)  # channels of each encoder stage
+    d_state: int = 16  # states of the selective scan
+    drop_path_rate: float = 0.2  # highest rate of stochastic depth
+    skip_at_quarter: bool = False  # also add the skip at H/4 (published: not used)
+    load_ckpt_path: str = "pretrained_weights/vmamba_small_e238_ema.pth"  # VMamba's ImageNet weights; "none": without
+
+    # --- data ---
+    image_size: int  # side of the network's input, in pixels
+    batch_size: int = 32  # images of one step, over all processes
+    num_workers: int = -1  # processes that read data; -1: chosen from the machine
+    cache: Literal["auto", "on", "off"] = "auto"  # keep decoded images in memory; auto: if they fit
+
+    # --- optimisation ---
+    epochs: int = 300
+    seed: int = 42
+    opt: str = "AdamW"  # a row of configs.optim.OPTIMIZERS
+    sch: str = "CosineAnnealingLR"  # a row of configs.optim.SCHEDULERS
+    lr: float | None = None  # replaces the row's learning rate
+    weight_decay: float | None = None  # replaces the row's weight decay
+    decay: Literal["all", "weights_only"] = "all"  # weights_only: none on A_logs, Ds, norms and biases (published: all)
+    warmup: Literal["from_first_step", "published"] = "from_first_step"  # WP_* rows; published: rate 0 in epoch 1
+    accumulation_steps: int = 1  # batches whose gradients are added up before a step
+    clip_grad_norm: float | None = None  # largest norm of the gradient of a step
+
+    # --- execution ---
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # bf16, fp16: autocast, the scan's state stays in float32
+    scan_backend: Literal["auto", "triton", "mamba_ssm", "cpu", "torch", "reference"] = "auto"
+    use_checkpoint: bool = False  # recompute activations in the backward pass: less memory, more time
+    compile: bool = False  # torch.compile the model
+
+    # --- the run ---
+    protocol: Literal["paper", "holdout"] = "paper"  # holdout: select on one set, report on another
+    work_dir: str = "results"  # holds one folder for each run
+    print_interval: int = 20  # steps between two lines of the log and points in TensorBoard
+    save_interval: int = 100  # epochs between two checkpoints that are kept for good
+    resume: str | None = None  # a run folder to go on with, under the configuration stored in it
+    test_only: str | None = None  # a checkpoint to evaluate instead of training

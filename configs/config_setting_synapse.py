@@ -1,0 +1,26 @@
+"""VM-UNet on Synapse abdominal CT: the published values.
+
+    python train_synapse.py
+
+Expected with VMamba-S weights (paper, table 2): DSC 81.08, HD95 19.21.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from configs.base import BaseConfig
+
+
+@dataclass(kw_only=True)
+class SynapseConfig(BaseConfig):
+    dataset: str = "synapse"  # synapse, demo (synthetic, made on first use), or a name for data_path
+    data_path: str | None = None  # folder with train_npz, test_vol_h5 and lists; none: data/Synapse
+    list_dir: str | None = None  # folder with train.txt and test_vol.txt; none: data_path/lists/list_Synapse
+    volume_path: str | None = None  # folder with <case>.npy.h5; none: data_path/test_vol_h5
+    num_classes: int = 9
+    image_size: int = 224
+
+    loss_weight: tuple[float, float] = (1, 1)  # of cross-entropy and Dice
+    volume_resize: Literal["labels", "logits"] = "labels"  # labels: argmax, then nearest zoom, as published
+    z_spacing: float = 1  # mm between slices in the NIfTI files where the volume does not say it
+    val_interval: int = 100  # epochs between two evaluations of the volumes
