@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def shared():
-    """Folder with the original's golden numbers: $VMUNET_SHARED, or `shared` beside the repository. Skips without it."""
+    """Folder with the original's golden numbers: $VMUNET_SHARED, or `shared` beside the repository; skips without."""
     folder = Path(os.environ.get("VMUNET_SHARED", Path(__file__).parents[2] / "shared"))
     if not (folder / "oracle").is_dir():
         pytest.skip(f"needs the golden numbers; {folder}/oracle is not there")

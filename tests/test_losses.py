@@ -1,0 +1,156 @@
+import json
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from utils.losses import (
+    BceDiceLoss,
+    BceDiceWithLogitsLoss,
+    BCELoss,
+    CeDiceLoss,
+    DiceLoss,
+    GT_BceDiceLoss,
+    nDiceLoss,
+)
+
+
+@pytest.fixture
+def golden(shared, monkeypatch):
+    """The original's losses, and the inputs they were taken from."""
+    monkeypatch.syspath_prepend(str(shared / "oracle"))
+    import detgen
+
+    def draw(name, *shape):
+        return torch.from_numpy(detgen.uniform(name, 288)).reshape(shape) * 0.98 + 0.01
+
+    def stack(make, *size):
+        return torch.stack([torch.from_numpy(make(f"loss/{i}", *size)) for i in range(3)])
+
+    logits = torch.from_numpy(detgen.normal("loss/logits", 3 * 9 * 8 * 12)).reshape(3, 9, 8, 12) * 2
+    inputs = dict(
+        prob=draw("loss/pred", 3, 1, 8, 12),
+        mask=stack(detgen.mask, 8, 12)[:, None],
+        logits=logits,
+        labels=stack(detgen.labels, 8, 12),
+        side=tuple(draw(f"loss/gt{k}", 3, 1, 8, 12) for k in (5, 4, 3, 2, 1)),
+    )
+    yield inputs, json.loads((shared / "oracle/golden/losses_metrics.json").read_text())["losses"]
+    sys.modules.pop("detgen")
+
+
+@pytest.mark.parametrize("dtype, key, tolerance", [(torch.float64, "f64", 1e-12), (torch.float32, "f32", 1e-6)])
+def test_losses_equal_the_originals(golden, dtype, key, tolerance):
+    inputs, expected = golden
+    prob, mask, logits = (inputs[name].to(dtype) for name in ("prob", "mask", "logits"))
+    side, labels = tuple(p.to(dtype) for p in inputs["side"]), inputs["labels"]
+    nothing, everything = torch.zeros_like(mask), torch.ones_like(mask)
+    got = {
+        "BCE": BCELoss()(prob, mask),
+        "Dice": DiceLoss()(prob, mask),
+        "BceDice_1_1": BceDiceLoss(1, 1)(prob, mask),
+        "BceDice_wb0.3_wd0.7": BceDiceLoss(wb=0.3, wd=0.7)(prob, mask),
+        "nDice_softmax": nDiceLoss(9)(logits, labels, softmax=True),
+        "nDice_nosoftmax_on_softmaxed": nDiceLoss(9)(logits.softmax(1), labels),
+        "nDice_weighted_0..8": nDiceLoss(9)(logits, labels, weight=list(range(9)), softmax=True),
+        "CeDice_1_1": CeDiceLoss(9, [1, 1])(logits, labels),
+        "CeDice_default_0.4_0.6": CeDiceLoss(9)(logits, labels),
+        "CeDice_float_target": CeDiceLoss(9, [1, 1])(logits, labels.to(dtype)),
+        "CE": CeDiceLoss(9, [1, 0])(logits, labels),
+        "GT_BceDice_1_1": GT_BceDiceLoss(1, 1)(side, prob, mask),
+        "Dice_empty_target_zero_pred": DiceLoss()(nothing, nothing),
+        "Dice_empty_target_pred": DiceLoss()(prob, nothing),
+        "BCE_pred_exact_0_1": BCELoss()(everything, nothing),
+        "BceDice_perfect": BceDiceLoss()(mask, mask),
+        "CeDice_label_missing_class": CeDiceLoss(9, [1, 1])(logits, torch.zeros_like(labels)),
+    }
+    for name, loss in got.items():
+        assert loss.dtype == dtype
+        assert loss.item() == pytest.approx(expected[key][name], rel=tolerance, abs=tolerance), name
+    assert got.keys() == expected[key].keys()
+
+
+def test_logits_give_the_loss_and_gradient_of_their_probabilities():
+    logits = torch.randn(3, 1, 5, 7, dtype=torch.float64, requires_grad=True)
+    mask = torch.rand(3, 1, 5, 7, dtype=torch.float64)
+    from_logits = BceDiceWithLogitsLoss(0.3, 0.7)(logits, mask)
+    from_prob = BceDiceLoss(0.3, 0.7)(logits.sigmoid(), mask)
+    torch.testing.assert_close(from_logits, from_prob)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (from_logits, from_prob)))
+
+
+def test_confidently_wrong_logits_still_have_a_gradient():
+    logits = torch.full((1, 1, 2, 2), 60.0, requires_grad=True)
+    BceDiceWithLogitsLoss()(logits, torch.zeros(1, 1, 2, 2)).backward()
+    assert (logits.grad > 0.2).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_losses_of_16_bit_logits_are_computed_in_float32(dtype):
+    """A 400x400 image sums to more than float16 can hold."""
+    logits, mask = torch.randn(1, 1, 400, 400).to(dtype), torch.ones(1, 1, 400, 400)
+    loss = BceDiceWithLogitsLoss()(logits, mask)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, BceDiceWithLogitsLoss()(logits.float(), mask))
+    logits, labels = torch.randn(1, 3, 400, 400).to(dtype), torch.randint(3, (1, 400, 400))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = CeDiceLoss(3)(logits, labels)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, CeDiceLoss(3)(logits.float(), labels))
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"differ in shape: \(2, 1, 4, 4\) and \(2, 4, 4\)"):
+        BceDiceWithLogitsLoss()(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4))
+    with pytest.raises(ValueError, match=r"needs \(B, 3, H, W\)"):
+        nDiceLoss(3)(torch.zeros(2, 2, 4, 4), torch.zeros(2, 4, 4))
+
+
+# ---- several processes
+
+
+def make_step(kind):
+    """A small model, one batch of five images, and the criterion that trains it."""
+    generator = torch.Generator().manual_seed(0)
+    classes = 1 if kind == "binary" else 4
+    model = torch.nn.Conv2d(3, classes, 3, padding=1).double()
+    model.load_state_dict({n: torch.randn(p.shape, generator=generator) for n, p in model.state_dict().items()})
+    images = torch.randn(5, 3, 6, 6, generator=generator, dtype=torch.float64)
+    if kind == "binary":
+        return model, images, (torch.rand(5, 1, 6, 6, generator=generator) > 0.7).double(), BceDiceWithLogitsLoss()
+    return model, images, torch.randint(classes, (5, 6, 6), generator=generator), CeDiceLoss(classes, [1, 1])
+
+
+def train_on_share(rank, folder):
+    """Rank 0 holds three of the five images, rank 1 two."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    results = {}
+    for kind in ("binary", "classes"):
+        model, images, targets, criterion = make_step(kind)
+        replica = DistributedDataParallel(model)
+        loss = criterion(replica(images[rank::2]), targets[rank::2])
+        loss.backward()
+        with torch.no_grad():
+            local = criterion(replica(images[rank::2]), targets[rank::2])
+        results[kind] = loss.detach(), [p.grad for p in model.parameters()], local
+    torch.save(results, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_with_uneven_shares_give_one_process_loss_and_gradient(tmp_path):
+    mp.spawn(train_on_share, (tmp_path,), nprocs=2)
+    ranks = [torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in range(2)]
+    for kind in ("binary", "classes"):
+        model, images, targets, criterion = make_step(kind)
+        loss = criterion(model(images), targets)
+        loss.backward()
+        for rank, results in enumerate(ranks):
+            reported, grads, local = results[kind]
+            torch.testing.assert_close(reported, loss.detach(), rtol=1e-12, atol=0)
+            torch.testing.assert_close(grads, [p.grad for p in model.parameters()], rtol=1e-10, atol=1e-14)
+            share = criterion(model(images[rank::2]), targets[rank::2]).detach()
+            torch.testing.assert_close(local, share, msg="without a gradient a rank stays by itself")

@@ -1,0 +1,156 @@
+"""The losses of the original, and the one its ISIC training needs on logits.
+
+Under DistributedDataParallel every loss is the loss of the global batch: the ranks add up their sums before anything
+is divided, so that each rank returns the same number, and the gradient that DDP averages over the ranks is the gradient
+one process would get, however unevenly the images are shared out. Evaluation takes no gradient and stays on its rank.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values):
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(ctx, grad):
+        # Every rank computes the same loss of the same sums; the factor undoes DDP's division by the number of ranks.
+        return grad * dist.get_world_size()
+
+
+def global_sums(values):
+    """Sums over the ranks of `values` (any shape); `values` itself in a single process, or where it has no gradient."""
+    if not (values.requires_grad and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return values
+    return _SumOverRanks.apply(values.double()).to(values.dtype)
+
+
+def batch_mean(values):
+    """Mean of one value per image, (B,) -> scalar, over the images of the global batch."""
+    total, images = global_sums(torch.stack([values.sum(), values.new_tensor(len(values))]))
+    return total / images
+
+
+def _full_precision(x):
+    """Losses are computed in float32 at least: float16 overflows in the sums over an image."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _pair(inputs, target):
+    """Inputs and target as (B, pixels) of one floating type; they must agree in shape."""
+    if inputs.shape != target.shape:
+        raise ValueError(f"prediction and mask differ in shape: {tuple(inputs.shape)} and {tuple(target.shape)}")
+    inputs = _full_precision(inputs).flatten(1)
+    return inputs, target.to(inputs.dtype).flatten(1)
+
+
+def _dice_loss_per_image(prob, target):
+    """1 - (2 sum(p t) + 1) / (sum p + sum t + 1) of each image: (B, pixels) twice -> (B,)."""
+    return 1 - (2 * (prob * target).sum(1) + 1) / (prob.sum(1) + target.sum(1) + 1)
+
+
+class BCELoss(nn.Module):
+    """Binary cross-entropy of probabilities, mean over all pixels; logarithms are cut at -100 (spec section 6)."""
+
+    def forward(self, prob, target):
+        prob, target = _pair(prob, target)
+        return batch_mean(F.binary_cross_entropy(prob, target, reduction="none").mean(1))
+
+
+class DiceLoss(nn.Module):
+    """Soft Dice of probabilities, per image with smooth 1, mean over the images (spec section 6)."""
+
+    def forward(self, prob, target):
+        return batch_mean(_dice_loss_per_image(*_pair(prob, target)))
+
+
+class BceDiceLoss(nn.Module):
+    """wb * BCE + wd * Dice of probabilities and masks of equal shape (B, ...): the published definition."""
+
+    def __init__(self, wb=1, wd=1):
+        super().__init__()
+        self.wb, self.wd = wb, wd
+        self.bce, self.dice = BCELoss(), DiceLoss()
+
+    def forward(self, prob, target):
+        return self.wb * self.bce(prob, target) + self.wd * self.dice(prob, target)
+
+
+class BceDiceWithLogitsLoss(nn.Module):
+    """BceDiceLoss of sigmoid(logits). Training uses this one: nothing saturates, and it is safe under autocast.
+
+    The two differ only where the original's sigmoid has rounded to 0 or 1 and its logarithm is cut.
+    """
+
+    def __init__(self, wb=1, wd=1):
+        super().__init__()
+        self.wb, self.wd = wb, wd
+
+    def forward(self, logits, target):
+        logits, target = _pair(logits, target)
+        bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
+        dice = _dice_loss_per_image(logits.sigmoid(), target)
+        return batch_mean(self.wb * bce + self.wd * dice)
+
+
+class GT_BceDiceLoss(nn.Module):
+    """BceDiceLoss of the output plus that of five side outputs, deepest first, weighted 0.1 to 0.5 (spec section 6)."""
+
+    def __init__(self, wb=1, wd=1):
+        super().__init__()
+        self.bcedice = BceDiceLoss(wb, wd)
+
+    def forward(self, gt_pre, out, target):
+        weights = (0.1, 0.2, 0.3, 0.4, 0.5)
+        if len(gt_pre) != len(weights):
+            raise ValueError(f"GT_BceDiceLoss needs {len(weights)} side outputs, got {len(gt_pre)}")
+        side = sum(w * self.bcedice(pre, target) for w, pre in zip(weights, gt_pre, strict=True))
+        return self.bcedice(out, target) + side
+
+
+class nDiceLoss(nn.Module):
+    """Dice of n classes, each over the whole batch, background included (spec section 6):
+
+        sum over classes of weight * (1 - (2 sum(s t) + 1e-5) / (sum s^2 + sum t^2 + 1e-5)), divided by n
+
+    inputs (B, n, H, W): probabilities, or logits with softmax=True; target (B, H, W): class numbers.
+    """
+
+    def __init__(self, n_classes):
+        super().__init__()
+        self.n_classes = n_classes
+
+    def forward(self, inputs, target, weight=None, softmax=False):
+        if inputs.shape[1] != self.n_classes or target.shape != inputs[:, 0].shape:
+            expected = f"(B, {self.n_classes}, H, W) and (B, H, W)"
+            raise ValueError(f"nDiceLoss needs {expected}, got {tuple(inputs.shape)} and {tuple(target.shape)}")
+        inputs = _full_precision(inputs)
+        score = inputs.softmax(1) if softmax else inputs
+        one_hot = torch.zeros_like(score).scatter_(1, target.long()[:, None], 1)
+        sums = torch.stack([(score * one_hot).sum((0, 2, 3)), score.square().sum((0, 2, 3)), one_hot.sum((0, 2, 3))])
+        intersection, predicted, labelled = global_sums(sums)
+        loss = 1 - (2 * intersection + 1e-5) / (predicted + labelled + 1e-5)  # (n,)
+        if weight is not None:
+            loss = loss * loss.new_tensor(weight)
+        return loss.sum() / self.n_classes
+
+
+class CeDiceLoss(nn.Module):
+    """w0 * cross-entropy + w1 * nDiceLoss of logits (B, n, H, W) and class numbers (B, H, W)."""
+
+    def __init__(self, num_classes, loss_weight=(0.4, 0.6)):
+        super().__init__()
+        self.loss_weight = tuple(loss_weight)
+        self.dice = nDiceLoss(num_classes)
+
+    def forward(self, logits, target):
+        logits, target = _full_precision(logits), target.long()
+        ce = batch_mean(F.cross_entropy(logits, target, reduction="none").flatten(1).mean(1))
+        ce_weight, dice_weight = self.loss_weight
+        return ce_weight * ce + dice_weight * self.dice(logits, target, softmax=True)

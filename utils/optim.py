@@ -1,0 +1,122 @@
+"""Optimizers and learning-rate schedules, built from the rows of configs/optim.py."""
+
+import ast
+import inspect
+import math
+from bisect import bisect_right
+
+import torch
+from torch.optim import lr_scheduler
+
+
+def build_optimizer(model, config, rows, overrides=None):
+    """The optimizer `config.opt` for all parameters of `model`, with the values of its row in `rows`.
+
+    config.lr, config.weight_decay   replace the row's, unless None; `overrides` (name -> value) replaces any value
+    config.decay                     "all" decays every parameter (published); "weights_only" spares A_logs, Ds, norms
+                                     and biases
+    """
+    replaced = {name: getattr(config, name) for name in ("lr", "weight_decay") if getattr(config, name) is not None}
+    values = _row(rows, "opt", config.opt, replaced | (overrides or {}), getattr(torch.optim, config.opt, None))
+    return getattr(torch.optim, config.opt)(_parameter_groups(model, config.decay), **values)
+
+
+def build_scheduler(optimizer, config, rows, overrides=None):
+    """The scheduler `config.sch`, stepped once an epoch by `step_scheduler`, with the values of its row in `rows`.
+
+    config.epochs   length of the run
+    config.warmup   of the WP_* rows: "from_first_step" climbs from 1/n of the rate; "published" spends its first epoch
+                    at rate 0
+    """
+    factor = FACTORS.get(config.sch)
+    values = _row(rows, "sch", config.sch, overrides or {}, factor or getattr(lr_scheduler, config.sch, None))
+    if config.sch == "StepLR" and values["step_size"] is None:
+        values["step_size"] = max(1, config.epochs // 5)
+    if factor is None:
+        return getattr(lr_scheduler, config.sch)(optimizer, **values)
+    if config.warmup not in ("from_first_step", "published"):
+        raise ValueError(f"unknown warmup {config.warmup!r}, expected 'from_first_step' or 'published'")
+    run = dict(epochs=config.epochs, base_lr=optimizer.defaults["lr"], from_zero=config.warmup == "published")
+    # The lambda keeps the values out of the scheduler's state, which then holds nothing but numbers.
+    return lr_scheduler.LambdaLR(optimizer, lambda epoch: factor(epoch, **run, **values))
+
+
+def step_scheduler(scheduler, metric):
+    """Ends an epoch. Only ReduceLROnPlateau looks at the metric, the loss by which the best epoch is selected."""
+    if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+        scheduler.step(metric)
+    else:
+        scheduler.step()
+
+
+def _row(rows, option, name, overrides, build):
+    """Row `name` with the overrides; those given as text, as on a command line, are read as Python literals."""
+    if name not in rows:
+        raise ValueError(f"unknown {option} {name!r}, expected one of {', '.join(rows)}")
+    known = [key for key in inspect.signature(build).parameters if key not in ("params", "optimizer", *RUN_VALUES)]
+    unknown = sorted(set(overrides) - set(known))
+    if unknown:
+        raise ValueError(f"{option} {name} has no {', '.join(unknown)}, expected some of {', '.join(known)}")
+    return rows[name] | {key: _literal(value) for key, value in overrides.items()}
+
+
+def _literal(value):
+    try:
+        return ast.literal_eval(value) if isinstance(value, str) else value
+    except (ValueError, SyntaxError):
+        return value  # a word, such as ReduceLROnPlateau's mode
+
+
+def _parameter_groups(model, decay):
+    if decay == "all":
+        return list(model.parameters())
+    if decay != "weights_only":
+        raise ValueError(f"unknown decay {decay!r}, expected 'all' or 'weights_only'")
+    decayed, spared = [], []
+    for name, parameter in model.named_parameters():
+        leaf = name.rsplit(".", 1)[-1]  # A_logs and dt_projs_bias are matrices: their names tell, not their shapes
+        spare = parameter.ndim <= 1 or leaf in ("A_logs", "Ds") or leaf.endswith("bias")
+        (spared if spare else decayed).append(parameter)
+    return [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
+
+
+# ---- schedules that PyTorch lacks, as factors of the learning rate in an epoch, counted from 0
+
+RUN_VALUES = ("epoch", "epochs", "base_lr", "from_zero")
+
+
+def _warm_up(epoch, warm_up_epochs, from_zero):
+    """Linear, from 1/n in the first epoch to 1 in the n-th; or, as published, from 0 to (n - 1)/n."""
+    return (epoch if from_zero else epoch + 1) / warm_up_epochs
+
+
+def _half_cosine(epoch, start, end):
+    """From 1 in epoch `start` to 0 in epoch `end`."""
+    return 0.5 * (1 + math.cos(math.pi * (epoch - start) / max(1, end - start)))
+
+
+def warm_up_multi_step(epoch, epochs, base_lr, from_zero, warm_up_epochs, milestones, gamma):
+    if epoch < warm_up_epochs:
+        return _warm_up(epoch, warm_up_epochs, from_zero)
+    return gamma ** bisect_right(milestones, epoch)
+
+
+def warm_up_cosine(epoch, epochs, base_lr, from_zero, warm_up_epochs):
+    if epoch < warm_up_epochs:
+        return _warm_up(epoch, warm_up_epochs, from_zero)
+    return _half_cosine(epoch, warm_up_epochs, epochs)
+
+
+def cosine_over_the_run(epoch, epochs, base_lr, from_zero, warm_up_epochs, eta_min):
+    """Warm-up, never from 0, then one cosine that reaches eta_min in the run's last epoch and stays there."""
+    if epoch < warm_up_epochs:
+        return _warm_up(epoch, warm_up_epochs, from_zero=False)
+    lowest, last = eta_min / base_lr, epochs - 1
+    return lowest + (1 - lowest) * _half_cosine(min(epoch, last), warm_up_epochs, last)
+
+
+FACTORS = {
+    "WP_MultiStepLR": warm_up_multi_step,
+    "WP_CosineLR": warm_up_cosine,
+    "CosineWarmup": cosine_over_the_run,
+}
