@@ -115,6 +115,7 @@ def test_a_known_spacing_counts_in_the_strict_protocol_only():
     scored = score_case(pred, label, num_classes=2, spacing=np.array([5, 0.5, 1]))
     assert scored["hd95_transunet"] == [3]
     assert scored["hd95_strict"] == [1.5]
+    assert calculate_metric_percase(pred, label, "transunet", (5, 0.5, 1)) == (0, 3)
 
 
 # ---- zoom
