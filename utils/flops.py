@@ -1,0 +1,94 @@
+"""What a forward pass costs, counted twice: as the literature quotes it, and in full.
+
+The figure published for VM-UNet, 4.11 G at 256 x 256 with 22.04 M parameters, came from the package thop. It is the
+multiply-adds of the Conv2d and Linear modules plus four for each element that a LayerNorm sees. The projections of the
+scan, the scan itself and the parameters that belong to no such module are not in it.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.cross_scan import backends
+from models.vmunet.ss2d import SS2D
+
+LAYER_NORM_FLOPS = 5  # per element: mean, difference, square, scale, shift
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of one image of `image_size`; a multiply-add is two FLOP."""
+
+    image_size: tuple[int, int]
+    parameters: int
+    flops: int  # of everything but activations
+    product_macs: int  # multiply-adds of all matrix products and convolutions
+    scan_flops: int
+    published_parameters: int  # those that thop sees
+    published_macs: int  # thop's figure
+
+    def __str__(self):
+        height, width = self.image_size
+        return (
+            f"{self.parameters / 1e6:.2f} M parameters; at {height}x{width} {self.flops / 1e9:.2f} GFLOP: "
+            f"{self.product_macs / 1e9:.2f} G multiply-adds in products, {self.scan_flops / 1e9:.2f} GFLOP in the scan "
+            f"(as published, by thop: {self.published_macs / 1e9:.2f} G, {self.published_parameters / 1e6:.2f} M)"
+        )
+
+
+def measure_cost(model, height, width):
+    """The `Cost` of a VMUNet for one image. Nothing is computed: a copy of the model runs on shapes alone."""
+    model = copy.deepcopy(model).cpu().float().eval()
+    for module in model.modules():
+        if isinstance(module, SS2D):
+            module.scan_backend = "torch"  # any machine can count with it
+    backends.resolve("torch", "cpu", torch.float32)  # its self-test needs real tensors, so it runs before the fake ones
+
+    seen = dict(macs=0, norm_elements=0, scan_flops=0)
+    _watch(model, lambda module, inputs, output: _add(seen, module, inputs[0], output))
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.empty(1, model.input_channels, height, width))
+    counted = counter.get_total_flops()
+    return Cost(
+        image_size=(height, width),
+        parameters=sum(p.numel() for p in model.parameters()),
+        flops=counted + LAYER_NORM_FLOPS * seen["norm_elements"],
+        product_macs=(counted - seen["scan_flops"]) // 2,
+        scan_flops=seen["scan_flops"],
+        published_parameters=sum(
+            p.numel()
+            for module in model.modules()
+            if isinstance(module, nn.Conv2d | nn.Linear | nn.LayerNorm)
+            for p in module.parameters()
+        ),
+        published_macs=seen["macs"] + 4 * seen["norm_elements"],
+    )
+
+
+def _watch(module, count):
+    """Calls `count(module, inputs, output)` for every layer. An SS2D counts as one: it applies its weights itself."""
+    if isinstance(module, SS2D | nn.Conv2d | nn.Linear | nn.LayerNorm):
+        module.register_forward_hook(count)
+    else:
+        for child in module.children():
+            _watch(child, count)
+
+
+def _add(seen, module, x, output):
+    """Adds what one call of a layer costs."""
+    if isinstance(module, SS2D):  # x (B, H, W, C)
+        tokens, (channels, states) = x.shape[:-1].numel(), module.A_logs.shape  # channels: of all four directions
+        weights = (module.in_proj.weight, module.out_proj.weight, module.conv2d.weight)
+        seen["macs"] += tokens * sum(weight.numel() for weight in weights)
+        seen["norm_elements"] += tokens * module.out_norm.weight.numel()
+        seen["scan_flops"] += tokens * channels * (9 * states + 2)  # nine an update of a state, two for the skip
+    elif isinstance(module, nn.Conv2d):
+        seen["macs"] += output[:, 0].numel() * module.weight.numel()
+    elif isinstance(module, nn.Linear):
+        seen["macs"] += x.shape[:-1].numel() * module.weight.numel()
+    else:
+        seen["norm_elements"] += x.numel()
