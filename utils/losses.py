@@ -56,7 +56,7 @@ def _dice_loss_per_image(prob, target):
 
 
 class BCELoss(nn.Module):
-    """Binary cross-entropy of probabilities, mean over all pixels; logarithms are cut at -100 (spec section 6)."""
+    """Binary cross-entropy of probabilities, mean over all pixels; logarithms are cut at -100."""
 
     def forward(self, prob, target):
         prob, target = _pair(prob, target)
@@ -64,7 +64,7 @@ class BCELoss(nn.Module):
 
 
 class DiceLoss(nn.Module):
-    """Soft Dice of probabilities, per image with smooth 1, mean over the images (spec section 6)."""
+    """Soft Dice of probabilities, per image with smooth 1, mean over the images."""
 
     def forward(self, prob, target):
         return batch_mean(_dice_loss_per_image(*_pair(prob, target)))
@@ -100,7 +100,7 @@ class BceDiceWithLogitsLoss(nn.Module):
 
 
 class GT_BceDiceLoss(nn.Module):
-    """BceDiceLoss of the output plus that of five side outputs, deepest first, weighted 0.1 to 0.5 (spec section 6)."""
+    """BceDiceLoss of the output plus that of five side outputs, deepest first, weighted 0.1 to 0.5."""
 
     def __init__(self, wb=1, wd=1):
         super().__init__()
@@ -115,7 +115,7 @@ class GT_BceDiceLoss(nn.Module):
 
 
 class nDiceLoss(nn.Module):
-    """Dice of n classes, each over the whole batch, background included (spec section 6):
+    """Dice of n classes, each over the whole batch, background included:
 
         sum over classes of weight * (1 - (2 sum(s t) + 1e-5) / (sum s^2 + sum t^2 + 1e-5)), divided by n
 

@@ -1,4 +1,4 @@
-"""Evaluation of volumes: slices through the network, Dice and HD95 of each class, NIfTI files (spec section 12).
+"""Evaluation of volumes: slices through the network, Dice and HD95 of each class, NIfTI files.
 
 Volumes are (S, H, W): slices, rows, columns. A spacing is in millimetres in the same order.
 
