@@ -1,6 +1,6 @@
 """Every optimizer and scheduler with the original's values: a row each, keyed by its name in PyTorch.
 
-A config picks rows by name (`opt`, `sch`) and replaces single values (`lr`, `weight_decay`, `opt_args`, `sch_args`).
+A config picks rows by name (`opt`, `sch`); utils.optim builds them and takes overrides of single values.
 """
 
 OPTIMIZERS = {

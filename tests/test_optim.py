@@ -11,16 +11,15 @@ from utils.optim import build_optimizer, build_scheduler, step_scheduler
 
 
 def config(**changes):
-    published = dict(opt="AdamW", lr=None, weight_decay=None, opt_args={}, decay="all")
-    published |= dict(sch="CosineAnnealingLR", sch_args={}, warmup="from_first_step", epochs=300)
-    return SimpleNamespace(**published | changes)
+    published = dict(opt="AdamW", sch="CosineAnnealingLR", lr=None, weight_decay=None, decay="all", epochs=300)
+    return SimpleNamespace(**published | dict(warmup="from_first_step") | changes)
 
 
-def rates(config, rows=SCHEDULERS, epochs=None, base_lr=None, metric=lambda epoch: 1.0):
+def rates(config, rows=SCHEDULERS, epochs=None, base_lr=None, overrides=None, metric=lambda epoch: 1.0):
     """The learning rate of every epoch; one more than config.epochs unless said otherwise."""
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=base_lr or 1e-3)
-    scheduler, seen = build_scheduler(optimizer, config, rows), []
+    scheduler, seen = build_scheduler(optimizer, config, rows, overrides), []
     for epoch in range(epochs or config.epochs + 1):
         seen.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
@@ -59,13 +58,14 @@ def test_synapse_differs_in_the_published_rows_only():
     assert changed == {"CosineAnnealingLR": dict(T_max=100, eta_min=1e-5)}
 
 
-def test_the_config_replaces_single_values_and_leaves_the_row():
+def test_config_and_overrides_replace_single_values_and_leave_the_row():
     before = dict(OPTIMIZERS["AdamW"])
-    opt_args = dict(betas="(0.8, 0.9)", eps=1e-6)  # text, as from a command line, and a number
-    changed = config(lr=3e-4, weight_decay=0.0, opt_args=opt_args)
-    defaults = build_optimizer(nn.Linear(2, 1), changed, OPTIMIZERS).defaults
+    overrides = dict(betas="(0.8, 0.9)", eps=1e-6)  # text, as from a command line, and a number
+    changed = config(lr=3e-4, weight_decay=0.0)
+    defaults = build_optimizer(nn.Linear(2, 1), changed, OPTIMIZERS, overrides).defaults
     assert (defaults["lr"], defaults["weight_decay"], defaults["betas"], defaults["eps"]) == (3e-4, 0, (0.8, 0.9), 1e-6)
     assert OPTIMIZERS["AdamW"] == before
+    assert build_optimizer(nn.Linear(2, 1), changed, OPTIMIZERS, dict(lr=1e-5)).defaults["lr"] == 1e-5
 
 
 def test_unknown_names_and_values_are_named():
@@ -73,7 +73,7 @@ def test_unknown_names_and_values_are_named():
     with pytest.raises(ValueError, match="unknown opt 'Lion', expected one of Adadelta, "):
         build_optimizer(model, config(opt="Lion"), OPTIMIZERS)
     with pytest.raises(ValueError, match="opt AdamW has no beta, expected some of lr, betas"):
-        build_optimizer(model, config(opt_args=dict(beta="0.9")), OPTIMIZERS)
+        build_optimizer(model, config(), OPTIMIZERS, dict(beta=0.9))
     with pytest.raises(ValueError, match="opt Rprop has no weight_decay"):
         build_optimizer(model, config(opt="Rprop", weight_decay=0.1), OPTIMIZERS)
     with pytest.raises(ValueError, match="unknown decay 'some'"):
@@ -82,7 +82,7 @@ def test_unknown_names_and_values_are_named():
     with pytest.raises(ValueError, match="unknown sch 'Linear', expected one of StepLR, "):
         build_scheduler(optimizer, config(sch="Linear"), SCHEDULERS)
     with pytest.raises(ValueError, match="sch WP_CosineLR has no T_max, expected some of warm_up_epochs"):
-        build_scheduler(optimizer, config(sch="WP_CosineLR", sch_args=dict(T_max="3")), SCHEDULERS)
+        build_scheduler(optimizer, config(sch="WP_CosineLR"), SCHEDULERS, dict(T_max=3))
     with pytest.raises(ValueError, match="unknown warmup 'slow'"):
         build_scheduler(optimizer, config(sch="WP_CosineLR", warmup="slow"), SCHEDULERS)
 
@@ -139,12 +139,12 @@ def test_every_schedule_runs_for_any_number_of_epochs_and_never_starts_at_zero(n
 
 
 def test_step_size_is_a_fifth_of_the_epochs_unless_given():
-    def steps(epochs, **sch_args):
-        seen = rates(config(sch="StepLR", sch_args=sch_args, epochs=epochs))
+    def steps(epochs, overrides=None):
+        seen = rates(config(sch="StepLR", epochs=epochs), overrides=overrides)
         return [e for e in range(1, len(seen)) if seen[e] < seen[e - 1]]
 
     assert steps(300) == [60, 120, 180, 240, 300]
-    assert steps(12, step_size="5") == [5, 10]
+    assert steps(12, dict(step_size="5")) == [5, 10]
     assert steps(2) == [1, 2]
 
 
@@ -162,8 +162,8 @@ def test_plateau_lowers_the_rate_when_its_metric_stalls():
     assert falling == [1e-3] * 40
     stalled = rates(config(sch="ReduceLROnPlateau"), epochs=40)
     assert stalled.index(pytest.approx(1e-4)) == row["patience"] + 2
-    rising = config(sch="ReduceLROnPlateau", sch_args=dict(mode="max"))
-    assert rates(rising, epochs=40, metric=lambda epoch: epoch) == [1e-3] * 40
+    other = rates(config(sch="ReduceLROnPlateau"), epochs=40, overrides=dict(mode="max"), metric=lambda epoch: epoch)
+    assert other == [1e-3] * 40
 
 
 def test_a_schedule_leaves_the_config_as_it_was():

@@ -9,29 +9,27 @@ import torch
 from torch.optim import lr_scheduler
 
 
-def build_optimizer(model, config, rows):
+def build_optimizer(model, config, rows, overrides=None):
     """The optimizer `config.opt` for all parameters of `model`, with the values of its row in `rows`.
 
-    config.lr, config.weight_decay   replace the row's, unless None
-    config.opt_args                  replaces any value of the row: name -> value
+    config.lr, config.weight_decay   replace the row's, unless None; `overrides` (name -> value) replaces any value
     config.decay                     "all" decays every parameter (published); "weights_only" spares A_logs, Ds, norms
                                      and biases
     """
     replaced = {name: getattr(config, name) for name in ("lr", "weight_decay") if getattr(config, name) is not None}
-    values = _row(rows, "opt", config.opt, replaced | config.opt_args, getattr(torch.optim, config.opt, None))
+    values = _row(rows, "opt", config.opt, replaced | (overrides or {}), getattr(torch.optim, config.opt, None))
     return getattr(torch.optim, config.opt)(_parameter_groups(model, config.decay), **values)
 
 
-def build_scheduler(optimizer, config, rows):
+def build_scheduler(optimizer, config, rows, overrides=None):
     """The scheduler `config.sch`, stepped once an epoch by `step_scheduler`, with the values of its row in `rows`.
 
-    config.sch_args  replaces values of the row: name -> value
-    config.epochs    length of the run
-    config.warmup    of the WP_* rows: "from_first_step" climbs from 1/n of the rate; "published" spends its first epoch
-                     at rate 0
+    config.epochs   length of the run
+    config.warmup   of the WP_* rows: "from_first_step" climbs from 1/n of the rate; "published" spends its first epoch
+                    at rate 0
     """
     factor = FACTORS.get(config.sch)
-    values = _row(rows, "sch", config.sch, config.sch_args, factor or getattr(lr_scheduler, config.sch, None))
+    values = _row(rows, "sch", config.sch, overrides or {}, factor or getattr(lr_scheduler, config.sch, None))
     if config.sch == "StepLR" and values["step_size"] is None:
         values["step_size"] = max(1, config.epochs // 5)
     if factor is None:
