@@ -71,7 +71,7 @@ def write_atomically(path, *parts):
     except OSError as error:
         temporary.unlink(missing_ok=True)
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
-        raise OSError(error.errno, f"could not write {path}, what was there before is untouched: {reason}") from error
+        raise OSError(f"{path}: could not be written, what was there before is untouched: {reason}") from error
     _sync_folder(path.parent)
 
 

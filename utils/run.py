@@ -1,0 +1,237 @@
+"""A run: its folder, log, table of metrics, seed and device.
+
+    results/<network>_<dataset>_<date>_<time>/
+        config.json     the values it runs under
+        log.txt         everything the console saw
+        metrics.csv     a row for each epoch
+        checkpoints/    latest.pth, latest.previous.pth, best.pth
+
+The folder is made for the run and never shared or overwritten; `resume` goes on in it.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import logging
+import os
+import random
+import re
+import sys
+import typing
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from utils import distributed
+from utils.checkpoint import latest_paths, load_latest, write_atomically
+
+log = logging.getLogger("vmunet")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The run folder and what is written into it. With several processes all have one, and only the main one writes."""
+
+    folder: Path
+
+    @property
+    def checkpoints(self):
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self):
+        return self.folder / "metrics.csv"
+
+    def add_metrics(self, row):
+        """Adds a row, a dict with `epoch`, to metrics.csv. Call it before the checkpoint of the epoch is written:
+        a row without a checkpoint is dropped on resuming, a checkpoint without a row would leave a gap."""
+        if distributed.is_main():
+            write_rows(self.metrics, [*read_rows(self.metrics), row])
+
+    def resume(self):
+        """The newest complete checkpoint, or None if the run was stopped before its first. Cuts metrics.csv back to it.
+
+        Raises CheckpointError if there are checkpoints and all of them are damaged."""
+        state = load_latest(self.checkpoints) if any(map(Path.exists, latest_paths(self.checkpoints))) else None
+        epoch = 0 if state is None else state["epoch"]
+        log.info("resuming %s after epoch %d", self.folder, epoch)
+        if distributed.is_main() and self.metrics.exists():
+            write_rows(self.metrics, [row for row in read_rows(self.metrics) if int(row["epoch"]) <= epoch])
+        return state
+
+    def save_json(self, name, content):
+        """Writes plain values to <name> in the run folder."""
+        if distributed.is_main():
+            write_atomically(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def start_run(config):
+    """Seeds everything, makes the run folder (or opens the one of `config.resume`), starts the log, stores the config.
+
+    Uses config.network, dataset, work_dir, seed and resume. Under torchrun, inside `distributed.process_group`, all
+    processes must call it; they get the main one's folder."""
+    if config.resume is not None:
+        folder = find_run(config.resume)
+    elif distributed.is_main():
+        folder = make_run_folder(config.work_dir, f"{config.network}_{config.dataset}")
+    else:
+        folder = None
+    run = Run(distributed.from_main(folder))
+    start_log(run.folder)
+    set_seed(config.seed)
+    if config.resume is None:
+        run.save_json("config.json", dataclasses.asdict(config))
+    log.info("run folder %s; %s, PyTorch %s", run.folder, " ".join(sys.argv), torch.__version__)
+    return run
+
+
+# ---- the folder
+
+
+def make_run_folder(work_dir, name):
+    """Makes work_dir/<name>_<date>_<time>, with a number behind it if that is taken, and `checkpoints` in it."""
+    name = re.sub(r"[^\w.-]+", "-", name)
+    stem = f"{name}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    try:
+        Path(work_dir).mkdir(parents=True, exist_ok=True)
+        number = 1
+        while True:
+            folder = Path(work_dir, stem if number == 1 else f"{stem}_{number}")
+            try:
+                folder.mkdir()  # fails if another run was faster
+                break
+            except FileExistsError:
+                number += 1
+        (folder / "checkpoints").mkdir()
+    except OSError as error:
+        raise OSError(f"--work-dir {work_dir}: found {error.strerror!r}, expected a writable folder") from error
+    return folder
+
+
+def find_run(path):
+    """The run folder that `--resume` names: itself, or a checkpoint in it. Raises FileNotFoundError if it is none."""
+    path = Path(path)
+    for folder in (path, path.parent, path.parent.parent):
+        if path.exists() and (folder / "config.json").is_file():
+            return folder
+    raise FileNotFoundError(f"--resume {path}: found no config.json there, expected a run folder such as results/<run>")
+
+
+def config_of_run(config):
+    """`config`, or with `config.resume` the configuration that this run was started under.
+
+    Raises ValueError if the stored values are not those of this kind of config."""
+    if config.resume is None:
+        return config
+    path = find_run(config.resume) / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    types = typing.get_type_hints(type(config))
+    if values.keys() != types.keys():
+        odd = ", ".join(sorted(values.keys() ^ types.keys()))
+        raise ValueError(f"{path}: found other fields than expected of a {type(config).__name__}: {odd}")
+    for name, kind in types.items():
+        if typing.get_origin(kind) is tuple:
+            values[name] = tuple(values[name])
+    return type(config)(**values | {"resume": config.resume})
+
+
+# ---- log, metrics
+
+
+class _Console(logging.Handler):
+    """Writes above the progress bars instead of through them."""
+
+    def emit(self, record):
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def start_log(folder):
+    """Lets the logger "vmunet" write to the console and to folder/log.txt. Of the processes that are not the main one
+    only warnings are heard, on the console."""
+    stop_log()
+    if distributed.is_main():
+        handlers = [_Console(), logging.FileHandler(Path(folder, "log.txt"), encoding="utf-8")]
+        who = ""
+    else:
+        handlers = [_Console(logging.WARNING)]
+        who = f"process {distributed.rank()}: "
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(f"%(asctime)s {who}%(message)s", "%Y-%m-%d %H:%M:%S"))
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+
+
+def stop_log():
+    """Closes the log file."""
+    for handler in list(log.handlers):
+        if isinstance(handler, _Console | logging.FileHandler):
+            log.removeHandler(handler)
+            handler.close()
+
+
+def read_rows(path):
+    """The rows of a CSV file as dicts of text; none if the file is not there."""
+    if not Path(path).exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path, rows):
+    """Writes dicts as a CSV file, in one step. The columns are all keys in the order they came up; floats are exact."""
+    text = io.StringIO(newline="")
+    if rows:
+        columns = dict.fromkeys(key for row in rows for key in row)
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+# ---- seed, device
+
+
+def set_seed(seed):
+    """Seeds Python, NumPy and PyTorch, differently in each process, and keeps cuDNN to deterministic algorithms."""
+    seed += distributed.rank()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)  # all devices
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+def choose_device(name):
+    """The torch.device for "auto" (CUDA, else Apple's GPU, else the CPU), "cpu", "cuda", "cuda:<number>" or "mps".
+
+    Under torchrun "cuda" means each process's own GPU. Raises ValueError for an unknown name or a device not there."""
+    if name == "auto":
+        kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        name = next((kind for kind, there in kinds.items() if there), "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise ValueError("--device mps: found no Apple GPU that PyTorch can use; use --device auto or cpu")
+        return torch.device("mps")
+    match = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if match is None:
+        raise ValueError(f"--device: found {name!r}, expected auto, cpu, cuda, cuda:<number> or mps")
+    if not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: found {_why_no_cuda()}, expected a usable GPU; use --device auto or cpu")
+    number = int(match[1]) if match[1] else distributed.local_rank()
+    if number >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: found {torch.cuda.device_count()} GPUs, expected one with number {number}")
+    return torch.device("cuda", number)
+
+
+def _why_no_cuda():
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"a PyTorch without CUDA ({torch.__version__})"
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return f"no GPU with CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r}"
+    return "no GPU or no driver (see nvidia-smi)"
