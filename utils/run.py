@@ -163,14 +163,16 @@ def start_log(folder):
         handler.setFormatter(logging.Formatter(f"%(asctime)s {who}%(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(handler)
     log.setLevel(logging.INFO)
+    log.propagate = False  # or a handler of the root logger would repeat every line on the console
 
 
 def stop_log():
-    """Closes the log file."""
+    """Closes the log file and leaves the logger as it was."""
     for handler in list(log.handlers):
         if isinstance(handler, _Console | logging.FileHandler):
             log.removeHandler(handler)
             handler.close()
+    log.propagate = True
 
 
 def read_rows(path):

@@ -1,0 +1,158 @@
+"""Pictures of a run: curves, predictions beside the truth, TensorBoard. Figures are made without pyplot, so nothing is
+shared between them and no display is asked for.
+
+Images are (C, H, W) or (H, W) tensors or arrays of any range; masks and labels are (H, W) or (1, H, W).
+"""
+
+import colorsys
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.patches import Patch
+from PIL import Image
+from scipy.ndimage import binary_erosion
+from tensorboardX import SummaryWriter
+
+from utils import distributed
+from utils.run import read_rows
+
+TRUTH, PREDICTION = (0, 200, 80), (255, 60, 40)
+# class 1, 2, ...: told apart by people with any kind of colour vision
+CLASS_COLOURS = [
+    (213, 94, 0), (240, 228, 66), (0, 114, 178), (86, 180, 233),
+    (204, 121, 167), (0, 158, 115), (230, 159, 0), (150, 90, 220),
+]  # fmt: skip
+
+
+# ---- curves
+
+
+def save_curves(metrics, path):
+    """Draws metrics.csv as a PNG: losses, learning rate, overlap scores and, where measured, HD95, over the epochs."""
+    rows = read_rows(metrics)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    panels = {
+        "loss": [name for name in columns if "loss" in name],
+        "learning rate": [name for name in columns if name == "lr"],
+        "overlap": [name for name in columns if any(score in name for score in ("miou", "dsc", "dice"))],
+        "HD95": [name for name in columns if "hd95" in name],
+    }
+    panels = {title: names for title, names in panels.items() if names}
+    figure = Figure(figsize=(5 * max(1, len(panels)), 4), layout="constrained")
+    for i, (title, names) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), i + 1, title=title, xlabel="epoch")
+        for name in names:
+            points = [(int(row["epoch"]), float(row[name])) for row in rows if row[name]]
+            epochs, values = zip(*points, strict=True) if points else ((), ())
+            axes.plot(epochs, values, label=name, marker="o" if len(points) < 20 else None, markersize=3)
+        if title == "learning rate" and any(float(row["lr"]) > 0 for row in rows if row["lr"]):
+            axes.set_yscale("log")
+        if title == "overlap":
+            axes.set_ylim(0, 1)
+        if len(names) > 1:
+            axes.legend(fontsize="small")
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+
+
+# ---- predictions
+
+
+def for_display(image):
+    """Any image as uint8 (H, W, 3), its darkest value black and its brightest white; one colour becomes mid-grey."""
+    image = np.asarray(image, dtype=np.float64)
+    if image.ndim == 3:
+        image = image.transpose(1, 2, 0)
+    else:
+        image = image[..., None]
+    low, high = image.min(), image.max()
+    scaled = (image - low) / (high - low) if high > low else np.full_like(image, 0.5)
+    return np.broadcast_to((scaled * 255).round().astype(np.uint8), (*image.shape[:2], 3)).copy()
+
+
+def draw_outlines(image, prediction=None, truth=None):
+    """The image, uint8 (H, W, 3), with the outlines of two masks: the truth in green, the prediction in red."""
+    picture = for_display(image)
+    for mask, colour in ((truth, TRUTH), (prediction, PREDICTION)):
+        if mask is not None:
+            mask = _flat(mask) > 0.5
+            width = max(1, min(mask.shape) // 150)  # visible when a large picture is made small
+            picture[mask & ~binary_erosion(mask, iterations=width)] = colour
+    return picture
+
+
+def draw_labels(image, labels, opacity=0.55):
+    """The image, uint8 (H, W, 3), under the colours of its classes; class 0 is left as it is."""
+    picture, labels = for_display(image), _flat(labels).astype(int)
+    colours = np.array([(0, 0, 0), *class_colours(labels.max())])
+    coloured = (1 - opacity) * picture + opacity * colours[labels]
+    return np.where(labels[..., None] > 0, coloured.round().astype(np.uint8), picture)
+
+
+def class_colours(number):
+    """The colours of the classes 1, ..., number."""
+    more = (colorsys.hsv_to_rgb(i * 0.618 % 1, 0.8, 0.9) for i in range(number - len(CLASS_COLOURS)))
+    return CLASS_COLOURS[:number] + [tuple(round(255 * part) for part in colour) for colour in more]
+
+
+def make_panels(samples, class_names=None):
+    """A figure with a row for each (title, image, truth, prediction): image, truth, prediction.
+
+    Without `class_names` the masks are binary and drawn as outlines; with the names of the classes 1, 2, ... they hold
+    class numbers, drawn as colours."""
+    figure = Figure(figsize=(9, 3.2 * len(samples) + 0.4), layout="constrained")
+    axes = figure.subplots(len(samples), 3, squeeze=False)
+    for row, (title, image, truth, prediction) in zip(axes, samples, strict=True):
+        if class_names is None:
+            pictures = for_display(image), draw_outlines(image, truth=truth), draw_outlines(image, prediction)
+        else:
+            pictures = for_display(image), draw_labels(image, truth), draw_labels(image, prediction)
+        for axis, picture, what in zip(row, pictures, (title, "truth", "prediction"), strict=True):
+            axis.imshow(picture)
+            axis.set_title(_drawable(what), fontsize="small", parse_math=False)
+            axis.set_axis_off()
+    if class_names is not None:
+        colours = np.array(class_colours(len(class_names))) / 255
+        patches = [Patch(color=colour, label=name) for colour, name in zip(colours, class_names, strict=True)]
+        figure.legend(handles=patches, loc="outside lower center", ncols=4, fontsize="small")
+    return figure
+
+
+def save_panels(path, samples, class_names=None):
+    """Writes `make_panels` as a PNG."""
+    make_panels(samples, class_names).savefig(path, dpi=100)
+
+
+def save_picture(path, picture):
+    """Writes a uint8 array, (H, W) or (H, W, 3), as the image file that the ending of `path` names."""
+    Image.fromarray(picture).save(path)
+
+
+def _drawable(text):
+    """The text with a box for each character that the font lacks, about which matplotlib would warn each time."""
+    glyphs = get_font(findfont(FontProperties())).get_charmap()
+    return "".join(letter if ord(letter) in glyphs else "\N{WHITE SQUARE}" for letter in text)
+
+
+def _flat(mask):
+    mask = np.asarray(mask)
+    return mask[0] if mask.ndim == 3 else mask
+
+
+# ---- TensorBoard
+
+
+def summary_writer(folder, step=0):
+    """A tensorboardX writer; of several processes only the main one's writes to the disk.
+
+    A run resumed after `step` steps takes back what it had written beyond them."""
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else None, write_to_disk=distributed.is_main())
+
+
+def add_panels(writer, tag, samples, step, class_names=None):
+    """Shows `make_panels` in TensorBoard."""
+    canvas = FigureCanvasAgg(make_panels(samples, class_names))
+    canvas.draw()
+    writer.add_image(tag, np.asarray(canvas.buffer_rgba())[..., :3], step, dataformats="HWC")
