@@ -1,0 +1,45 @@
+# Sets up .venv and runs what a newcomer and a developer need. `make` alone lists the targets.
+#   make demo PYTHON=python3.12                        another Python (3.10 to 3.13)
+#   make demo PIP="--extra-index-url https://download.pytorch.org/whl/cpu"     PyTorch without CUDA, a tenth of the size
+
+PYTHON ?= python3
+PIP ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+DEMO ?= --epochs 10 --image-size 64 --batch-size 8 --lr 0.001 --sch CosineWarmup
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: $(VENV)/installed  ## install, train on synthetic lesions for a few minutes, test, say where the report lies
+	$(PY) train.py --dataset demo --load-ckpt-path none $(DEMO)
+	@echo "The report of the demo lies in $$(ls -td results/vmunet_demo_* | head -n 1)/"
+
+test: $(VENV)/installed-dev  ## install, run all tests
+	$(PY) -m pytest $(PYTEST)
+
+lint: $(VENV)/installed-dev  ## check the code with ruff
+	$(PY) -m ruff check .
+
+bench: $(VENV)/installed  ## measure speed and memory on this machine
+	$(PY) -m benchmarks
+
+clean:  ## remove the virtual environment and the caches; data, weights and results stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# The two files say that an installation went through; it is repeated when the requirements change.
+$(VENV)/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else \
+	  "$(PYTHON) is Python %d.%d, expected 3.10 to 3.13; choose one with PYTHON=..." % v)'
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing PyTorch and the rest into $(VENV); the first time this downloads much and takes some minutes."
+	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP) -r requirements.txt
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --use-pep517 $(PIP) -r requirements-dev.txt
+	@touch $@
