@@ -1,6 +1,6 @@
 """What both experiments share. Every field is also a command-line flag of the same name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -25,12 +25,14 @@ class BaseConfig:
     cache: Literal["auto", "on", "off"] = "auto"  # keep decoded images in memory; auto: if they fit
 
     # --- optimisation ---
-    epochs: int = 300
-    seed: int = 42
+    epochs: int = 300  # passes over the training set
+    seed: int = 42  # of weights, order of images, augmentation and stochastic depth
     opt: str = "AdamW"  # a row of configs.optim.OPTIMIZERS
     sch: str = "CosineAnnealingLR"  # a row of configs.optim.SCHEDULERS
     lr: float | None = None  # replaces the row's learning rate
     weight_decay: float | None = None  # replaces the row's weight decay
+    opt_args: dict[str, str] = field(default_factory=dict)  # replaces other values of the row: --opt-args eps 1e-6
+    sch_args: dict[str, str] = field(default_factory=dict)  # replaces values of the row: --sch-args T_max 300
     decay: Literal["all", "weights_only"] = "all"  # weights_only: none on A_logs, Ds, norms and biases (published: all)
     warmup: Literal["from_first_step", "published"] = "from_first_step"  # WP_* rows; published: rate 0 in epoch 1
     accumulation_steps: int = 1  # batches whose gradients are added up before a step
@@ -50,3 +52,4 @@ class BaseConfig:
     save_interval: int = 100  # epochs between two checkpoints that are kept for good
     resume: str | None = None  # a run folder to go on with, under the configuration stored in it
     test_only: str | None = None  # a checkpoint to evaluate instead of training
+    debug: bool = False  # show the traceback of errors

@@ -15,8 +15,8 @@ from configs.base import BaseConfig
 class ISICConfig(BaseConfig):
     dataset: str = "isic18"  # isic17, isic18, demo (synthetic, made on first use), or a name for data_path
     data_path: str | None = None  # folder with {train,val}/{images,masks}; none: data/<dataset>
-    num_classes: int = 1
-    image_size: int = 256
+    num_classes: int = 1  # 1: binary masks; more: class 0 is the background
+    image_size: int = 256  # side of the network's input, in pixels
     mask_values: tuple[str, ...] = ()  # several classes: grey value ("128") or colour ("#ff0000") of each, in order
 
     rotation: Literal["run", "sample"] = "run"  # run: one angle for the whole run, as published

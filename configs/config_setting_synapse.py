@@ -17,8 +17,8 @@ class SynapseConfig(BaseConfig):
     data_path: str | None = None  # folder with train_npz, test_vol_h5 and lists; none: data/Synapse
     list_dir: str | None = None  # folder with train.txt and test_vol.txt; none: data_path/lists/list_Synapse
     volume_path: str | None = None  # folder with <case>.npy.h5; none: data_path/test_vol_h5
-    num_classes: int = 9
-    image_size: int = 224
+    num_classes: int = 9  # background and eight organs
+    image_size: int = 224  # side of the network's input, in pixels
 
     loss_weight: tuple[float, float] = (1, 1)  # of cross-entropy and Dice
     volume_resize: Literal["labels", "logits"] = "labels"  # labels: argmax, then nearest zoom, as published

@@ -53,6 +53,14 @@ def scores(counts):
     }
 
 
+def scores_of_image(counts):
+    """Scores of one image as plain floats: from counts (4,), or from (classes, 4) under names such as `dsc_class1`."""
+    named = {name: values.tolist() for name, values in scores(counts).items()}
+    if counts.ndim == 1:
+        return named
+    return {f"{name}_class{c}": value for name, values in named.items() for c, value in enumerate(values)}
+
+
 def summarize(counts):
     """Scores of a set from the counts of its images, as plain floats.
 

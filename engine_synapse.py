@@ -1,0 +1,40 @@
+"""Evaluation of volumes, case by case. Training is `engine.train_one_epoch`."""
+
+import torch
+from tqdm import tqdm
+
+from engine import train_one_epoch
+from utils.metrics import gather_over_ranks
+from utils.volume import evaluate_volume, summarize_cases
+
+__all__ = ["evaluate", "train_one_epoch"]
+
+
+@torch.inference_mode()
+def evaluate(model, volumes, execution, config, on_case=lambda case, pred, scores: None):
+    """Scores over `volumes`, which yields (image (S, H, W), label (S, H, W), name, spacing): the summary of
+    `utils.volume.summarize_cases` and a list of (name, scores). `on_case` sees every prediction."""
+    model.eval()
+
+    def network(slices):
+        with execution.autocast():
+            return model(slices).float()
+
+    rows = []
+    for case in tqdm(volumes, desc="evaluate", unit="case", leave=False, disable=not execution.progress):
+        image, label, name, spacing = case
+        pred, scores = evaluate_volume(
+            network,
+            image,
+            label,
+            config.num_classes,
+            (config.image_size, config.image_size),
+            spacing,
+            device=execution.device,
+            batch_size=config.batch_size,
+            volume_resize=config.volume_resize,
+        )
+        rows.append((name, scores))
+        on_case(case, pred, scores)
+    rows = sorted(gather_over_ranks(rows), key=lambda row: row[0])
+    return summarize_cases([scores for _, scores in rows]), rows

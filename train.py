@@ -1,0 +1,123 @@
+"""VM-UNet on ISIC17, ISIC18 or any folder of images and masks: trains, validates, tests.
+
+python train.py --help
+torchrun --nproc_per_node=2 train.py
+"""
+
+import logging
+import time
+
+from configs.config_setting import ISICConfig
+from configs.optim import OPTIMIZERS, SCHEDULERS
+from datasets.loaders import build_isic_loader, build_isic_loaders
+from engine import Execution, evaluate, train_one_epoch
+from utils import distributed
+from utils.command_line import run_command
+from utils.losses import BceDiceWithLogitsLoss, CeDiceLoss
+from utils.metrics import scores_of_image
+from utils.plots import draw_labels, draw_outlines, save_panels, save_picture
+from utils.pretrained import load_checkpoint_weights
+from utils.run import choose_device, config_of_run, start_run, write_rows
+from utils.training import Progress, build_model, load_initial_weights, prepare
+
+log = logging.getLogger("vmunet")
+PANELS = 4  # images of a set of prediction panels
+
+
+def main(config):
+    config = config_of_run(config)
+    device = choose_device(config.device)
+    with distributed.process_group(device):
+        run = start_run(config)
+        model = build_model(config)
+        execution = Execution(device, config.precision, config.accumulation_steps, config.clip_grad_norm)
+        if config.num_classes == 1:
+            criterion = BceDiceWithLogitsLoss(*config.loss_weight)
+        else:
+            criterion = CeDiceLoss(config.num_classes, config.loss_weight)
+        if config.test_only is None:
+            train(run, config, model, criterion, execution)
+        load_checkpoint_weights(model, config.test_only or run.checkpoints / "best.pth")
+        return test(run, config, prepare(model, config, device), criterion, execution)
+
+
+def train(run, config, model, criterion, execution):
+    """All epochs, from the first or from the one after a resumed run's last checkpoint."""
+    train_loader, val_loader = build_isic_loaders(config, distributed.rank(), distributed.world_size())
+    log.info("%d images to train on, %d to select the best epoch", len(train_loader.dataset), len(val_loader.dataset))
+    if config.rotation == "run":
+        log.info("every rotated image is turned by %.2f degrees", train_loader.dataset.transform.angle)
+    state = run.resume() if config.resume else None
+    if state is None:
+        load_initial_weights(model, config)
+    model = prepare(model, config, execution.device)
+    progress = Progress(run, config, model, execution, (OPTIMIZERS, SCHEDULERS), state)
+    for epoch in progress.epochs():
+        start, lr = time.perf_counter(), progress.lr
+        train_loader.batch_sampler.set_epoch(epoch)
+        loss = train_one_epoch(model, train_loader, progress.optimizer, criterion, execution, progress.on_step)
+        panels = Panels(config)
+        scores, _ = evaluate(model, val_loader, criterion, execution, config.threshold, panels.add)
+        row = {"epoch": epoch, "lr": lr, "train_loss": loss, "val_loss": scores.pop("loss")} | plain(scores)
+        row["seconds"] = round(time.perf_counter() - start, 3)
+        shown = panels.samples if epoch % config.val_interval == 0 else []
+        progress.finish_epoch(row, row["val_loss"], shown, panels.class_names)
+
+
+def test(run, config, model, criterion, execution):
+    """Scores of the reported set; writes them, a row for each image, and every prediction into the run folder."""
+    split = "val" if config.protocol == "paper" else "test"
+    loader = build_isic_loader(config, split, distributed.rank(), distributed.world_size())
+    panels, pictures = Panels(config), run.folder / "predictions"
+    pictures.mkdir(exist_ok=True)
+
+    def save(images, targets, probs, names):
+        panels.add(images, targets, probs, names)
+        predictions = decide(probs, config)
+        for image, target, prediction, name in zip(images.cpu(), targets.cpu(), predictions, names, strict=True):
+            if config.num_classes == 1:
+                mask, overlay = 255 * prediction, draw_outlines(image, prediction, target)
+            else:
+                mask, overlay = prediction, draw_labels(image, prediction)
+            save_picture(pictures / f"{name}.png", mask.numpy())
+            save_picture(pictures / f"{name}_overlay.png", overlay)
+
+    scores, counts = evaluate(model, loader, criterion, execution, config.threshold, save)
+    log.info("test on %d images of %s", len(counts), split)
+    if config.protocol == "paper":
+        log.info("note: the best epoch was selected on the reported set, as published (--protocol holdout does not)")
+    log.info(", ".join(f"{name} {value:.4f}" for name, value in plain(scores).items()))
+    run.save_json("metrics.json", {"split": split, "images": len(counts), "protocol": config.protocol, **scores})
+    if distributed.is_main():
+        write_rows(run.folder / "test_images.csv", [{"name": name, **scores_of_image(c)} for name, c in counts])
+        save_panels(run.folder / "panels.png", panels.samples, panels.class_names)
+        log.info("results are in %s", run.folder)
+    return scores
+
+
+class Panels:
+    """The first predictions of a pass over a set, for pictures."""
+
+    def __init__(self, config):
+        self.config, self.samples = config, []
+        classes = range(1, config.num_classes)
+        self.class_names = [f"class {c}" for c in classes] if config.num_classes > 1 else None
+
+    def add(self, images, targets, probs, names):
+        batch = zip(names, images.cpu(), targets.cpu(), decide(probs, self.config), strict=True)
+        self.samples += list(batch)[: PANELS - len(self.samples)]
+
+
+def decide(probs, config):
+    """Probabilities to masks or class numbers, uint8 (B, H, W) on the CPU."""
+    masks = probs[:, 0] >= config.threshold if config.num_classes == 1 else probs.argmax(1)
+    return masks.byte().cpu()
+
+
+def plain(scores):
+    """The numbers among the scores, without the lists of single classes."""
+    return {name: value for name, value in scores.items() if isinstance(value, float)}
+
+
+if __name__ == "__main__":
+    run_command(main, ISICConfig)
