@@ -1,0 +1,87 @@
+"""Synthetic data sets, made on first use in the layout of the real ones: everything can be tried without a download."""
+
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+from PIL import Image
+
+from datasets.synthetic import abdomen, lesion
+
+log = logging.getLogger(__name__)
+
+MARKER = "SYNTHETIC.txt"
+NOTE = "Synthetic {}, drawn by datasets/synthetic.py: not of patients, good for trying the code and nothing else.\n"
+SEED = 20240
+
+
+def make_once(root, kind, write):
+    """Have `write(folder)` fill a folder that becomes `root` at once when it is complete; nothing if it is there."""
+    root = Path(root)
+    if (root / MARKER).is_file():
+        return root
+    if root.exists():
+        raise ValueError(f"{root} exists but holds no synthetic data ({MARKER}); remove it or give another data_path")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    try:
+        work.chmod(0o755)  # mkdtemp's folders are private
+        write(work)
+        (work / MARKER).write_text(NOTE.format(kind))
+        work.rename(root)
+        log.info("made synthetic %s in %s", kind, root)
+    except OSError:
+        if not (root / MARKER).is_file():  # else another process was first
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return root
+
+
+def make_demo_isic(root, size=128, train=96, val=32, test=32, seed=SEED):
+    """Write synthetic lesion images and masks as `root/{train,val,test}/{images,masks}`; returns root."""
+
+    def write(folder):
+        for split, first, count in (("train", 0, train), ("val", train, val), ("test", train + val, test)):
+            for kind in ("images", "masks"):
+                (folder / split / kind).mkdir(parents=True)
+            for number in range(first, first + count):
+                image, mask = lesion(np.random.default_rng((seed, number)), size)
+                name = f"DEMO_{number:07d}"
+                Image.fromarray(image).save(folder / split / "images" / f"{name}.jpg", quality=92)
+                Image.fromarray(mask).save(folder / split / "masks" / f"{name}_segmentation.png")
+
+    return make_once(root, "lesion images", write)
+
+
+def make_demo_synapse(root, size=128, train=12, val=2, test=3, slices=12, seed=SEED):
+    """Write synthetic CT as Synapse's train_npz, test_vol_h5 and lists/list_Synapse under `root`; returns root."""
+
+    def write(folder):
+        lists = folder / "lists" / "list_Synapse"
+        for part in (folder / "train_npz", folder / "test_vol_h5", lists):
+            part.mkdir(parents=True)
+        listed = {"train.txt": [], "val_vol.txt": [], "test_vol.txt": [], "all.lst": []}
+        for number in range(1, train + val + test + 1):
+            image, label, spacing = abdomen(np.random.default_rng((seed, number)), size, slices)
+            label = label.astype(np.float32)  # as in the files of TransUNet
+            case = f"case{number:04d}"
+            listed["all.lst"].append(f"{case}.npy.h5")
+            if number > train:
+                listed["val_vol.txt" if number <= train + val else "test_vol.txt"].append(case)
+                with h5py.File(folder / "test_vol_h5" / f"{case}.npy.h5", "w") as file:
+                    file.create_dataset("image", data=image, compression="gzip", compression_opts=1)
+                    file.create_dataset("label", data=label, compression="gzip", compression_opts=1)
+                    file.attrs["spacing"] = spacing
+                continue
+            for index in range(slices):
+                name = f"{case}_slice{index:03d}"
+                listed["train.txt"].append(name)
+                np.savez(folder / "train_npz" / f"{name}.npz", image=image[index], label=label[index])
+        for name, lines in listed.items():
+            (lists / name).write_text("".join(f"{line}\n" for line in lines))
+
+    return make_once(root, "abdominal CT", write)

@@ -1,0 +1,182 @@
+"""ISIC, and any other folder of images and masks: `root/{train,val}/{images,masks}`, paired by file stem."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from datasets.cache import CachedDataset, split_key
+from datasets.files import reading, some
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+MASK_SUFFIX = "_segmentation"  # of ISIC's ground truth files
+GREY_LEVELS = 16  # with more values than this a mask is an anti-aliased outline rather than a map of classes
+
+
+def list_images(folder):
+    """{stem: [paths]} of the images in a folder, without hidden files and ISIC's superpixels."""
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; expected {{train,val}}/{{images,masks}} (data/README.md)")
+    found = {}
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix.lower() in EXTENSIONS and path.name[0] != "." and not path.stem.endswith("_superpixels"):
+            found.setdefault(path.stem, []).append(path)
+    return found
+
+
+def find_pairs(images, masks):
+    """Pair the files of two folders by stem; a mask may also be called STEM_segmentation.
+
+    Returns [(stem, image path, mask path)] sorted by stem; raises ValueError that names the files without a partner and
+    the stems that occur twice.
+    """
+    image_files, mask_files = list_images(images), {}
+    for stem, paths in list_images(masks).items():
+        plain = stem.removesuffix(MASK_SUFFIX)
+        mask_files.setdefault(plain if plain in image_files else stem, []).extend(paths)
+    if not image_files:
+        raise ValueError(f"{images} holds no image; expected files ending in {', '.join(EXTENSIONS)}")
+    for paths in (*image_files.values(), *mask_files.values()):
+        if len(paths) > 1:
+            raise ValueError(f"{paths[0].parent} holds several files for one pair: {some(p.name for p in paths)}")
+    alone = sorted(image_files.keys() ^ mask_files.keys())
+    if alone:
+        names = [(image_files.get(stem) or mask_files[stem])[0] for stem in alone]
+        raise ValueError(
+            f"{len(alone)} files have no partner of the same stem in {images} and {masks}: "
+            + some(f"{path.parent.name}/{path.name}" for path in names)
+        )
+    return [(stem, image_files[stem][0], mask_files[stem][0]) for stem in sorted(image_files)]
+
+
+def read_image(path):
+    """Any image file as RGB: uint8 tensor (3, H, W). Greys deeper than 8 bits are stretched to 0..255."""
+    with reading(path), Image.open(path) as file:
+        if file.mode == "F" or file.mode.startswith("I"):
+            grey = np.asarray(file).astype(np.float64)
+            grey = (grey - grey.min()) * (255 / max(np.ptp(grey), 1e-12))
+            file = Image.fromarray(grey.round().astype(np.uint8))
+        return torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def grey_values(file):
+    """The numbers of a mask (H, W): grey levels; of a coloured palette the indices, as label images are stored."""
+    if file.mode == "P":
+        indices, palette = np.asarray(file), np.array(file.getpalette("RGB")).reshape(-1, 3)
+        grey = (palette == palette[:, :1]).all()
+        return palette[indices, 0] if grey else indices
+    if file.mode == "1":
+        return np.asarray(file).astype(np.uint8)
+    if file.mode == "F" or file.mode.startswith("I"):
+        return np.asarray(file)
+    return np.asarray(file.convert("L"))
+
+
+def binary_mask(values, path):
+    """Lesion mask 0..255 (H, W) uint8 from a mask stored with any two values, the larger one being the lesion.
+
+    Masks with many grey levels, such as JPEG files, keep them: soft outlines, as the original reads them.
+    """
+    found = np.unique(values)
+    outline = len(found) > GREY_LEVELS and 128 <= found[-1] <= 255
+    if outline or path.suffix.lower() in (".jpg", ".jpeg"):
+        return values.astype(np.uint8)
+    if len(found) > 2:
+        raise ValueError(
+            f"{path} holds the values {some(found)}; expected two (for several classes set num_classes and mask_values)"
+        )
+    if len(found) == 1 and found[0] not in (0, 1, 255):
+        raise ValueError(f"{path} holds only the value {found[0]}, lesion or not; set mask_values=(background, lesion)")
+    return np.where(values == found[-1], np.uint8(255 if found[-1] > 0 else 0), np.uint8(0))
+
+
+def class_ids(file, mask_values, path):
+    """Class ids (H, W) uint8: the position of each pixel's grey value or (r, g, b) colour in `mask_values`."""
+    if isinstance(mask_values[0], tuple):
+        to_code = np.array([1 << 16, 1 << 8, 1])
+        values, wanted = np.asarray(file.convert("RGB")) @ to_code, np.array(mask_values) @ to_code
+    else:
+        values, wanted = grey_values(file), np.array(mask_values)
+    order = wanted.argsort()
+    place = np.searchsorted(wanted, values, sorter=order).clip(max=len(wanted) - 1)
+    ids = order[place]
+    unexpected = np.unique(values[wanted[ids] != values])
+    if len(unexpected):
+        if isinstance(mask_values[0], tuple):
+            unexpected = [tuple(int(code) >> shift & 255 for shift in (16, 8, 0)) for code in unexpected]
+        raise ValueError(f"{path} holds the value {some(unexpected)}; expected one of mask_values {tuple(mask_values)}")
+    return ids.astype(np.uint8)
+
+
+def parse_mask_values(texts, num_classes):
+    """A config's mask_values as numbers: ("0", "128") -> (0, 128), ("#000000", "#ff0000") -> ((0, 0, 0), (255, 0, 0)).
+
+    Raises ValueError unless there is one, all of a kind, for each class (with num_classes 1 for background and lesion).
+    """
+    values = []
+    for text in map(str, texts):
+        try:
+            colour = text.startswith("#") and len(text) == 7
+            values.append(tuple(bytes.fromhex(text[1:])) if colour else int(text))
+        except ValueError:
+            raise ValueError(
+                f"mask_values has {text!r}; expected grey values such as 128 or colours as #ff0000"
+            ) from None
+    expected = max(num_classes, 2)
+    if values and len(values) != expected:
+        raise ValueError(f"mask_values names {len(values)} values; expected {expected} for num_classes {num_classes}")
+    if len({type(value) for value in values}) > 1 or len(set(values)) < len(values):
+        raise ValueError(f"mask_values is {tuple(texts)}; expected different values, all grey or all colours")
+    return tuple(values)
+
+
+def read_mask(path, num_classes=1, mask_values=()):
+    """A mask file as uint8 tensor (1, H, W): 0..255 of a binary mask (num_classes 1), else class ids.
+
+    mask_values: grey values or (r, g, b) colours in the order of the class ids, for num_classes 1 (background, lesion).
+    Without them two values are told apart by themselves, and values of several classes are their ids.
+    """
+    with reading(path), Image.open(path) as file:
+        if num_classes == 1 and not mask_values:
+            mask = binary_mask(grey_values(file), Path(path))
+        else:
+            mask = class_ids(file, mask_values or tuple(range(num_classes)), path)
+            mask = mask * np.uint8(255) if num_classes == 1 else mask
+    return torch.from_numpy(mask)[None]
+
+
+class ISICDataset(CachedDataset):
+    """`root/split/{images,masks}`. dataset[key], key = index or (epoch, index), -> (image, target, name).
+
+    image float32 (3, size, size), target float32 (1, size, size) or class ids int64 (size, size), name the file's stem
+    (see ISICTransform). With `augment` the random decisions depend on seed, epoch and index only.
+    """
+
+    def __init__(self, root, split, transform, num_classes=1, mask_values=(), augment=False, seed=42):
+        folder = Path(root, split)
+        self.pairs = find_pairs(folder / "images", folder / "masks")
+        self.transform = transform
+        self.num_classes = num_classes
+        self.mask_values = mask_values
+        self.augment = augment
+        self.seed = seed
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def decode(self, index):
+        """(image (3, H, W), mask (1, H, W)) of one pair as stored, uint8."""
+        _, image_path, mask_path = self.pairs[index]
+        image, mask = read_image(image_path), read_mask(mask_path, self.num_classes, self.mask_values)
+        if image.shape[1:] != mask.shape[1:]:
+            sizes = ["{1}x{0}".format(*tensor.shape[1:]) for tensor in (image, mask)]
+            raise ValueError(f"{image_path} is {sizes[0]} but its mask {mask_path} is {sizes[1]} (width x height)")
+        return image, mask
+
+    def __getitem__(self, key):
+        epoch, index = split_key(key)
+        rng = random.Random(f"{self.seed}/{epoch}/{index}") if self.augment else None
+        image, target = self.transform(*self.sample(index), rng)
+        return image, target, self.pairs[index][0]

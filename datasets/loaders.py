@@ -1,0 +1,187 @@
+"""Loaders for training and validation, from a config's values and what the machine offers.
+
+The same seed gives the same batches for any number of workers and, put together, for any number of processes.
+"""
+
+import logging
+import os
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from datasets.cache import available_cpus, free_memory
+from datasets.demo import make_demo_isic, make_demo_synapse
+from datasets.isic import ISICDataset, parse_mask_values
+from datasets.synapse import SynapseSlices, SynapseVolumes
+from datasets.transforms import ISICTransform, RandomGenerator, run_angle
+
+log = logging.getLogger(__name__)
+
+PREFETCH = 2  # batches that a worker keeps ready
+ISIC_FOLDERS = {"isic17": "data/isic17", "isic18": "data/isic18", "demo": "data/demo/isic"}
+SYNAPSE_FOLDERS = {"synapse": "data/Synapse", "demo": "data/demo/synapse"}
+LIST_FOLDERS = ("list_Synapse", "lists_Synapse")
+
+
+class EpochBatchSampler(Sampler):
+    """Lists of (epoch, index), the share of one process in each global batch of `batch_size` samples.
+
+    The order depends on seed and epoch only, not on `rank` and `world_size`; rank r takes every world_size-th sample
+    from the r-th on. When shuffling (training) a last batch with fewer samples than ranks is dropped, since every rank
+    needs one; otherwise ranks without a share get no batch, and all ranks together see each sample exactly once.
+    """
+
+    def __init__(self, length, batch_size, seed, shuffle, rank=0, world_size=1):
+        if batch_size < world_size:
+            raise ValueError(f"batch_size {batch_size} is for all processes together; expected at least {world_size}")
+        self.length = length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        order = list(range(self.length))
+        if self.shuffle:
+            random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
+        for start in self.starts():
+            batch = order[start : start + self.batch_size][self.rank :: self.world_size]
+            yield [(self.epoch, index) for index in batch]
+
+    def __len__(self):
+        return len(self.starts())
+
+    def starts(self):
+        """Where this rank's global batches begin."""
+        needed = self.world_size if self.shuffle else self.rank + 1
+        return range(0, max(0, self.length - needed + 1), self.batch_size)
+
+
+def processes_here():
+    """Training processes on this machine, as torchrun says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def uses_cuda(config):
+    """Whether the network will run on an NVIDIA (or ROCm) device."""
+    return torch.cuda.is_available() and config.device.startswith(("auto", "cuda"))
+
+
+def choose_workers(config, batch_bytes):
+    """Worker processes of a loader: `num_workers`, -1 chooses.
+
+    None without CUDA, where the network itself uses all cores; else up to 8, as many as cores are left and as
+    the shared memory for finished batches (often 64 MB in containers) admits.
+    """
+    if config.num_workers >= 0:
+        return config.num_workers
+    if not uses_cuda(config):
+        return 0
+    workers = min(8, max(1, available_cpus() // processes_here() - 1))
+    if Path("/dev/shm").is_dir():
+        workers = min(workers, int(shutil.disk_usage("/dev/shm").free // (2 * (PREFETCH + 1) * batch_bytes)))
+    return workers
+
+
+def fill_cache(dataset, cache):
+    """Decode the whole data set into memory if `cache` is "on", or "auto" and it takes at most half of what is free."""
+    if cache not in ("auto", "on", "off"):
+        raise ValueError(f"cache is {cache!r}; expected auto, on or off")
+    needed = dataset.decoded_bytes() if cache == "auto" else 0
+    if cache == "on" or cache == "auto" and needed <= free_memory() / 2 / processes_here():
+        dataset.preload()
+    elif cache == "auto":
+        log.info("%d samples are decoded anew in each epoch: they need %.1f GB of memory", len(dataset), needed / 1e9)
+
+
+def make_loader(dataset, config, shuffle, rank, world_size):
+    """A DataLoader of (image, target, names) batches; loader.batch_sampler.set_epoch(e) before each epoch."""
+    sampler = EpochBatchSampler(len(dataset), config.batch_size, config.seed, shuffle, rank, world_size)
+    batch_bytes = 4 * 4 * config.image_size**2 * -(-config.batch_size // world_size)
+    workers = choose_workers(config, batch_bytes)
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        pin_memory=uses_cuda(config),
+        persistent_workers=workers > 0,
+        prefetch_factor=PREFETCH if workers else None,
+        # cached samples must reach the workers without a copy
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        # its own generator: the global one, which drop path uses, must not depend on how batches are loaded
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+
+
+def data_folder(config, folders, make_demo):
+    """The folder to read: `data_path`, or the data set's own in `folders`. The demo is made on first use."""
+    if config.data_path is None and config.dataset not in folders:
+        raise ValueError(f"dataset is {config.dataset!r}; expected {', '.join(folders)}, or any name with a data_path")
+    folder = Path(config.data_path or folders[config.dataset])
+    if config.dataset == "demo":
+        make_demo(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is not a folder; see data/README.md, or try the dataset demo, which needs no download"
+        )
+    return folder
+
+
+def build_isic_loader(config, split, rank=0, world_size=1):
+    """The loader of one split: "train" shuffled and augmented, "val" (or "test") in order and as it is.
+
+    The angle of the run's rotations in degrees is loader.dataset.transform.angle (None with rotation "sample").
+    """
+    if config.rotation not in ("run", "sample"):
+        raise ValueError(f"rotation is {config.rotation!r}; expected run or sample")
+    folder = data_folder(config, ISIC_FOLDERS, make_demo_isic)
+    transform = ISICTransform(
+        config.image_size,
+        binary=config.num_classes == 1,
+        angle=run_angle(config.seed) if config.rotation == "run" else None,
+        normalization=config.normalization,
+        mask_resize=config.mask_resize,
+        antialias=config.antialias,
+    )
+    train = split == "train"
+    mask_values = parse_mask_values(config.mask_values, config.num_classes)
+    dataset = ISICDataset(folder, split, transform, config.num_classes, mask_values, train, config.seed)
+    fill_cache(dataset, config.cache)
+    return make_loader(dataset, config, train, rank, world_size)
+
+
+def build_isic_loaders(config, rank=0, world_size=1):
+    """(train loader, val loader) of (images, targets, names); each rank of `world_size` gets its share."""
+    return tuple(build_isic_loader(config, split, rank, world_size) for split in ("train", "val"))
+
+
+def synapse_folders(config):
+    """(slices, lists, volumes) of a config: under `data_path`, which may also be its train_npz, or given one by one."""
+    root = data_folder(config, SYNAPSE_FOLDERS, make_demo_synapse)
+    root = root.parent if root.name == "train_npz" else root
+    lists = [root / "lists" / name for name in LIST_FOLDERS]
+    found = [folder for folder in lists if folder.is_dir()]
+    return root / "train_npz", config.list_dir or (found or lists)[0], config.volume_path or root / "test_vol_h5"
+
+
+def build_synapse_volumes(config, list_name="test_vol.txt"):
+    """The volumes of a list, a data set of (image, label, name, spacing)."""
+    _, lists, volumes = synapse_folders(config)
+    return SynapseVolumes(volumes, lists, config.num_classes, list_name)
+
+
+def build_synapse_loaders(config, rank=0, world_size=1, list_name="test_vol.txt"):
+    """(train loader of (images, labels, names), data set of a list's volumes); each rank trains on its share."""
+    slices, lists, _ = synapse_folders(config)
+    dataset = SynapseSlices(slices, lists, RandomGenerator(config.image_size), config.num_classes, config.seed)
+    fill_cache(dataset, config.cache)
+    return make_loader(dataset, config, True, rank, world_size), build_synapse_volumes(config, list_name)

@@ -1,0 +1,148 @@
+"""Transforms of an image and its target together.
+
+ISICTransform: normalise, flip, rotate, resize, in the original's order and arithmetic (float64 until the end).
+RandomGenerator: TransUNet's augmentation of CT slices. Both draw every random number from generators they are given.
+"""
+
+import functools
+import math
+import random
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+
+IMAGENET_MEAN = torch.tensor((0.485, 0.456, 0.406), dtype=torch.float64).view(3, 1, 1)
+IMAGENET_STD = torch.tensor((0.229, 0.224, 0.225), dtype=torch.float64).view(3, 1, 1)
+
+
+def minmax(image):
+    """Stretch an image (any shape) to 0..255, over all channels jointly; a constant image becomes 0. Returns float64.
+
+    The original subtracts and divides by data set constants first; the stretch cancels them.
+    """
+    low, high = (float(value) for value in image.aminmax())
+    if low == high:
+        return torch.zeros_like(image, dtype=torch.float64)
+    return image.double().sub_(low).div_(high - low).mul_(255)
+
+
+def imagenet(image):
+    """(3, H, W) 0..255 to zero mean and unit variance by ImageNet's constants. Returns float64."""
+    return (image.double() / 255 - IMAGENET_MEAN) / IMAGENET_STD
+
+
+NORMALIZATIONS = {"minmax": minmax, "imagenet": imagenet}
+
+
+@functools.lru_cache(maxsize=2)  # with one angle for the whole run, all images of one size share a map
+def rotation_map(height, width, angle):
+    """Where each pixel of a rotated image comes from: 1 + the flat index of its source, 0 outside. (H*W,) int64.
+
+    The steps of torchvision's rotate (nearest, no expand), so that ties at half a pixel fall to the same side.
+    """
+    turn = math.radians(-angle)
+    theta = torch.tensor(((math.cos(turn), -math.sin(turn)), (math.sin(turn), math.cos(turn))), dtype=torch.float64)
+    y = torch.linspace(-height / 2 + 0.5, height / 2 - 0.5, height, dtype=torch.float64)
+    x = torch.linspace(-width / 2 + 0.5, width / 2 - 0.5, width, dtype=torch.float64)
+    centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)  # (H, W, 2)
+    grid = centres @ (theta / torch.tensor((width / 2, height / 2)))
+    numbers = torch.arange(1, 1 + height * width, dtype=torch.float64).view(1, 1, height, width)
+    return F.grid_sample(numbers, grid[None], mode="nearest", align_corners=False).long().flatten()
+
+
+def rotate(image, angle):
+    """Rotate (C, H, W) counter-clockwise by degrees about its centre: nearest neighbour, same size, zeros outside."""
+    source = rotation_map(*image.shape[1:], float(angle))
+    return F.pad(image.flatten(1), (1, 0)).gather(1, source.expand(len(image), -1)).view_as(image)
+
+
+def resize(image, size, mode="bilinear", antialias=False):
+    """Resize (C, H, W) to size x size. Nearest takes the pixel whose area holds the sampling point."""
+    if image.shape[1:] == (size, size):
+        return image
+    if mode == "nearest":
+        return F.interpolate(image[None], (size, size), mode="nearest-exact")[0]
+    return F.interpolate(image[None], (size, size), mode="bilinear", align_corners=False, antialias=antialias)[0]
+
+
+def run_angle(seed):
+    """The rotation angle in degrees that a whole run uses with rotation "run".
+
+    The original draws one angle when its config is imported, before seeding, and turns every rotated image by it.
+    """
+    return random.Random(f"{seed}/rotation").uniform(0, 360)
+
+
+class ISICTransform:
+    """(image (3, H, W) uint8, mask (1, H, W) uint8, random.Random or None) -> (image, target), resized to `size`.
+
+    image: float32 (3, size, size), 0..255 with normalization "minmax".
+    target: of a binary mask (0..255) float32 (1, size, size) in 0..1; of class ids int64 (size, size).
+    With a generator the pair is flipped left-right, upside down and rotated, each with probability 1/2, by three draws
+    in this order; rotation "sample" draws the angle with a fourth. Without a generator nothing is random (validation).
+    """
+
+    def __init__(self, size, binary=True, angle=None, normalization="minmax", mask_resize="bilinear", antialias=False):
+        """angle: degrees, the same for all images; None draws one for each rotated image."""
+        if normalization not in NORMALIZATIONS:
+            raise ValueError(f"normalization is {normalization!r}; expected one of {', '.join(NORMALIZATIONS)}")
+        if mask_resize not in ("bilinear", "nearest"):
+            raise ValueError(f"mask_resize is {mask_resize!r}; expected bilinear or nearest")
+        self.size = size
+        self.binary = binary
+        self.angle = angle
+        self.normalize = NORMALIZATIONS[normalization]
+        self.mask_resize = mask_resize if binary else "nearest"  # a blend of two class ids is a third class
+        self.antialias = antialias
+
+    def __call__(self, image, mask, rng=None):
+        pair = torch.cat((self.normalize(image), mask.double() / 255 if self.binary else mask.double()))
+        if rng is not None:
+            pair = self.augment(pair, rng)
+        image = resize(pair[:3], self.size, antialias=self.antialias).float()
+        mask = resize(pair[3:], self.size, self.mask_resize, self.antialias)
+        return image, mask.float() if self.binary else mask[0].long()
+
+    def augment(self, pair, rng):
+        if rng.random() < 0.5:
+            pair = pair.flip(2)
+        if rng.random() < 0.5:
+            pair = pair.flip(1)
+        if rng.random() < 0.5:
+            pair = rotate(pair, rng.uniform(0, 360) if self.angle is None else self.angle)
+        return pair
+
+
+class RandomGenerator:
+    """TransUNet's augmentation of a CT slice: a quarter turn and a flip (1/2), a rotation by -20..19 degrees (1/4) or
+    nothing (1/4), then cubic zoom to `size` x `size`.
+
+    image (H, W) floating, label (H, W) integer -> image float32 (1, size, size), label int64 (size, size).
+    `rng` (random.Random) takes the decisions, `np_rng` (np.random.RandomState) draws turns, axes and angles, as the
+    original does with the two global generators. Without generators the slice is only zoomed.
+    """
+
+    def __init__(self, size):
+        self.size = size
+
+    def __call__(self, image, label, rng=None, np_rng=None):
+        if rng is not None:
+            image, label = self.augment(image, label, rng, np_rng)
+        factors = (self.size / image.shape[0], self.size / image.shape[1])
+        if factors != (1, 1):
+            image = ndimage.zoom(image, factors, order=3)
+            label = ndimage.zoom(label, factors, order=0)
+        image = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
+        return image[None], torch.from_numpy(np.ascontiguousarray(label, dtype=np.int64))
+
+    @staticmethod
+    def augment(image, label, rng, np_rng):
+        if rng.random() > 0.5:
+            turns, axis = np_rng.randint(0, 4), np_rng.randint(0, 2)
+            return np.flip(np.rot90(image, turns), axis), np.flip(np.rot90(label, turns), axis)
+        if rng.random() > 0.5:
+            angle = np_rng.randint(-20, 20)
+            return (ndimage.rotate(array, angle, order=0, reshape=False) for array in (image, label))
+        return image, label

@@ -1,0 +1,263 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.isic import ISICDataset, find_pairs, parse_mask_values, read_image, read_mask
+from datasets.transforms import ISICTransform
+
+COLOURS = ((0, 0, 0), (255, 0, 0), (0, 0, 255))
+
+
+def save(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+    return path
+
+
+def make_folder(root, images, masks):
+    """Files of 4x4 pixels under root/images and root/masks."""
+    for kind, names in (("images", images), ("masks", masks)):
+        (root / kind).mkdir(parents=True)
+        for name in names:
+            if name.endswith((".txt", ".db")):
+                (root / kind / name).write_text("not an image")
+            else:
+                Image.new("L", (4, 4)).save(root / kind / name)
+    return root / "images", root / "masks"
+
+
+def lesion_mask():
+    mask = np.zeros((6, 8), np.uint8)
+    mask[2:5, 3:7] = 1
+    return mask
+
+
+# ---- pairs
+
+
+def test_files_are_paired_by_stem(tmp_path):
+    images = ["b.jpg", "a.png", "c.JPG", "d.bmp", "e.tif", "f.jpeg"]
+    masks = ["c_segmentation.png", "a.png", "b_segmentation.png", "d.bmp", "e.tif", "f.png"]
+    pairs = find_pairs(*make_folder(tmp_path, images, masks))
+    assert [stem for stem, _, _ in pairs] == list("abcdef")
+    assert [(image.name, mask.name) for _, image, mask in pairs][1:3] == [
+        ("b.jpg", "b_segmentation.png"),
+        ("c.JPG", "c_segmentation.png"),
+    ]
+
+
+def test_what_is_not_a_pair_is_ignored(tmp_path):
+    images = ["a.jpg", "a_superpixels.png", "._a.jpg", "Thumbs.db", "ATTRIBUTION.txt"]
+    assert len(find_pairs(*make_folder(tmp_path, images, ["a_segmentation.png", ".hidden.png"]))) == 1
+
+
+def test_an_image_may_itself_end_in_segmentation(tmp_path):
+    pairs = find_pairs(*make_folder(tmp_path, ["a_segmentation.png", "b.png"], ["a_segmentation.png", "b.png"]))
+    assert [stem for stem, _, _ in pairs] == ["a_segmentation", "b"]
+
+
+def test_files_without_a_partner_are_named(tmp_path):
+    folders = make_folder(tmp_path, ["a.jpg", "b.jpg", "c.jpg"], ["b.png", "x.png"])
+    with pytest.raises(ValueError, match="3 files have no partner.*images/a.jpg, images/c.jpg, masks/x.png"):
+        find_pairs(*folders)
+
+
+def test_of_many_files_the_first_are_named(tmp_path):
+    folders = make_folder(tmp_path, [f"i{n:02d}.jpg" for n in range(15)], ["i00.png"])
+    with pytest.raises(ValueError, match="14 files.*images/i10.jpg and 4 more"):
+        find_pairs(*folders)
+
+
+@pytest.mark.parametrize(
+    "images, masks", [(["a.jpg", "a.png"], ["a.png"]), (["a.jpg"], ["a.png", "a_segmentation.png"])]
+)
+def test_a_stem_that_occurs_twice_is_named(tmp_path, images, masks):
+    with pytest.raises(ValueError, match="several files for one pair: a"):
+        find_pairs(*make_folder(tmp_path, images, masks))
+
+
+def test_missing_and_empty_folders_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="images is not a folder"):
+        find_pairs(tmp_path / "images", tmp_path / "masks")
+    with pytest.raises(ValueError, match="images holds no image"):
+        find_pairs(*make_folder(tmp_path, [], ["a.png"]))
+
+
+# ---- masks
+
+
+@pytest.mark.parametrize("low, high", [(0, 1), (0, 255), (1, 2), (17, 200)])
+def test_binary_mask_of_any_two_values(tmp_path, low, high):
+    path = save(tmp_path / "m.png", np.where(lesion_mask(), high, low).astype(np.uint8))
+    assert np.array_equal(read_mask(path)[0].numpy(), lesion_mask() * 255)
+
+
+def test_binary_mask_of_one_bit(tmp_path):
+    path = save(tmp_path / "m.png", lesion_mask().astype(bool))
+    assert np.array_equal(read_mask(path)[0].numpy(), lesion_mask() * 255)
+
+
+@pytest.mark.parametrize(
+    "palette, indices",
+    [((0, 0, 0, 128, 0, 0), (0, 1)), ((255, 255, 255, 0, 0, 0), (1, 0)), ((9, 0, 0, 0, 0, 0), (0, 1))],
+)
+def test_binary_mask_of_a_palette(tmp_path, palette, indices):
+    """Two greys count by their brightness, two colours by their indices."""
+    image = Image.new("P", (8, 6))
+    image.putdata(np.array(indices, np.uint8)[lesion_mask()].flatten().tolist())
+    image.putpalette(palette)
+    image.save(tmp_path / "m.png")
+    assert np.array_equal(read_mask(tmp_path / "m.png")[0].numpy(), lesion_mask() * 255)
+
+
+def test_binary_mask_of_rgb_and_of_16_bits(tmp_path):
+    rgb = save(tmp_path / "rgb.png", np.repeat(lesion_mask()[..., None] * 255, 3, 2))
+    deep = save(tmp_path / "deep.png", lesion_mask().astype(np.uint16) * 65535)
+    for path in (rgb, deep):
+        assert np.array_equal(read_mask(path)[0].numpy(), lesion_mask() * 255)
+
+
+@pytest.mark.parametrize("value, expected", [(0, 0), (1, 255), (255, 255)])
+def test_constant_mask(tmp_path, value, expected):
+    path = save(tmp_path / "m.png", np.full((4, 4), value, np.uint8))
+    assert (read_mask(path) == expected).all()
+
+
+def test_ambiguous_masks_are_refused(tmp_path):
+    constant = save(tmp_path / "constant.png", np.full((4, 4), 128, np.uint8))
+    with pytest.raises(ValueError, match="constant.png holds only the value 128"):
+        read_mask(constant)
+    assert (read_mask(constant, mask_values=(0, 128)) == 255).all()
+    classes = save(tmp_path / "classes.png", np.arange(16, dtype=np.uint8).reshape(4, 4) % 3)
+    with pytest.raises(ValueError, match="classes.png holds the values 0, 1, 2; expected two"):
+        read_mask(classes)
+    many = save(tmp_path / "many.png", np.arange(25, dtype=np.uint8).reshape(5, 5))
+    with pytest.raises(ValueError, match="many.png holds the values 0, 1, .* and 15 more"):
+        read_mask(many)
+
+
+def test_grey_outline_stays_soft(tmp_path):
+    ramp = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
+    assert np.array_equal(read_mask(save(tmp_path / "m.png", ramp))[0].numpy(), ramp)
+    jpeg = save(tmp_path / "m.jpg", np.kron(lesion_mask() * 255, np.ones((8, 8), np.uint8)))
+    assert (
+        np.abs(read_mask(jpeg)[0].numpy().astype(int) - np.kron(lesion_mask() * 255, np.ones((8, 8), int))).max() < 60
+    )
+
+
+# ---- several classes
+
+
+def class_map():
+    return np.array([[0, 0, 1], [1, 2, 2]], np.uint8)
+
+
+@pytest.mark.parametrize("values", [(0, 128, 255), (255, 128, 0), (0, 1, 2), (7, 3, 5)])
+def test_classes_by_grey_value(tmp_path, values):
+    path = save(tmp_path / "m.png", np.array(values, np.uint8)[class_map()])
+    assert np.array_equal(read_mask(path, 3, values)[0].numpy(), class_map())
+
+
+def test_classes_by_colour_and_by_palette_index(tmp_path):
+    rgb = save(tmp_path / "rgb.png", np.array(COLOURS, np.uint8)[class_map()])
+    image = Image.new("P", (3, 2))
+    image.putdata(class_map().flatten().tolist())
+    image.putpalette([part for colour in COLOURS for part in colour])
+    image.save(tmp_path / "palette.png")
+    for path, values in ((rgb, COLOURS), (tmp_path / "palette.png", COLOURS), (tmp_path / "palette.png", ())):
+        assert np.array_equal(read_mask(path, 3, values)[0].numpy(), class_map())
+
+
+def test_unexpected_class_values_are_named(tmp_path):
+    grey = save(tmp_path / "grey.png", np.array([[0, 128, 130]], np.uint8))
+    with pytest.raises(ValueError, match=r"grey.png holds the value 130; expected one of mask_values \(0, 128, 255\)"):
+        read_mask(grey, 3, (0, 128, 255))
+    rgb = save(tmp_path / "rgb.png", np.array([[(0, 0, 0), (1, 2, 3)]], np.uint8))
+    with pytest.raises(ValueError, match=r"rgb.png holds the value \(1, 2, 3\)"):
+        read_mask(rgb, 3, COLOURS)
+
+
+def test_mask_values_of_a_config():
+    assert parse_mask_values((), 1) == ()
+    assert parse_mask_values(("0", "128"), 2) == (0, 128)
+    assert parse_mask_values(("#000000", "#ff0000", "#0000FF"), 3) == COLOURS
+    with pytest.raises(ValueError, match="names 2 values; expected 3"):
+        parse_mask_values(("0", "1"), 3)
+    with pytest.raises(ValueError, match="'red'"):
+        parse_mask_values(("0", "red"), 2)
+    for texts in (("0", "#ff0000"), ("5", "5")):
+        with pytest.raises(ValueError, match="expected different values, all grey or all colours"):
+            parse_mask_values(texts, 2)
+
+
+# ---- images
+
+
+def test_every_kind_of_image_is_read_as_rgb(tmp_path):
+    grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    assert torch.equal(read_image(save(tmp_path / "grey.png", grey)), torch.from_numpy(grey).expand(3, 6, 8))
+    rgba = np.dstack([grey, grey + 1, grey + 2, np.full_like(grey, 9)])
+    assert torch.equal(read_image(save(tmp_path / "rgba.png", rgba))[2], torch.from_numpy(grey + 2))
+    deep = read_image(save(tmp_path / "deep.png", grey.astype(np.uint16) * 80 + 1000))
+    assert deep.dtype == torch.uint8 and deep.min() == 0 and deep.max() == 255 and len(deep.unique()) == 48
+
+
+def test_a_broken_file_is_named(tmp_path):
+    path = save(tmp_path / "a.png", np.random.default_rng(0).integers(0, 255, (40, 40), dtype=np.uint8))
+    path.write_bytes(path.read_bytes()[:-600])
+    with pytest.raises(ValueError, match="a.png cannot be read"):
+        read_image(path)
+
+
+# ---- the data set
+
+
+def make_dataset(root, count=4, augment=True, **options):
+    rng = np.random.default_rng(1)
+    for number in range(count):
+        save(root / "train" / "images" / f"i{number}.png", rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        save(root / "train" / "masks" / f"i{number}_segmentation.png", np.roll(lesion_mask(), number, 1) * 255)
+    return ISICDataset(root, "train", ISICTransform(16, angle=20.0), augment=augment, **options)
+
+
+def test_items(tmp_path):
+    dataset = make_dataset(tmp_path)
+    image, mask, name = dataset[2]
+    assert len(dataset) == 4 and name == "i2"
+    assert image.shape == (3, 16, 16) and image.dtype == torch.float32 and 0 <= image.min() and image.max() <= 255
+    assert mask.shape == (1, 16, 16) and mask.dtype == torch.float32
+
+
+def test_randomness_depends_on_seed_epoch_and_index_only(tmp_path):
+    dataset = make_dataset(tmp_path)
+    first = [dataset[3, index][0] for index in range(4)]
+    again = [dataset[3, index][0] for index in reversed(range(4))][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    epochs = [torch.cat([dataset[epoch, index][0] for index in range(4)]) for epoch in range(4)]
+    assert not all(torch.equal(epochs[0], other) for other in epochs[1:])
+    assert torch.equal(dataset[1][0], dataset[0, 1][0])  # a plain index belongs to epoch 0
+
+
+def test_without_augmentation_epochs_are_equal(tmp_path):
+    dataset = make_dataset(tmp_path, augment=False)
+    assert all(torch.equal(dataset[0, 1][0], dataset[epoch, 1][0]) for epoch in range(1, 6))
+
+
+def test_preloaded_items_are_the_same(tmp_path):
+    dataset = make_dataset(tmp_path)
+    before = [dataset[1, index] for index in range(4)]
+    assert dataset.decoded_bytes() == 4 * 4 * 6 * 8
+    dataset.preload()
+    for path in tmp_path.rglob("*.png"):
+        path.unlink()
+    for (image, mask, name), index in zip(before, range(4), strict=True):
+        assert torch.equal(dataset[1, index][0], image) and torch.equal(dataset[1, index][1], mask)
+        assert dataset[1, index][2] == name
+
+
+def test_a_mask_of_other_size_is_named(tmp_path):
+    dataset = make_dataset(tmp_path)
+    save(tmp_path / "train" / "masks" / "i1_segmentation.png", np.zeros((6, 9), np.uint8))
+    with pytest.raises(ValueError, match="i1.png is 8x6 but its mask .*i1_segmentation.png is 9x6"):
+        dataset[1]
