@@ -1,0 +1,278 @@
+"""Both training scripts on small synthetic data: what they write, resuming, testing checkpoints, several processes."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import train
+import train_synapse
+from configs.config_setting import ISICConfig
+from configs.config_setting_synapse import SynapseConfig
+from datasets.demo import make_demo_isic, make_demo_synapse
+from engine import Execution, NonFiniteLossError, train_one_epoch
+from models.vmunet import VMUNet
+from utils.losses import BceDiceWithLogitsLoss
+
+ROOT = Path(__file__).parents[1]
+SMALL = dict(
+    dataset="demo", image_size=32, batch_size=5, depths=(1, 1, 1, 1), depths_decoder=(1, 1, 1, 1), dims=(8, 16, 32, 64),
+    d_state=4, load_ckpt_path="none", num_workers=0, device="cpu",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    make_demo_isic(folder / "isic", size=40, train=13, val=4)
+    make_demo_synapse(folder / "synapse", size=40, train=2, test=2, slices=5)
+    return folder
+
+
+def isic(data, tmp_path, **changes):
+    return ISICConfig(**{**SMALL, "data_path": str(data / "isic"), "work_dir": str(tmp_path), "epochs": 2} | changes)
+
+
+def synapse(data, tmp_path, **changes):
+    return SynapseConfig(
+        **{**SMALL, "data_path": str(data / "synapse"), "work_dir": str(tmp_path), "epochs": 2} | changes
+    )
+
+
+def the_run(work_dir):
+    (folder,) = Path(work_dir).iterdir()
+    return folder
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(run, name="latest.pth"):
+    return torch.load(run / "checkpoints" / name, weights_only=True)["model"]
+
+
+def without_time(table):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in table]
+
+
+def test_isic_run_leaves_everything_in_its_folder(data, tmp_path):
+    scores = train.main(isic(data, tmp_path, val_interval=1))
+    run = the_run(tmp_path)
+    assert json.loads((run / "config.json").read_text())["image_size"] == 32
+    assert "every rotated image is turned by" in (run / "log.txt").read_text()
+    table = rows(run / "metrics.csv")
+    assert [row["epoch"] for row in table] == ["1", "2"]
+    assert {"lr", "train_loss", "val_loss", "miou", "dsc", "miou_per_image"} <= set(table[0])
+    images = rows(run / "test_images.csv")
+    assert [row["name"] for row in images] == [f"DEMO_{i:07d}" for i in range(13, 17)]
+    assert np.mean([float(row["dsc"]) for row in images]) == pytest.approx(scores["dsc_per_image"])
+    final = json.loads((run / "metrics.json").read_text())
+    assert final["dsc"] == scores["dsc"] and final["images"] == 4
+    best = min(table, key=lambda row: float(row["val_loss"]))
+    assert final["loss"] == pytest.approx(float(best["val_loss"]), rel=1e-5)
+    for row in images:
+        mask = np.array(Image.open(run / "predictions" / f"{row['name']}.png"))
+        assert mask.shape == (32, 32) and set(np.unique(mask)) <= {0, 255}
+        assert (run / "predictions" / f"{row['name']}_overlay.png").exists()
+    assert (run / "curves.png").stat().st_size > 0 and (run / "panels.png").stat().st_size > 0
+    assert list((run / "tensorboard").iterdir())
+
+
+def test_synapse_run_writes_volumes_with_their_spacing(data, tmp_path):
+    scores = train_synapse.main(synapse(data, tmp_path, val_interval=1))
+    run = the_run(tmp_path)
+    assert {"dice_transunet", "hd95_transunet", "dice_strict", "hd95_strict"} <= set(rows(run / "metrics.csv")[0])
+    cases = rows(run / "test_volumes.csv")
+    assert [row["name"] for row in cases] == (data / "synapse/lists/list_Synapse/test_vol.txt").read_text().split()
+    organs = [np.mean([float(row[name]) for row in cases]) for name in cases[0] if name.startswith("dice_transunet")]
+    assert len(organs) == 8 and np.mean(organs) == pytest.approx(scores["dice_transunet"])
+    prediction = nibabel.load(run / "predictions" / f"{cases[0]['name']}_pred.nii.gz")
+    assert prediction.shape == (40, 40, 5)
+    assert (
+        prediction.header.get_zooms()
+        == nibabel.load(run / "predictions" / f"{cases[0]['name']}_img.nii.gz").header.get_zooms()
+    )
+    assert prediction.header.get_zooms()[2] > 1  # the volumes' own spacing, not the published 1 mm
+
+
+@pytest.mark.parametrize("script, make", [(train, isic), (train_synapse, synapse)])
+def test_a_stopped_run_goes_on_bit_for_bit(script, make, data, tmp_path, monkeypatch):
+    """Two epochs and two resumed ones equal four: weights, losses, scores; with augmentation and stochastic depth."""
+    script.main(make(data, tmp_path / "whole", epochs=4, val_interval=2))
+    whole = the_run(tmp_path / "whole")
+
+    finish_epoch = script.Progress.finish_epoch
+
+    def stop_after_two(progress, row, *args):
+        finish_epoch(progress, row, *args)
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(script.Progress, "finish_epoch", stop_after_two)
+        script.main(make(data, tmp_path / "stopped", epochs=4, val_interval=2))
+    stopped = the_run(tmp_path / "stopped")
+    assert len(rows(stopped / "metrics.csv")) == 2
+    script.main(make(data, tmp_path / "elsewhere", resume=str(stopped)))
+
+    assert without_time(rows(stopped / "metrics.csv")) == without_time(rows(whole / "metrics.csv"))
+    for name in ("latest.pth", "best.pth"):
+        for found, expected in zip(weights(stopped, name).values(), weights(whole, name).values(), strict=True):
+            assert torch.equal(found, expected)
+    assert (stopped / "metrics.json").read_text() == (whole / "metrics.json").read_text()
+
+
+def test_only_testing_gives_the_runs_own_scores(data, tmp_path):
+    scores = train.main(isic(data, tmp_path / "run", epochs=1))
+    checkpoint = the_run(tmp_path / "run") / "checkpoints" / "best.pth"
+    missing = "pretrained_weights/not_there.pth"
+    again = train.main(isic(data, tmp_path / "test", test_only=str(checkpoint), load_ckpt_path=missing))
+    assert again == scores
+    assert not list((the_run(tmp_path / "test") / "checkpoints").iterdir())
+
+
+def test_checkpoints_of_the_original_can_be_tested(data, tmp_path):
+    """Its ISIC checkpoints hold thop's counters beside the weights."""
+    torch.manual_seed(3)
+    config = isic(data, tmp_path)
+    model = VMUNet(depths=config.depths, depths_decoder=config.depths_decoder, dims=config.dims, d_state=config.d_state)
+    state = {**model.state_dict(), "vmunet.total_ops": torch.zeros(1).double(), "total_params": torch.zeros(1).double()}
+    torch.save(state, tmp_path / "original.pth")
+    scores = train.main(replace(config, test_only=str(tmp_path / "original.pth"), work_dir=str(tmp_path / "runs")))
+    assert 0 <= scores["dsc"] <= 1
+
+
+def test_several_classes_from_folders(data, tmp_path):
+    """Masks of three grey values train with cross-entropy and Dice over the classes."""
+    folder = tmp_path / "three"
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (folder / split / kind).mkdir(parents=True)
+        for i in range(4):
+            noise = np.random.default_rng(i).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / split / "images" / f"{i}.png")
+            mask = np.repeat(np.array([0, 128, 255], np.uint8), [10, 10, 20])[None].repeat(40, 0)
+            Image.fromarray(mask).save(folder / split / "masks" / f"{i}.png")
+    config = isic(
+        data, tmp_path / "runs", dataset="own", data_path=str(folder), num_classes=3, mask_values=("0", "128", "255")
+    )
+    scores = train.main(config)
+    run = the_run(tmp_path / "runs")
+    assert len(scores["classes"]) == 3 and "dsc_class2" in rows(run / "test_images.csv")[0]
+    assert set(np.unique(np.array(Image.open(run / "predictions" / "0.png")))) <= {0, 1, 2}
+
+
+def test_a_loss_that_is_not_finite_names_the_batch_and_leaves_the_weights():
+    model = torch.nn.Conv2d(1, 1, 1)
+    before = [p.clone() for p in model.parameters()]
+    good, bad = torch.rand(2, 1, 4, 4), torch.full((2, 1, 4, 4), float("nan"))
+    loader = [(bad, (good > 0.5).float(), ["ISIC_1", "ISIC_2"])]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    execution = Execution(torch.device("cpu"), progress=False)
+    with pytest.raises(NonFiniteLossError, match="the loss is nan at batch 1 of the epoch: ISIC_1, ISIC_2"):
+        train_one_epoch(model, loader, optimizer, BceDiceWithLogitsLoss(), execution)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_accumulated_gradients_equal_those_of_the_whole_batch():
+    def step(batches, accumulation_steps):
+        torch.manual_seed(0)
+        model = torch.nn.Conv2d(1, 1, 3, padding=1)
+        execution = Execution(torch.device("cpu"), accumulation_steps=accumulation_steps, progress=False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        train_one_epoch(model, batches, optimizer, BceDiceWithLogitsLoss(), execution)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    images, names = torch.rand(6, 1, 8, 8), [str(i) for i in range(6)]
+    masks = (images > 0.5).float()
+    parts = [(images[i : i + 2], masks[i : i + 2], names[i : i + 2]) for i in (0, 2, 4)]
+    torch.testing.assert_close(step(parts, 3), step([(images, masks, names)], 1))
+    # an incomplete group at the end is averaged over what it has
+    torch.testing.assert_close(step(parts[:1], 3), step(parts[:1], 1))
+
+
+def test_clipping_bounds_the_step():
+    model = torch.nn.Conv2d(1, 1, 1)
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    images = torch.rand(2, 1, 4, 4)
+    execution = Execution(torch.device("cpu"), clip_grad_norm=1e-3, progress=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    train_one_epoch(model, [(images, images, ["a", "b"])], optimizer, BceDiceWithLogitsLoss(), execution)
+    after = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert 0 < (after - before).norm().item() <= 1.001e-3
+
+
+def run_script(script, processes, flags):
+    command = [sys.executable, script]
+    if processes > 1:
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={processes}",
+            script,
+        ]
+    return subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize("script, kind", [("train.py", "isic"), ("train_synapse.py", "synapse")])
+def test_two_processes_follow_one_processs_losses(script, kind, data, tmp_path):
+    """13 images, or 10 slices, in batches of 5. Without stochastic depth, whose random numbers differ, and with SGD:
+    AdamW's first steps are signs of gradients, where rounding decides for those near zero. (test_losses has float64.)"""
+    tables = {}
+    for processes in (1, 2):
+        work_dir = tmp_path / str(processes)
+        flags = ["--dataset", "demo", "--data-path", str(data / kind), "--work-dir", str(work_dir), "--epochs", "2"]
+        flags += ["--image-size", "32", "--batch-size", "5", "--dims", "8", "16", "32", "64", "--d-state", "4"]
+        flags += ["--depths", "1", "1", "1", "1", "--depths-decoder", "1", "1", "1", "1", "--drop-path-rate", "0"]
+        flags += [
+            "--load-ckpt-path",
+            "none",
+            "--opt",
+            "SGD",
+            "--val-interval",
+            "1",
+            "--device",
+            "cpu",
+            "--num-workers",
+            "0",
+        ]
+        result = run_script(script, processes, flags)
+        assert result.returncode == 0, result.stderr
+        tables[processes] = rows(the_run(work_dir) / "metrics.csv")
+    for one, two in zip(tables[1], tables[2], strict=True):
+        for name in {"train_loss", "val_loss"} & set(one):
+            assert math.isclose(float(one[name]), float(two[name]), rel_tol=1e-4), name
+        for name in set(one) - {"seconds", "hd95_transunet", "hd95_strict"}:  # single pixels may change sides
+            assert math.isclose(float(one[name]), float(two[name]), rel_tol=1e-2, abs_tol=1e-3), name
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--dataset", "isic19"], "isic19"),
+        (["--dataset", "demo", "--opt", "Adamm"], "unknown opt 'Adamm'"),
+        (["--dataset", "demo", "--load-ckpt-path", "nowhere.pth"], "nowhere.pth: there is no such file"),
+        (["--dataset", "demo", "--device", "cuda:99"], "--device cuda:99"),
+        (["--test-only", "nowhere.pth"], "nowhere.pth: there is no such file"),
+    ],
+)
+def test_mistakes_end_with_one_sentence_and_status_2(flags, message, data, tmp_path):
+    flags = [*flags, "--work-dir", str(tmp_path), "--image-size", "32", "--dims", "8", "16", "32", "64"]
+    flags += ["--data-path", str(data / "isic")] if "demo" in flags else []
+    flags += [] if "--load-ckpt-path" in flags else ["--load-ckpt-path", "none"]
+    result = run_script("train.py", 1, flags)
+    assert result.returncode == 2
+    assert message in result.stderr and "Traceback" not in result.stderr
