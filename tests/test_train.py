@@ -230,7 +230,7 @@ def run_script(script, processes, flags):
 @pytest.mark.parametrize("script, kind", [("train.py", "isic"), ("train_synapse.py", "synapse")])
 def test_two_processes_follow_one_processs_losses(script, kind, data, tmp_path):
     """13 images, or 10 slices, in batches of 5. Without stochastic depth, whose random numbers differ, and with SGD:
-    AdamW's first steps are signs of gradients, where rounding decides for those near zero. (test_losses has float64.)"""
+    AdamW's first steps are signs of gradients, where rounding decides for those near zero (float64: test_losses)."""
     tables = {}
     for processes in (1, 2):
         work_dir = tmp_path / str(processes)
