@@ -14,6 +14,7 @@ from utils.flops import measure_cost
 from utils.optim import build_optimizer, build_scheduler, step_scheduler
 from utils.plots import add_panels, save_curves, summary_writer
 from utils.pretrained import load_vmamba
+from utils.products import use_fast_products
 
 log = logging.getLogger("vmunet")
 
@@ -50,6 +51,8 @@ def prepare(model, config, device):
     The scan backend is chosen here, so that one that can't be used says so before the first epoch."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
     backends.resolve(config.scan_backend, device.type, dtype)
+    if device.type == "cpu" and config.precision == "fp32":
+        use_fast_products()
     model = model.to(device)
     if config.compile:
         model.compile()
