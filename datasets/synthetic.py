@@ -90,7 +90,7 @@ def lesion(rng, size):
 
     # lesion: outline bent by clouds, soft or sharp edge
     centre_x, centre_y = rng.normal(0.5, 0.07, 2).clip(0.35, 0.65)
-    radius = math.exp(rng.uniform(math.log(0.11), math.log(0.36)))
+    radius = math.exp(rng.uniform(math.log(0.14), math.log(0.36)))
     aspect, turn = rng.uniform(1, 1.5), rng.uniform(0, 2 * math.pi)
     bend, fray = rng.uniform(0.02, 0.1) * radius, rng.uniform(0.005, 0.03) * radius
     u, v = (
@@ -101,11 +101,11 @@ def lesion(rng, size):
     across = (v * math.cos(turn) - u * math.sin(turn)) * math.sqrt(aspect)
     depth = radius * outline(rng, np.arctan2(across, along)) - np.hypot(along, across)  # in image widths, > 0 inside
     mask = depth > 0
-    softness = rng.uniform(0.006, 0.03)
+    softness = rng.uniform(0.004, 0.022)
     inside = 1 / (1 + np.exp(-np.clip(depth / softness, -30, 30)))
 
     # pigment: uneven, with darker patches, a network of lines or dots, at times pink, grey or bleached parts
-    strength = math.exp(rng.uniform(math.log(0.35), math.log(1.9)))
+    strength = math.exp(rng.uniform(math.log(0.5), math.log(1.9)))
     pigment = 1 + rng.uniform(0.1, 0.3) * clouds(rng, size, 1.5)
     pigment += rng.uniform(0, 0.8) / (1 + np.exp(-6 * (clouds(rng, size, 2.0) - rng.uniform(0.3, 1.2))))
     mesh = ndimage.gaussian_filter(rng.standard_normal((size, size)), size / 110)
