@@ -6,7 +6,7 @@ PYTHON ?= python3
 PIP ?=
 VENV := .venv
 PY := $(VENV)/bin/python
-DEMO ?= --epochs 10 --image-size 64 --batch-size 8 --lr 0.001 --sch CosineWarmup
+DEMO ?= --epochs 10 --image-size 64 --batch-size 8 --sch CosineWarmup --sch-args warm_up_epochs 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench clean
@@ -25,7 +25,7 @@ lint: $(VENV)/installed-dev  ## check the code with ruff
 	$(PY) -m ruff check .
 
 bench: $(VENV)/installed  ## measure speed and memory on this machine
-	$(PY) -m benchmarks
+	$(PY) benchmarks/$$($(PY) -c 'import torch; print("gpu" if torch.cuda.is_available() else "cpu")').py
 
 clean:  ## remove the virtual environment and the caches; data, weights and results stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache
