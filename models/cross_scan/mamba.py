@@ -1,0 +1,47 @@
+"""Backend "mamba_ssm": the CUDA selective scan of the package mamba_ssm, the four directions as groups of channels.
+
+Its kernel wants sequences (b, channels, L), so the four orders are copied out and the results copied back."""
+
+import importlib
+
+import torch
+
+from .reference import scan_order
+
+NAME = "mamba_ssm"
+INSTALL = "MAMBA_KEEP_CUDA_BUILD=TRUE pip install mamba_ssm --no-build-isolation"
+
+
+def selective_scan_fn():
+    """mamba_ssm's differentiable scan. Raises ImportError, also when its CUDA extension was not built."""
+    return importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
+
+
+def why_not(device, dtype):
+    """None if the package can scan there, otherwise why not."""
+    if device.type != "cuda":
+        return "it needs an NVIDIA GPU"
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it takes float32, bfloat16 and float16, not {dtype}"
+    try:
+        selective_scan_fn()
+    except ImportError as error:
+        return f"{error} ({INSTALL})"
+    return None
+
+
+def scan(x, dt, B, C, A, D, dt_bias, dt_weight=None):
+    """`models.cross_scan.cross_selective_scan` by way of mamba_ssm; shapes as there."""
+    b, H, W, I = x.shape
+    order = scan_order(H, W, x.device)
+    k = torch.arange(4, device=x.device)[:, None]
+    if dt_weight is not None:
+        dt = torch.einsum("bhwkr,kir->bhwki", dt, dt_weight.to(dt.dtype))
+    u = x.flatten(1, 2)[:, order].transpose(2, 3)  # (b, 4, I, L)
+    dt, B, C = (t.flatten(1, 2)[:, order, k].transpose(2, 3).contiguous() for t in (dt, B, C))  # (b, 4, I or N, L)
+    y = selective_scan_fn()(
+        u.flatten(1, 2), dt.flatten(1, 2), A.flatten(0, 1).contiguous(), B, C, D.flatten().contiguous(),
+        delta_bias=dt_bias.flatten().contiguous(), delta_softplus=True,
+    )  # fmt: skip
+    y = y.view(b, 4, I, H * W).transpose(2, 3)[:, k, order.argsort(1)].float()  # (b, 4, L, I), pixel order
+    return (y[:, 0] + y[:, 2] + y[:, 1] + y[:, 3]).view(x.shape).to(x.dtype)

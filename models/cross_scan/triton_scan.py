@@ -1,0 +1,206 @@
+"""Backend "triton": launches the kernels of `triton_kernels.py` on NVIDIA GPUs (float32, bfloat16 or float16 inputs).
+
+`forward`, `backward` and `saved_shape` are what `operator.py` asks of a backend; `gated_forward` and `gated_backward`
+do the same with the LayerNorm and the gate after the scan. Nothing waits for the GPU: CUDA graphs can record it."""
+
+import torch
+
+try:
+    import triton
+
+    from . import triton_kernels as kernels
+
+    IMPORT_ERROR = None
+except ImportError as error:
+    IMPORT_ERROR = error
+
+NAME = "triton"
+T = 16  # steps in a tile
+SEGMENT = 16  # steps between two kept states, a multiple of T
+MOST_STATES = 64
+# Warps of 32 channels in a program; with fewer warps than `enough_warps` in all, the steps are cut into chunks, none
+# shorter than `shortest_chunk`. `benchmarks/gpu.py --tune` varies these.
+TUNING = {"forward_warps": 1, "backward_warps": 1, "enough_warps": 512, "shortest_chunk": 64}
+
+
+def why_not(device, dtype):
+    """None if the kernels can run, otherwise why not."""
+    if IMPORT_ERROR is not None:
+        return f"{IMPORT_ERROR} (Triton comes with PyTorch's CUDA builds, or `pip install triton`)"
+    if device.type != "cuda" and not triton.knobs.runtime.interpret:
+        return "it needs an NVIDIA GPU"
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it takes float32, bfloat16 and float16, not {dtype}"
+    return None
+
+
+def saved_shape(b, H, W, I, N):
+    """The state before every segment of each direction."""
+    return (b, 4, -(-H * W // SEGMENT), N, I)
+
+
+class _Problem:
+    """Sizes, packed inputs and launch parameters of one call."""
+
+    def __init__(self, x, dt, B, C, A, D, dt_bias, dt_weight, warps):
+        self.b, self.H, self.W, self.I = x.shape
+        self.N = A.shape[-1]
+        if self.N & (self.N - 1) or self.N > MOST_STATES:
+            raise ValueError(f"scan backend 'triton': {self.N} states, expected a power of two up to {MOST_STATES}")
+        self.R = 0 if dt_weight is None else dt_weight.shape[-1]
+        self.L = self.H * self.W
+        self.tiles = triton.cdiv(self.L, T)
+        self.x = x.contiguous()
+        self.dt = dt.contiguous() if dt_weight is None else dt
+        self.D, self.dt_bias = D.contiguous(), dt_bias.contiguous()
+        self.RP = max(16, triton.next_power_of_2(self.R))
+        self.chunk = self._chunk()
+        self.chunks = triton.cdiv(self.L, self.chunk)
+        self.constants = dict(
+            N=self.N, R=self.R, UNROLL=max(i for i in range(1, 9) if self.R % i == 0) if self.R else 0,
+            T=T, BD=32 * warps, num_warps=warps, num_stages=1, enable_fp_fusion=True,
+        )  # fmt: skip
+        self.blocks = triton.cdiv(self.I, 32 * warps)
+        self.packed = x.new_empty(self.b, 4, self.tiles, 2 * self.N + self.R, T, dtype=torch.float32)
+        self.weights = x.new_empty(4, self.N + self.R, self.I, dtype=torch.float32)
+        self._pack(dt, B, C, A.contiguous(), None if dt_weight is None else dt_weight.contiguous())
+
+    def _chunk(self):
+        """Steps in a chunk: all of them if that occupies the GPU."""
+        warps = self.b * 4 * triton.cdiv(self.I, 32)
+        wanted = triton.cdiv(2 * TUNING["enough_warps"], warps)
+        if warps >= TUNING["enough_warps"] or self.L < 2 * TUNING["shortest_chunk"]:
+            return self.tiles * T
+        return max(TUNING["shortest_chunk"], triton.cdiv(triton.cdiv(self.L, wanted), SEGMENT) * SEGMENT)
+
+    def _pack(self, dt, B, C, A, dt_weight):
+        # pixels evenly spaced and the last axis dense: so are the slices of one product; anything else is copied
+        dt, B, C = (t if t.stride(-1) == 1 else t.contiguous() for t in (t.flatten(0, 2) for t in (dt, B, C)))
+        length = 64
+        blocks = triton.cdiv(self.tiles * T, length)
+        kernels.pack_kernel[(blocks + triton.cdiv(self.I, length), self.b * 4)](
+            dt, B, C, A, A if dt_weight is None else dt_weight, self.packed, self.weights,
+            dt.stride(0), dt.stride(1), B.stride(0), B.stride(1), C.stride(0), C.stride(1),
+            self.H, self.W, self.I, self.tiles, blocks, N=self.N, R=self.R, RP=self.RP, T=T, BL=length,
+            num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
+
+    def hand_on(self, v, ends, slots, stride, backwards):
+        """Fills `ends` with what each chunk is handed: states of `forward`, gradients of states of `backward`."""
+        totals = self.weights.new_empty(self.b, 4, self.chunks, self.I)
+        kernels.ends_kernel[(self.blocks, self.chunks - 1, self.b * 4)](
+            v, self.dt, self.packed, self.weights, self.dt_bias, ends, totals, self.H, self.W, self.I, self.chunk,
+            self.tiles, slots, stride, BACKWARDS=backwards, **self.constants,
+        )  # fmt: skip
+        kernels.hand_on_kernel[(triton.cdiv(self.I, 32), self.N, self.b * 4)](
+            self.weights, totals, ends, self.I, self.chunks, slots, stride, BACKWARDS=backwards, NR=self.N + self.R,
+            N=self.N, T=T, BD=32, num_warps=1, num_stages=1, enable_fp_fusion=True,
+        )  # fmt: skip
+
+
+def _sum_planes(planes, out):
+    block = 1024
+    kernels.sum_planes_kernel[(triton.cdiv(out.numel(), block),)](
+        planes, out, out.numel(), BLOCK=block, num_warps=4, enable_fp_fusion=True
+    )
+    return out
+
+
+def _scan(x, dt, B, C, A, D, dt_bias, dt_weight, save):
+    """The planes (4, b, H, W, I) of y, and what is kept."""
+    p = _Problem(x, dt, B, C, A, D, dt_bias, dt_weight, TUNING["forward_warps"])
+    planes = x.new_empty(4, *x.shape)
+    saved = p.weights.new_empty(saved_shape(*x.shape, p.N) if save else 0)
+    starts, stride = saved, p.chunk // SEGMENT
+    if not save:
+        starts, stride = p.weights.new_empty(p.b, 4, p.chunks, p.N, p.I), 1
+    slots = starts.shape[2]
+    if p.chunks > 1:
+        p.hand_on(p.x, starts, slots, stride, backwards=False)
+    kernels.scan_kernel[(p.blocks, p.chunks, p.b * 4)](
+        p.x, p.dt, p.packed, p.weights, p.D, p.dt_bias, starts, planes, p.H, p.W, p.I, p.chunk, p.tiles, slots, stride,
+        SAVE=save, SEGMENT=SEGMENT, **p.constants,
+    )  # fmt: skip
+    return planes, saved
+
+
+def forward(x, dt, B, C, A, D, dt_bias, dt_weight, save=True):
+    """y (b, H, W, I) and the kept states, empty without `save`."""
+    with torch.cuda.device_of(x):
+        planes, saved = _scan(x, dt, B, C, A, D, dt_bias, dt_weight, save)
+        return _sum_planes(planes, x.new_empty(x.shape)), saved
+
+
+def backward(grad_y, saved, x, dt, B, C, A, D, dt_bias, dt_weight):
+    """The gradients of the eight inputs."""
+    with torch.cuda.device_of(x):
+        p = _Problem(x, dt, B, C, A, D, dt_bias, dt_weight, TUNING["backward_warps"])
+        grad_y = grad_y.contiguous()
+        new = p.weights.new_empty
+        carry = p.weights.new_zeros(p.b, 4, p.chunks, p.N, p.I)
+        if p.chunks > 1:
+            p.hand_on(grad_y, carry, p.chunks, 1, backwards=True)
+        inner = new(p.b, 4, p.chunks, SEGMENT // T - 1, p.N, p.I)
+        planes = x.new_empty(4, *x.shape)
+        d_dt, dB, dC = (t.new_empty(t.shape) for t in (dt, B, C))
+        partials = new(p.blocks, p.b, p.L, 4, 2 * p.N + p.R)
+        parameters = p.weights.new_zeros(p.b, 4, p.chunks, p.N + p.R + 2, p.I)
+        kernels.scan_backward_kernel[(p.blocks, p.chunks, p.b * 4)](
+            grad_y, p.x, p.dt, p.packed, p.weights, p.D, p.dt_bias, saved, carry, inner, planes, d_dt, partials,
+            parameters, p.H, p.W, p.I, p.chunk, p.tiles, saved.shape[2], SEGMENT=SEGMENT, RP=p.RP,
+            NP=max(16, p.N), PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32", **p.constants,
+        )  # fmt: skip
+        dx = _sum_planes(planes, x.new_empty(x.shape))
+        block = 1024
+        size = partials[0].numel()
+        kernels.sum_blocks_kernel[(triton.cdiv(size, block),)](
+            partials, dB, dC, d_dt, size, p.blocks, N=p.N, R=p.R, BLOCK=block, num_warps=4, enable_fp_fusion=True
+        )
+        dA, dD, d_bias = new(4, p.I, p.N), new(4, p.I), new(4, p.I)
+        d_weight = None if dt_weight is None else new(4, p.I, p.R)
+        kernels.sum_parameters_kernel[(triton.cdiv(p.I, 128), p.N + p.R + 2, 4)](
+            parameters, dA, dA if d_weight is None else d_weight, dD, d_bias, p.I, p.b, p.chunks, N=p.N, R=p.R, BD=128,
+            num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
+        return dx, d_dt, dB, dC, dA, dD, d_bias, d_weight
+
+
+def gated_forward(x, z, dt, B, C, A, D, dt_bias, dt_weight, norm_weight, norm_bias, eps, save=True):
+    """LayerNorm(scan) * SiLU(z): (out, y, saved). y, the scan itself, and the kept states are empty without `save`."""
+    with torch.cuda.device_of(x):
+        planes, saved = _scan(x, dt, B, C, A, D, dt_bias, dt_weight, save)
+        I = x.shape[-1]
+        out, y = x.new_empty(x.shape), x.new_empty(x.shape if save else 0)
+        z = _even(z)
+        width = triton.next_power_of_2(I)
+        tokens, length = out.numel() // I, max(1, 2048 // width)
+        kernels.gate_kernel[(triton.cdiv(tokens, length),)](
+            planes, z, norm_weight, norm_bias, y, out, out.numel(), tokens, I, z.stride(0), eps, SAVE=save, BT=length,
+            BI=width, num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
+        return out, y, saved
+
+
+def gated_backward(grad, y, saved, x, z, dt, B, C, A, D, dt_bias, dt_weight, norm_weight, norm_bias, eps):
+    """The gradients of x, z, dt, B, C, A, D, dt_bias, dt_weight, norm_weight and norm_bias."""
+    with torch.cuda.device_of(x):
+        I = x.shape[-1]
+        grad, flat_z = grad.contiguous(), _even(z)
+        width = triton.next_power_of_2(I)
+        tokens, length = y.numel() // I, max(1, 2048 // width)
+        programs = min(512, triton.cdiv(tokens, length))
+        dy, dz = y.new_empty(y.shape), z.new_empty(z.shape)
+        parameters = y.new_empty(programs, 2, I, dtype=torch.float32)
+        kernels.gate_backward_kernel[(programs,)](
+            grad, y, flat_z, norm_weight, norm_bias, dy, dz, parameters, tokens, I, flat_z.stride(0), eps, BT=length,
+            BI=width, num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
+        d_weight, d_bias = parameters[:, 0].sum(0), parameters[:, 1].sum(0)
+    dx, *others = backward(dy, saved, x, dt, B, C, A, D, dt_bias, dt_weight)
+    return dx, dz, *others, d_weight, d_bias
+
+
+def _even(t):
+    """(b, H, W, I) as (b H W, I) with dense channels: a view where possible."""
+    t = t.flatten(0, 2)
+    return t if t.stride(-1) == 1 else t.contiguous()

@@ -1,0 +1,166 @@
+"""The Triton kernels: run by Triton's interpreter against double precision, and compiled for two GPUs.
+
+The interpreter has to be chosen before Triton is imported, so its cases run in a process of their own, this file's
+`__main__`; they are small because it is slow."""
+
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.cross_scan import reference, triton_scan
+
+if triton_scan.IMPORT_ERROR is not None:
+    pytest.skip(f"needs Triton: {triton_scan.IMPORT_ERROR}", allow_module_level=True)
+
+import triton  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+NAMES = ("x", "dt", "B", "C", "A", "D", "dt_bias", "dt_weight")
+CASES = {  # b, H, W, I, N, R, dtype, gated, chunked
+    "odd map, more than a block of channels": (1, 3, 7, 40, 2, 3, torch.float32, False, False),
+    "one step short of a tile, low rank of one": (1, 5, 3, 16, 2, 1, torch.float32, False, False),
+    "chunks, raw steps": (1, 10, 4, 20, 2, None, torch.float32, False, True),
+    "chunks, batch, norm and gate": (2, 3, 11, 24, 4, 2, torch.float32, True, True),
+    "16-bit": (1, 4, 5, 24, 4, 3, torch.float16, True, False),
+    "bfloat16": (1, 5, 4, 24, 2, 3, torch.bfloat16, True, True),
+}
+# forward and gradients, as relative norms. The interpreter cuts bits off when it rounds to bfloat16, instead of
+# rounding to nearest, so its results are twice as far away as a GPU's.
+TOLERANCE = {torch.float32: (5e-7, 2e-6), torch.float16: (1e-3, 2e-3), torch.bfloat16: (1e-2, 1e-2)}
+
+
+def relative(found, expected):
+    return ((found.double() - expected).norm() / expected.norm()).item()
+
+
+def errors(b, H, W, I, N, R, dtype, gated, chunked):
+    """Relative errors of the output and of every gradient."""
+    triton_scan.TUNING.update(enough_warps=10_000 if chunked else 0, shortest_chunk=16)
+    inputs = reference.make_inputs(b, H, W, I, N, R, dtype)
+    random = torch.Generator().manual_seed(1)
+    z = torch.randn(b, H, W, 2 * I, generator=random).to(dtype)[..., I:]
+    norm = [1 + 0.1 * torch.randn(I, generator=random), 0.1 * torch.randn(I, generator=random)]
+    grad = torch.randn(b, H, W, I, generator=random).to(dtype)
+    leaves = [None if t is None else t.double().requires_grad_() for t in (*inputs, z, *norm)]
+    expected = reference.scan(*leaves[:8])
+    if gated:
+        expected = F.layer_norm(expected, (I,), *leaves[9:], 1e-5) * F.silu(leaves[8])
+        out, y, saved = triton_scan.gated_forward(inputs[0], z, *inputs[1:], *norm, 1e-5)
+        assert torch.equal(out, triton_scan.gated_forward(inputs[0], z, *inputs[1:], *norm, 1e-5, save=False)[0])
+        dx, dz, *others = triton_scan.gated_backward(grad, y, saved, inputs[0], z, *inputs[1:], *norm, 1e-5)
+        names, grads = (*NAMES, "z", "norm_weight", "norm_bias"), [dx, *others[:7], dz, *others[7:]]
+    else:
+        leaves = leaves[:8]
+        out, saved = triton_scan.forward(*inputs)
+        assert torch.equal(out, triton_scan.forward(*inputs, save=False)[0])
+        assert saved.shape == triton_scan.saved_shape(b, H, W, I, N)
+        names, grads = NAMES, triton_scan.backward(grad, saved, *inputs)
+    wanted = iter(torch.autograd.grad(expected, [t for t in leaves if t is not None], grad.double()))
+    result = {"out": relative(out, expected)}
+    for name, found, leaf in zip(names, grads, leaves, strict=True):
+        assert (found is None) == (leaf is None)
+        if found is not None:
+            result[name] = relative(found, next(wanted))
+    return result
+
+
+@pytest.fixture(scope="module")
+def interpreted():
+    """Errors of all cases, from one interpreting process."""
+    run = subprocess.run(
+        [sys.executable, __file__], capture_output=True, text=True, timeout=600,
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_kernels_agree_with_double_precision(interpreted, case):
+    forward, backward = TOLERANCE[CASES[case][6]]
+    found = interpreted[case]
+    assert found.pop("out") <= forward
+    assert {name: error for name, error in found.items() if not error <= backward} == {}
+
+
+class Recorder:
+    """Stands in for a kernel and notes its launches."""
+
+    def __init__(self, kernel, launches):
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid):
+        return lambda *args, **kwargs: self.launches.append((self.kernel, args, kwargs))
+
+
+def launches(monkeypatch, b, side, I, R, dtype):
+    """What a forward, with and without saving, and a backward launch."""
+    found = []
+    for name, kernel in vars(triton_scan.kernels).copy().items():
+        if name.endswith("_kernel"):
+            monkeypatch.setattr(triton_scan.kernels, name, Recorder(kernel, found))
+    inputs = reference.make_inputs(1, 1, 1, I, 16, R, dtype)
+    maps = [t.expand(b, side, side, *t.shape[3:]).contiguous() for t in inputs[:4]]
+    z, norm = torch.empty_like(maps[0]), [torch.ones(I)] * 2
+    args = (maps[0], z, *maps[1:], *inputs[4:], *norm, 1e-5)
+    _, y, saved = triton_scan.gated_forward(*args)
+    triton_scan.gated_backward(y, y, saved, *args)
+    triton_scan.forward(*maps, *inputs[4:], save=False)
+    unique = {(k.fn.__name__, kw.get("SAVE"), kw.get("BACKWARDS")): (k, a, kw) for k, a, kw in found}
+    return list(unique.values())
+
+
+def compiled(kernel, args, kwargs, capability):
+    """The kernel as the launch would compile it on a GPU of that capability."""
+    options = {name: kwargs[name] for name in ("num_warps", "num_stages", "enable_fp_fusion") if name in kwargs}
+    values = inspect.signature(kernel.fn).bind(*args, **{k: v for k, v in kwargs.items() if k not in options}).arguments
+    pointers = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+    signature, constants, attributes = {}, {}, {}
+    for i, (name, value) in enumerate(values.items()):
+        specialised = not kernel.params[i].do_not_specialize
+        if kernel.params[i].is_constexpr or (specialised and isinstance(value, int) and value == 1):
+            signature[name], constants[(i,)] = "constexpr", value
+            continue
+        number = "i32" if isinstance(value, int) else "fp32"
+        signature[name] = pointers[value.dtype] if torch.is_tensor(value) else number
+        if specialised and (torch.is_tensor(value) or isinstance(value, int) and value % 16 == 0):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+MOST_SPILLED = {"scan_backward_kernel": 640, "scan_kernel": 64}  # bytes of a thread's stack; others none
+
+
+@pytest.mark.parametrize("capability, dtype", [(80, torch.float32), (90, torch.bfloat16)])
+def test_every_kernel_compiles_and_keeps_its_tiles_in_registers(monkeypatch, tmp_path, capability, dtype):
+    for kernel, args, kwargs in launches(monkeypatch, b=1, side=16, I=192, R=6, dtype=dtype):
+        name, code = kernel.fn.__name__, compiled(kernel, args, kwargs, capability)
+        stack = max(int(size) for size in re.findall(r"stack frame|__local_depot\d+\[(\d+)\]", code.asm["ptx"]) or [0])
+        assert stack <= MOST_SPILLED.get(name, 0)
+        if name in ("scan_kernel", "ends_kernel", "hand_on_kernel"):
+            # no exchange between threads: each has its channel's rows for itself
+            assert "shfl" not in code.asm["ptx"] and "st.shared" not in code.asm["ptx"]
+
+
+def test_it_says_why_it_can_not_run():
+    assert "GPU" in triton_scan.why_not(torch.device("cpu"), torch.float32)
+    assert "float64" in triton_scan.why_not(torch.device("cuda"), torch.float64)
+
+
+def test_an_impossible_number_of_states_is_refused():
+    with pytest.raises(ValueError, match="power of two"):
+        triton_scan.forward(*reference.make_inputs(1, 2, 2, 4, N=6))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(json.dumps({case: errors(*arguments) for case, arguments in CASES.items()}))
