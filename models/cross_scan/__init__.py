@@ -6,8 +6,7 @@
 import torch
 import torch.nn.functional as F
 
-from . import backends
-from .operator import cross_scan
+from . import backends, operator
 
 
 def cross_selective_scan(x, dt, B, C, A, D, dt_bias, dt_weight=None, backend="auto"):
@@ -43,16 +42,25 @@ def cross_selective_scan(x, dt, B, C, A, D, dt_bias, dt_weight=None, backend="au
     inputs = (x, dt, B, C, A, D, dt_bias, dt_weight)
     if name in backends.DIFFERENTIABLE:
         return backends.load(name).scan(*inputs)
-    wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    return cross_scan(*inputs, name, wants_grad)[0]
+    return operator.cross_scan(*inputs, name, _wants_grad(inputs))[0]
 
 
 def gated_cross_scan(x, z, dt, B, C, A, D, dt_bias, dt_weight, norm_weight, norm_bias, eps=1e-5, backend="auto"):
     """LayerNorm(cross_selective_scan(...)) * SiLU(z): the scan, its norm and its gate.
 
     z is (b, H, W, I), norm_weight and norm_bias are (I,); the rest as in `cross_selective_scan`."""
-    y = cross_selective_scan(x, dt, B, C, A, D, dt_bias, dt_weight, backend)
+    inputs = (dt, B, C, A, D, dt_bias, dt_weight)
+    name = resolve(backend, x.device.type, x.dtype)
+    if name in backends.FUSED:
+        check_inputs(x, *inputs)
+        tensors = (x, z, *inputs, norm_weight, norm_bias)
+        return operator.gated_cross_scan(*tensors, eps, name, _wants_grad(tensors))[0]
+    y = cross_selective_scan(x, *inputs, name)
     return F.layer_norm(y, y.shape[-1:], norm_weight, norm_bias, eps) * F.silu(z)
+
+
+def _wants_grad(tensors):
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 # The choice looks at the machine, so it is made while a model is being compiled and not in the compiled code.
