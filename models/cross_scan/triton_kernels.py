@@ -178,6 +178,7 @@ def scan_kernel(x, dt, packed, weights, D, bias, starts, planes, H, W, I, chunk,
     rate = tl.load(weights + of_state, mask=mine[None, :], other=0.0)
     skip = tl.load(D + k * I + d, mask=mine, other=0.0)
     offset = tl.load(bias + k * I + d, mask=mine, other=0.0)
+    GROUP: tl.constexpr = min(N, 16)  # states in straight code, so that h and rate stay in registers; the rest loops
     handed = d[None, :] < tl.where(first > 0, I, 0)
     h = tl.load(starts + tl.program_id(1) * stride * N * I + of_state, mask=handed, other=0.0)
 
@@ -201,13 +202,15 @@ def scan_kernel(x, dt, packed, weights, D, bias, starts, planes, H, W, I, chunk,
 
         drive = delta * u
         y = skip[None, :] * u
-        for i in tl.static_range(N):
-            b_i = tl.load(tile + i * T + t)
-            c_i = tl.load(tile + (N + i) * T + t)
-            decay = tl.exp2(delta * row(rate, n, i)[None, :])
-            states = recurrence(decay, drive * b_i[:, None], row(h, n, i), t)
-            h = put(h, n, i, row(states, t, T - 1))
-            y += states * c_i[:, None]
+        for start in range(0, N, GROUP):
+            for member in tl.static_range(GROUP):
+                i = start + member
+                b_i = tl.load(tile + i * T + t)
+                c_i = tl.load(tile + (N + i) * T + t)
+                decay = tl.exp2(delta * row(rate, n, i)[None, :])
+                states = recurrence(decay, drive * b_i[:, None], row(h, n, i), t)
+                h = put(h, n, i, row(states, t, T - 1))
+                y += states * c_i[:, None]
         tl.store(planes + to, y.to(planes.dtype.element_ty), mask=written)
 
 
@@ -237,6 +240,7 @@ def ends_kernel(v, dt, packed, weights, bias, ends, totals, H, W, I, chunk, tile
     mine = d < I
     rate = tl.load(weights + of_state, mask=mine[None, :], other=0.0)
     offset = tl.load(bias + k * I + d, mask=mine, other=0.0)
+    GROUP: tl.constexpr = min(N, 16)
     h = tl.zeros((N, BD), tl.float32)
     total = tl.zeros((BD,), tl.float32)
     order = T - 1 - t if BACKWARDS else t
@@ -251,13 +255,15 @@ def ends_kernel(v, dt, packed, weights, bias, ends, totals, H, W, I, chunk, tile
         z = raw_steps(dt, tile, weights, offset, rows, d, order, mask, I, N, R, UNROLL, T, BD)
         delta = tl.where(mask, softplus(z), 0.0)
         total += tl.sum(delta, 0)
-        for i in tl.static_range(N):
-            decay = tl.exp2(delta * row(rate, n, i)[None, :])
-            if BACKWARDS:
-                inputs = decay * u * tl.load(tile + (N + i) * T + order)[:, None]
-            else:
-                inputs = delta * u * tl.load(tile + i * T + order)[:, None]
-            h = put(h, n, i, row(recurrence(decay, inputs, row(h, n, i), t), t, T - 1))
+        for start in range(0, N, GROUP):
+            for member in tl.static_range(GROUP):
+                i = start + member
+                decay = tl.exp2(delta * row(rate, n, i)[None, :])
+                if BACKWARDS:
+                    inputs = decay * u * tl.load(tile + (N + i) * T + order)[:, None]
+                else:
+                    inputs = delta * u * tl.load(tile + i * T + order)[:, None]
+                h = put(h, n, i, row(recurrence(decay, inputs, row(h, n, i), t), t, T - 1))
     tl.store(ends + of_state, h, mask=mine[None, :])
     tl.store(totals + (bk * tl.cdiv(L, chunk) + number) * I + d, total, mask=mine)
 
