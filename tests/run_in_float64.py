@@ -1,0 +1,41 @@
+"""Runs train.py or train_synapse.py, its first argument, in double precision: rounding can't look like a mistake.
+
+Used by test_train.py under torchrun."""
+
+import importlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from utils.command_line import run_command  # noqa: E402
+
+
+class DoubleLoader:
+    """A loader whose floating tensors are float64."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        for images, targets, names in self.loader:
+            yield images.double(), targets.double() if targets.is_floating_point() else targets, names
+
+
+def in_double(loop):
+    return lambda model, loader, *rest: loop(model, DoubleLoader(loader), *rest)
+
+
+script = importlib.import_module(sys.argv.pop(1).removesuffix(".py"))
+build_model, train_one_epoch = script.build_model, script.train_one_epoch
+script.build_model = lambda config: build_model(config).double()
+script.train_one_epoch = in_double(train_one_epoch)
+if script.__name__ == "train":
+    script.evaluate = in_double(script.evaluate)
+    run_command(script.main, script.ISICConfig)
+else:
+    script.test = lambda *args: None  # volumes go through the network in float32
+    run_command(script.main, script.SynapseConfig)
