@@ -114,7 +114,7 @@ def lesion(rng, size):
     pigment = pigment.clip(0.25)
     melanin += strength * inside * pigment
     blood += inside * rng.choice((0, 0.15, 0.5), p=(0.5, 0.3, 0.2)) * (1 + 0.5 * clouds(rng, size, 1.8)).clip(0)
-    veil = inside * rng.choice((0, 0.2), p=(0.75, 0.25)) * (1 + clouds(rng, size, 1.8)).clip(0, 2)
+    veil = inside * rng.choice((0, 0.14), p=(0.75, 0.25)) * (1 + clouds(rng, size, 1.8)).clip(0, 2)
 
     ink = np.zeros((size, size))
     if rng.uniform() < 0.12:
