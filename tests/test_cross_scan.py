@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.cross_scan import backends, cross_selective_scan, gated_cross_scan
+from models.cross_scan import backends, cross_selective_scan, gated_cross_scan, torch_loop
 from models.cross_scan.reference import make_inputs, scan_order, selective_scan
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -159,3 +159,44 @@ def test_reference_refuses_long_sequences_with_gradients():
     inputs = [t.requires_grad_() for t in make_inputs(1, 33, 33, I=2, N=1, R=1)]
     with pytest.raises(RuntimeError, match="found 1089 steps with gradients, expected at most 1024"):
         cross_selective_scan(*inputs, backend="reference")
+
+
+def test_a_fused_backend_is_called_with_norm_and_gate_and_gives_their_gradients(monkeypatch):
+    """The operator around it, with a backend that composes what the Triton kernels fuse."""
+
+    class Fused:
+        saved_shape = staticmethod(torch_loop.saved_shape)
+
+        @staticmethod
+        def gated_forward(x, z, *inputs, save):
+            *inputs, weight, bias, eps = inputs
+            y, saved = torch_loop.forward(x, *inputs, save=save)
+            out = F.layer_norm(y, y.shape[-1:], weight, bias, eps) * F.silu(z)
+            return out, y if save else y.new_empty(0), saved
+
+        @staticmethod
+        def gated_backward(grad, y, saved, x, z, *inputs):
+            *inputs, weight, bias, eps = inputs
+            normed, mean, rstd = torch.native_layer_norm(y, y.shape[-1:], weight, bias, eps)
+            dz = torch.ops.aten.silu_backward(grad * normed, z)
+            dy, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
+                grad * F.silu(z), y, y.shape[-1:], mean, rstd, weight, bias, [True, True, True]
+            )
+            dx, *others = torch_loop.backward(dy, saved, x, *inputs)
+            return dx, dz, *others, d_weight, d_bias
+
+    monkeypatch.setattr(backends, "load", lambda name, load=backends.load: Fused if name == "fused" else load(name))
+    monkeypatch.setattr(backends, "FUSED", {"fused"})
+    monkeypatch.setattr("models.cross_scan.resolve", lambda name, *_: name)
+    for rank in (2, None):
+        x, *rest = make_inputs(2, 3, 4, I=8, R=rank, dtype=torch.float64)
+        tensors = [x, torch.randn_like(x), *rest, torch.rand(8).double(), torch.rand(8).double()]
+        results = []
+        for backend in ("fused", "torch"):
+            leaves = [None if t is None else t.detach().clone().requires_grad_() for t in tensors]
+            out = gated_cross_scan(*leaves, backend=backend)
+            results.append([out, *torch.autograd.grad(out.square().sum(), [t for t in leaves if t is not None])])
+        for found, expected in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected)
+        with torch.no_grad():
+            torch.testing.assert_close(gated_cross_scan(*tensors, backend="fused"), results[1][0])
