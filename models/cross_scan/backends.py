@@ -13,10 +13,11 @@ log = logging.getLogger("vmunet")
 MODULES = {
     "triton": "triton_scan",
     "mamba_ssm": "mamba",
+    "cpu": "cpu",
     "torch": "torch_loop",
     "reference": "reference",
 }
-PREFERENCE = ("triton", "mamba_ssm", "torch")
+PREFERENCE = ("triton", "mamba_ssm", "cpu", "torch")
 DIFFERENTIABLE = {"mamba_ssm", "reference"}  # made of pieces that autograd knows: `scan` instead of `forward`
 FUSED = {"triton"}  # have `gated_forward` and `gated_backward`: the scan with the norm and the gate after it
 SELF_TEST_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
