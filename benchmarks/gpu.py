@@ -150,23 +150,35 @@ def double_reference(inputs, grad_y):
     return y, torch_loop.backward(grad_y.double(), saved, *doubles)
 
 
-def check():
-    cases = [shape(stage, b) for stage in STAGES for b in (1, 8, 32)] + ODD_CASES
+def check_cases():
+    """The four stages, with chunks and without, in both dtypes, then odd shapes: most in one dtype, to compile less."""
+    both, single = (torch.float32, torch.bfloat16), (torch.float32,)
+    stages = [shape(stage, b) for stage, b in ((0, 1), (1, 32), (2, 8), (3, 32))]
+    return [(case, both) for case in stages + ODD_CASES[:2]] + [(case, single) for case in ODD_CASES[2:]]
+
+
+def check(limit_s=90):
     rows = []
-    for b, H, W, I, R, states in cases:
+    begin = time.time()
+    for (b, H, W, I, R, states), dtypes in check_cases():
         row = dict(b=b, H=H, W=W, I=I, R=R, N=states)
+        rows.append(row)
+        if time.time() - begin > limit_s:
+            row["failed"] = f"not run: {limit_s} s were over"
+            continue
         try:
-            expected = None
-            for dtype in (torch.float32, torch.bfloat16):
+            start = time.time()
+            torch.manual_seed(5)
+            grad_kept = torch.randn(b, H, W, I, device="cuda").bfloat16()
+            expected = double_reference(make_inputs(b, H, W, I, R, torch.float32, states), grad_kept)
+            torch.cuda.synchronize()
+            row["reference_s"] = time.time() - start
+            for dtype in dtypes:
                 inputs = make_inputs(b, H, W, I, R, dtype, states)
-                grad_y = torch.randn(b, H, W, I, device="cuda").bfloat16().to(dtype)
-                if expected is None:
-                    torch.manual_seed(5)
-                    grad_kept = torch.randn(b, H, W, I, device="cuda").bfloat16()
-                    expected = double_reference(inputs, grad_kept)
                 grad_y = grad_kept.to(dtype)
                 poison(b * H * W * I)
                 y, saved = triton_scan.forward(*inputs)
+                unsaved, _ = triton_scan.forward(*inputs, save=False)
                 poison(b * H * W * I)
                 grads = triton_scan.backward(grad_y, saved, *inputs)
                 torch.cuda.synchronize()
@@ -176,6 +188,7 @@ def check():
                 }
                 worst = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else 9e9)
                 good = forward <= TOLERANCE[dtype][0] and errors[worst] <= TOLERANCE[dtype][1]
+                good = good and torch.equal(y, unsaved)
                 row |= {short(dtype): "ok" if good else "BAD", f"{short(dtype)} y": forward}
                 row[f"{short(dtype)} worst"] = f"{errors[worst]:.1e} {worst}"
                 details = dict(case=[b, H, W, I, R, states], dtype=short(dtype), y=forward, **errors)
@@ -183,7 +196,6 @@ def check():
         except Exception as error:  # one case must not stop the others
             traceback.print_exc()
             row["failed"] = f"{type(error).__name__}: {error}"[:80]
-        rows.append(row)
         torch.cuda.empty_cache()
     table("agreement with double precision (relative norms)", rows)
 
@@ -191,7 +203,7 @@ def check():
 def check_gated():
     rows = []
     for (b, H, W, I, R), dtype in itertools.product(
-        [(2, 16, 16, 768, 24), (1, 7, 13, 40, 3), (8, 64, 64, 192, 6)], (torch.float32, torch.bfloat16)
+        [(8, 16, 16, 768, 24), (1, 7, 13, 40, 3)], (torch.float32, torch.bfloat16)
     ):
         inputs = make_inputs(b, H, W, I, R, dtype)
         both = torch.randn(b, H, W, 2 * I, device="cuda").bfloat16().to(dtype)
@@ -218,7 +230,7 @@ def check_gated():
 
 def determinism():
     rows = []
-    for b, side, I, R in ((1, 64, 192, 6), (8, 16, 768, 24)):
+    for b, side, I, R in ((1, 64, 192, 6), (8, 16, 768, 24)):  # with chunks and without
         inputs = make_inputs(b, side, side, I, R, torch.bfloat16)
         grad_y = torch.randn_like(inputs[0])
         runs = []
@@ -367,36 +379,42 @@ def compile_all(jobs):
 
 
 def tune():
+    """A row for each setting: inference, forward and backward of the gated scan in ms at each stage, and of all 15."""
     default = dict(triton_scan.TUNING, segment=triton_scan.SEGMENT)
-    variants = [dict(default, forward_warps=w, backward_warps=w) for w in (1, 2, 4)]
-    variants += [dict(default, segment=s) for s in (32, 64)]
+    large = [dict(default, forward_warps=w, backward_warps=w, segment=s)
+             for w, s in ((1, 16), (2, 16), (4, 16), (1, 32), (2, 32), (1, 64))]  # fmt: skip
+    large += [dict(default, enough_warps=e, shortest_chunk=c) for e, c in ((1024, 64), (1024, 2048), (2048, 64))]
     small = [dict(default, enough_warps=e, shortest_chunk=c) for e, c in
-             ((0, 64), (256, 64), (512, 32), (512, 128), (1024, 32), (1024, 64))]  # fmt: skip
-    jobs = [(shape(stage, 32), torch.bfloat16, v) for stage in STAGES for v in variants]
-    jobs += [(shape(stage, 1), torch.bfloat16, v) for stage in STAGES for v in small[:2]]
-    compile_all(jobs)
+             ((0, 64), (256, 64), (512, 32), (512, 64), (512, 128), (1024, 32), (1024, 64))]  # fmt: skip
+    compile_all([(shape(stage, b), torch.bfloat16, v) for v, b in
+                 [(v, 32) for v in large[:7]] + [(v, 1) for v in small[:2]] for stage in STAGES])  # fmt: skip
     rows = []
-    for (b, settings), (stage, (side, I, R, _)) in itertools.product(
-        [(32, v) for v in variants] + [(1, v) for v in small], STAGES.items()
-    ):
+    for b, settings in [(32, v) for v in large] + [(1, v) for v in small]:
         configure(settings)
-        try:
-            inputs = make_inputs(b, side, side, I, R, torch.bfloat16)
-            z, weight, bias = gate_inputs(inputs[0])
-            args = (inputs[0], z, *inputs[1:], weight, bias, 1e-5)
-            _, y, saved = triton_scan.gated_forward(*args)
-            grad = torch.randn_like(y)
-            measure = graph_ms if b == 1 else median_ms
-            rows.append(dict(
-                stage=stage, b=b, **settings, infer_ms=measure(lambda: triton_scan.gated_forward(*args, save=False)),  # noqa: B023
-                forward_ms=measure(lambda: triton_scan.gated_forward(*args)),  # noqa: B023
-                backward_ms=measure(lambda: triton_scan.gated_backward(grad, y, saved, *args)),  # noqa: B023
-            ))  # fmt: skip
-        except Exception as error:
-            rows.append(dict(stage=stage, b=b, **settings, failed=f"{type(error).__name__}: {error}"[:60]))
-        torch.cuda.empty_cache()
+        row, sums = dict(b=b, **settings), [0.0, 0.0, 0.0]
+        rows.append(row)
+        for stage, (side, I, R, blocks) in STAGES.items():
+            try:
+                inputs = make_inputs(b, side, side, I, R, torch.bfloat16)
+                z, weight, bias = gate_inputs(inputs[0])
+                args = (inputs[0], z, *inputs[1:], weight, bias, 1e-5)
+                _, y, saved = triton_scan.gated_forward(*args)
+                grad = torch.randn_like(y)
+                functions = (
+                    lambda: triton_scan.gated_forward(*args, save=False),  # noqa: B023
+                    lambda: triton_scan.gated_forward(*args),  # noqa: B023
+                    lambda: triton_scan.gated_backward(grad, y, saved, *args),  # noqa: B023
+                )
+                times = [graph_ms(f) if b == 1 else median_ms(f, 10) for f in functions]
+                sums = [total + blocks * ms for total, ms in zip(sums, times, strict=True)]
+                row[f"stage {stage}"] = " ".join(f"{ms:.3f}" for ms in times)
+            except Exception as error:
+                row[f"stage {stage}"] = f"{type(error).__name__}: {error}"[:40]
+                sums = [float("nan")] * 3
+            torch.cuda.empty_cache()
+        row["all 15"] = " ".join(f"{ms:.2f}" for ms in sums)
     configure(default)
-    table("tuning", rows)
+    table("tuning (inference, forward, backward ms)", rows)
 
 
 # ---------------------------------------------------------------------------------------------------------------- model
@@ -493,9 +511,11 @@ def main():
             Path(options.output, "gpu.json").write_text(json.dumps(report, indent=1))
 
     rates = attempt(ceilings) or {"exp2_Tps": 3.7}
-    if {"check", "time", "model"} & set(chosen):
-        shapes = [shape(stage, b) for stage in STAGES for b in (32, 1)] + (ODD_CASES if "check" in chosen else [])
-        jobs = [(s, dtype, {}) for s in shapes for dtype in (torch.bfloat16, torch.float32)]
+    jobs = [(case, dtype, {}) for case, dtypes in check_cases() for dtype in dtypes] if "check" in chosen else []
+    if {"time", "model"} & set(chosen):
+        jobs += [(shape(stage, b), dtype, {}) for stage in STAGES for b in (32, 1)
+                 for dtype in (torch.bfloat16, torch.float32)]  # fmt: skip
+    if jobs:
         attempt(compile_all, jobs)
     if "check" in chosen:
         attempt(check)

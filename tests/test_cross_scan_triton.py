@@ -26,10 +26,10 @@ from triton.compiler import ASTSource  # noqa: E402
 NAMES = ("x", "dt", "B", "C", "A", "D", "dt_bias", "dt_weight")
 CASES = {  # b, H, W, I, N, R, dtype, gated, chunked
     "odd map, more than a block of channels": (1, 3, 7, 40, 2, 3, torch.float32, False, False),
-    "one step short of a tile, low rank of one": (1, 5, 3, 16, 2, 1, torch.float32, False, False),
+    "one step short of a tile, low rank of one": (1, 5, 3, 16, 4, 1, torch.float32, False, False),
     "chunks, raw steps": (1, 10, 4, 20, 2, None, torch.float32, False, True),
-    "chunks, batch, norm and gate": (2, 3, 11, 24, 4, 2, torch.float32, True, True),
-    "16-bit": (1, 4, 5, 24, 4, 3, torch.float16, True, False),
+    "chunks, batch, norm and gate": (2, 3, 6, 24, 2, 2, torch.float32, True, True),
+    "16-bit": (1, 4, 5, 24, 2, 3, torch.float16, True, False),
     "bfloat16": (1, 5, 4, 24, 2, 3, torch.bfloat16, True, True),
 }
 # forward and gradients, as relative norms. The interpreter cuts bits off when it rounds to bfloat16, instead of
@@ -101,13 +101,13 @@ class Recorder:
         return lambda *args, **kwargs: self.launches.append((self.kernel, args, kwargs))
 
 
-def launches(monkeypatch, b, side, I, R, dtype):
+def launches(monkeypatch, b, side, I, N, R, dtype):
     """What a forward, with and without saving, and a backward launch."""
     found = []
     for name, kernel in vars(triton_scan.kernels).copy().items():
         if name.endswith("_kernel"):
             monkeypatch.setattr(triton_scan.kernels, name, Recorder(kernel, found))
-    inputs = reference.make_inputs(1, 1, 1, I, 16, R, dtype)
+    inputs = reference.make_inputs(1, 1, 1, I, N, R, dtype)
     maps = [t.expand(b, side, side, *t.shape[3:]).contiguous() for t in inputs[:4]]
     z, norm = torch.empty_like(maps[0]), [torch.ones(I)] * 2
     args = (maps[0], z, *maps[1:], *inputs[4:], *norm, 1e-5)
@@ -137,15 +137,23 @@ def compiled(kernel, args, kwargs, capability):
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-MOST_SPILLED = {"scan_backward_kernel": 640, "scan_kernel": 64}  # bytes of a thread's stack; others none
+def stack_bytes(cubin, folder):
+    """Bytes of local memory of a thread, most of them spilled registers."""
+    (folder / "kernel.cubin").write_bytes(cubin)
+    command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", folder / "kernel.cubin"]
+    usage = subprocess.run(command, capture_output=True, text=True, check=True)
+    return max(map(int, re.findall(r"STACK:(\d+)", usage.stdout + usage.stderr)))
 
 
-@pytest.mark.parametrize("capability, dtype", [(80, torch.float32), (90, torch.bfloat16)])
-def test_every_kernel_compiles_and_keeps_its_tiles_in_registers(monkeypatch, tmp_path, capability, dtype):
-    for kernel, args, kwargs in launches(monkeypatch, b=1, side=16, I=192, R=6, dtype=dtype):
+MOST_STACK = {"scan_backward_kernel": 320, "scan_kernel": 64}  # others none
+
+
+# sixteen states take long to compile, so only once
+@pytest.mark.parametrize("capability, dtype, N", [(80, torch.float32, 2), (90, torch.bfloat16, 16)])
+def test_every_kernel_compiles_and_keeps_its_tiles_in_registers(monkeypatch, tmp_path, capability, dtype, N):
+    for kernel, args, kwargs in launches(monkeypatch, b=1, side=16, I=192, N=N, R=6, dtype=dtype):
         name, code = kernel.fn.__name__, compiled(kernel, args, kwargs, capability)
-        stack = max(int(size) for size in re.findall(r"stack frame|__local_depot\d+\[(\d+)\]", code.asm["ptx"]) or [0])
-        assert stack <= MOST_SPILLED.get(name, 0)
+        assert stack_bytes(code.asm["cubin"], tmp_path) <= MOST_STACK.get(name, 0)
         if name in ("scan_kernel", "ends_kernel", "hand_on_kernel"):
             # no exchange between threads: each has its channel's rows for itself
             assert "shfl" not in code.asm["ptx"] and "st.shared" not in code.asm["ptx"]

@@ -14,7 +14,9 @@ How they are laid out
   exp(A sum(delta)).
 - The forward keeps the state every SEGMENT steps. The backward walks the segments from the end and recomputes.
 - Sums over channels (dB, dC and the gradient of the low-rank steps) go through the matrix unit, and one partial result
-  for each block of channels to memory; those are added afterwards.
+  for each block of channels to memory; those are added afterwards. The products that dB and dC add up are rounded to
+  bfloat16 where the results will be: they pass through shared memory, which half the bytes leave free.
+- Few warps run at a time, so nothing hides the memory's latency unless data is asked for early: see `touch`.
 
 The state is float32 whatever the inputs. exp is taken as exp2 of a rate that was multiplied by log2(e) beforehand.
 """
@@ -65,6 +67,17 @@ def pixels(k, step, t, H, W):
     # floor(inside / run), exact because `inside` is less than T outside of 0..run
     beyond = tl.floor((inside.to(tl.float32) + 0.5) * (1.0 / run)).to(tl.int32)
     return (inside - beyond * run) * near + (first // run + beyond) * far
+
+
+@triton.jit
+def touch(tile, inside, ROWS: tl.constexpr, BD: tl.constexpr):
+    """One word of every 32 bytes of a packed tile (ROWS, 16 steps): brings it into the L1 cache.
+
+    A tile is first read by one warp at a time, a row before each state: without this every state waits for the memory.
+    What comes back has to be used later (times zero), or the compiler leaves the reading out."""
+    SECTORS: tl.constexpr = 2 * ROWS
+    at = tl.arange(0, triton.next_power_of_2((SECTORS + BD - 1) // BD))[:, None] * BD + tl.arange(0, BD)[None, :]
+    return tl.load(tile + at * 8, mask=at < tl.where(inside, SECTORS, 0), other=0.0)
 
 
 @triton.jit
@@ -185,11 +198,14 @@ def scan_kernel(x, dt, packed, weights, D, bias, starts, planes, H, W, I, chunk,
     rows = pixels(k, first, t, H, W)
     mask = (first + t < last)[:, None] & mine[None, :]
     u_next = tl.load(x + rows[:, None] * I + d[None, :], mask=mask, other=0.0)
+    touched = touch(packed + (first // T) * ((2 * N + R) * T), first < last, 2 * N + R, BD)
     for step in range(first, last, T):
+        skip += 0.0 * tl.sum(touched, 0)
         if SAVE:
             if step % SEGMENT == 0:
                 tl.store(starts + (step // SEGMENT) * N * I + of_state, h, mask=mine[None, :])
         tile = packed + (step // T) * ((2 * N + R) * T)
+        touched = touch(tile + (2 * N + R) * T, step + T < last, 2 * N + R, BD)
         z = raw_steps(dt, tile, weights, offset, rows, d, t, mask, I, N, R, UNROLL, T, BD)
         delta = tl.where(mask, softplus(z), 0.0)
         u = u_next.to(tl.float32)
@@ -244,11 +260,15 @@ def ends_kernel(v, dt, packed, weights, bias, ends, totals, H, W, I, chunk, tile
     h = tl.zeros((N, BD), tl.float32)
     total = tl.zeros((BD,), tl.float32)
     order = T - 1 - t if BACKWARDS else t
+    touched = touch(packed + ((last - 1 if BACKWARDS else first) // T) * ((2 * N + R) * T), True, 2 * N + R, BD)
     for number_of_tile in range(0, tl.cdiv(last - first, T)):
         step = first + number_of_tile * T
         if BACKWARDS:
             step = first + (tl.cdiv(last - first, T) - 1 - number_of_tile) * T
         tile = packed + (step // T) * ((2 * N + R) * T)
+        total += 0.0 * tl.sum(touched, 0)
+        after = step - T if BACKWARDS else step + T
+        touched = touch(packed + (after // T) * ((2 * N + R) * T), (after >= first) & (after < last), 2 * N + R, BD)
         rows = pixels(k, step, order, H, W)
         mask = (step + order < last)[:, None] & mine[None, :]
         u = tl.load(v + rows[:, None] * I + d[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -299,7 +319,7 @@ def scan_backward_kernel(grad, x, dt, packed, weights, D, bias, starts, carry, i
                          parameters_out, H, W, I, chunk, tiles, slots, SEGMENT: tl.constexpr, N: tl.constexpr,
                          R: tl.constexpr,
                          RP: tl.constexpr, NP: tl.constexpr, UNROLL: tl.constexpr, T: tl.constexpr, BD: tl.constexpr,
-                         PRECISION: tl.constexpr):  # fmt: skip
+                         PRECISION: tl.constexpr, ROUND: tl.constexpr):  # fmt: skip
     """The gradients over one chunk, from its last segment to its first.
 
     With g the gradient of a state after its own output was added, and s = exp(delta A) g what it hands back:
@@ -337,7 +357,11 @@ def scan_backward_kernel(grad, x, dt, packed, weights, D, bias, starts, carry, i
     d_skip = tl.zeros((BD,), tl.float32)
     d_offset = tl.zeros((BD,), tl.float32)
 
+    SUMMED: tl.constexpr = tl.bfloat16 if ROUND else tl.float32
+    ones = tl.full((BD, NP), 1.0, SUMMED)
+
     segments = tl.cdiv(last - first, SEGMENT)
+    touched = touch(packed + ((last - 1) // T) * ((2 * N + R) * T), True, 2 * N + R, BD)
     for segment in range(segments):
         begin = first + (segments - 1 - segment) * SEGMENT
         end = tl.minimum(begin + SEGMENT, last)
@@ -372,6 +396,8 @@ def scan_backward_kernel(grad, x, dt, packed, weights, D, bias, starts, carry, i
             rows = pixels(k, step, t, H, W)
             mask = (step + t < last)[:, None] & mine[None, :]
             here = rows[:, None] * I + d[None, :]
+            skip += 0.0 * tl.sum(touched, 0)
+            touched = touch(tile - (2 * N + R) * T, step > first, 2 * N + R, BD)
             u = tl.load(x + here, mask=mask, other=0.0).to(tl.float32)
             q = tl.load(grad + here, mask=mask, other=0.0).to(tl.float32)
             z = raw_steps(dt, tile, weights, offset, rows, d, t, mask, I, N, R, UNROLL, T, BD)
@@ -381,15 +407,26 @@ def scan_backward_kernel(grad, x, dt, packed, weights, D, bias, starts, carry, i
             w_A = tl.zeros((T, BD), tl.float32)  # <s h_before, A>, A times log2(e)
             dB = tl.zeros((T, NP), tl.float32)
             dC = tl.zeros((T, NP), tl.float32)
+            # what a state needs is read while the one before it is computed
+            from_start = d < tl.where(m == 0, I, 0)
+            state_next = tl.load(of_segment, mask=from_start, other=0.0)
+            if SEGMENT > T:
+                from_inner = d < tl.where(m > 0, I, 0)
+                state_next += tl.load(inner + (m - 1) * N * I, mask=from_inner, other=0.0)
+            rate_next = tl.load(weights + d, mask=mine, other=0.0)
+            carry_next = tl.load(carry, mask=mine, other=0.0)
+            d_rate_next = tl.load(parameters_out, mask=mine, other=0.0)
             for i in range(N):
+                state, rate, g_next, d_rate = state_next, rate_next, carry_next, d_rate_next
                 b_i = tl.load(tile + i * T + t)
                 c_i = tl.load(tile + (N + i) * T + t)
-                rate = tl.load(weights + i * I + d, mask=mine, other=0.0)
-                g_next = tl.load(carry + i * I, mask=mine, other=0.0)
-                state = tl.load(of_segment + i * I, mask=d < tl.where(m == 0, I, 0), other=0.0)
+                other = tl.minimum(i + 1, N - 1) * I
+                state_next = tl.load(of_segment + other, mask=from_start, other=0.0)
                 if SEGMENT > T:
-                    state += tl.load(inner + ((m - 1) * N + i) * I, mask=d < tl.where(m > 0, I, 0), other=0.0)
-                d_rate = tl.load(parameters_out + i * I, mask=mine, other=0.0)
+                    state_next += tl.load(inner + (m - 1) * N * I + other, mask=from_inner, other=0.0)
+                rate_next = tl.load(weights + other + d, mask=mine, other=0.0)
+                carry_next = tl.load(carry + other, mask=mine, other=0.0)
+                d_rate_next = tl.load(parameters_out + other, mask=mine, other=0.0)
                 decay = tl.exp2(delta * rate[None, :])
                 # forwards: the states; `before` is the state before each step
                 states = drive * b_i[:, None]
@@ -411,9 +448,9 @@ def scan_backward_kernel(grad, x, dt, packed, weights, D, bias, starts, carry, i
                 g_B += g * b_i[:, None]
                 w_A += w * rate[None, :]
                 # sums over the channels, into column i
-                column = tl.zeros((BD, NP), tl.float32) + tl.where(n == i, 1.0, 0.0)[None, :]
-                dB = tl.dot(g * drive, column, dB, input_precision=PRECISION)
-                dC = tl.dot(q * states, column, dC, input_precision=PRECISION)
+                column = n[None, :] == i
+                dB = tl.where(column, tl.dot((g * drive).to(SUMMED), ones, input_precision=PRECISION), dB)
+                dC = tl.where(column, tl.dot((q * states).to(SUMMED), ones, input_precision=PRECISION), dC)
 
             tl.store(dx + here, (delta * g_B + skip[None, :] * q).to(dx.dtype.element_ty), mask=mask)
             d_z = tl.where(mask, (u * g_B + w_A * 0.6931471805599453) * sigmoid(z), 0.0)
@@ -430,10 +467,13 @@ def scan_backward_kernel(grad, x, dt, packed, weights, D, bias, starts, carry, i
                 w = tl.load(weights + (N + j)[None, :] * I + d[:, None], mask=low_rank, other=0.0)
                 d_r = tl.dot(d_z, w, input_precision=PRECISION)
                 tl.store(out + 2 * N + j[None, :], d_r, mask=valid & (j < R)[None, :])
+                of_weight = parameters_out + N * I
+                total_next = tl.load(of_weight, mask=mine, other=0.0)
                 for i in range(R):
+                    total = total_next
+                    total_next = tl.load(of_weight + tl.minimum(i + 1, R - 1) * I, mask=mine, other=0.0)
                     r = tl.load(tile + (2 * N + i) * T + t)
-                    to = parameters_out + (N + i) * I
-                    tl.store(to, tl.load(to, mask=mine, other=0.0) + tl.sum(d_z * r[:, None], 0), mask=mine)
+                    tl.store(of_weight + i * I, total + tl.sum(d_z * r[:, None], 0), mask=mine)
             tl.debug_barrier()
     tl.store(parameters_out + (N + R) * I, d_skip, mask=mine)
     tl.store(parameters_out + (N + R + 1) * I, d_offset, mask=mine)

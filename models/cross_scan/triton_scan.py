@@ -148,7 +148,9 @@ def backward(grad_y, saved, x, dt, B, C, A, D, dt_bias, dt_weight):
         kernels.scan_backward_kernel[(p.blocks, p.chunks, p.b * 4)](
             grad_y, p.x, p.dt, p.packed, p.weights, p.D, p.dt_bias, saved, carry, inner, planes, d_dt, partials,
             parameters, p.H, p.W, p.I, p.chunk, p.tiles, saved.shape[2], SEGMENT=SEGMENT, RP=p.RP,
-            NP=max(16, p.N), PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32", **p.constants,
+            NP=max(16, p.N), PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32",
+            # the interpreter can't multiply bfloat16
+            ROUND=x.dtype == torch.bfloat16 and not triton.knobs.runtime.interpret, **p.constants,
         )  # fmt: skip
         dx = _sum_planes(planes, x.new_empty(x.shape))
         block = 1024
