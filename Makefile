@@ -25,7 +25,7 @@ lint: $(VENV)/installed-dev  ## check the code with ruff
 	$(PY) -m ruff check .
 
 bench: $(VENV)/installed  ## measure speed and memory on this machine
-	$(PY) benchmarks/$$($(PY) -c 'import torch; print("gpu" if torch.cuda.is_available() else "cpu")').py
+	$(PY) benchmarks/$$($(PY) -c 'import torch; print("gpu" if torch.cuda.is_available() else "model")').py
 
 clean:  ## remove the virtual environment and the caches; data, weights and results stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache
