@@ -23,7 +23,7 @@ except ImportError as error:
 
 NAME = "cpu"
 LANES, TILE = 16, 32  # of the kernels
-GROUPS = 4  # of channels, whose shares of the gradients of dt, B and C are summed last
+GROUPS = 2  # of channels, whose shares of the gradients of dt, B and C are summed last
 ENOUGH_FOR_THREADS = 8_000_000  # state updates, about 2 ms; less is done before another thread has woken up
 log = logging.getLogger("vmunet")
 
@@ -60,9 +60,15 @@ def _order(H, W):
     return torch.cat([order, order[:, -1:].expand(4, 2 * TILE)], 1).flatten().numpy()
 
 
+def _filled_up(tensor, size, dim=-1):
+    """With zeros up to `size`; the tensor itself if it has that size."""
+    lacking = size - tensor.shape[dim]
+    return F.pad(tensor, (0, 0) * (-1 - dim) + (0, lacking)) if lacking else tensor
+
+
 def _tokens(tensor, columns):
     """(b, H, W, 4, c) in float32 as (b, L, 4, `columns`), without a copy where the strides allow, and its strides."""
-    tensor = F.pad(tensor.float(), (0, columns - tensor.shape[-1])).flatten(1, 2)
+    tensor = _filled_up(tensor.float(), columns).flatten(1, 2)
     if tensor.stride(-1) != 1:
         tensor = tensor.contiguous()
     return tensor, tensor.stride()[:3]
@@ -70,8 +76,7 @@ def _tokens(tensor, columns):
 
 def _blocked(parameter, I):
     """(4, i, n) -> (4, blocks, n, 16), with channels of zeros up to I."""
-    padded = F.pad(parameter, (0, 0, 0, I - parameter.shape[1]))
-    return padded.unflatten(1, (-1, LANES)).transpose(2, 3).contiguous()
+    return _filled_up(parameter, I, dim=-2).unflatten(1, (-1, LANES)).transpose(2, 3).contiguous()
 
 
 def _unblocked(blocked, i):
@@ -93,7 +98,7 @@ class _Call:
         self.L, self.blocks = self.H * self.W, self.I // LANES
         self.R = 0 if dt_weight is None else dt.shape[-1]
         self.width = _rounded_up(self.R, 16)
-        rates = _blocked(F.pad(A * kernels.LOG2E, (0, self.N - A.shape[-1])), self.I)
+        rates = _blocked(_filled_up(A * kernels.LOG2E, self.N), self.I)
         weight = rates.new_empty(0) if dt_weight is None else _blocked(dt_weight, self.I)
         dt, dt_strides = _tokens(dt, dt.shape[-1] if self.R else self.I)
         (B, B_strides), (C, C_strides) = _tokens(B, B.shape[-1]), _tokens(C, C.shape[-1])
@@ -103,7 +108,7 @@ class _Call:
 
     def channels(self, tensor):
         """(..., i) -> (..., I), contiguous."""
-        return F.pad(tensor.float(), (0, self.I - tensor.shape[-1])).contiguous()
+        return _filled_up(tensor.float(), self.I).contiguous()
 
     def threads(self):
         return torch.get_num_threads() if self.b * self.L * 4 * self.I * self.N > ENOUGH_FOR_THREADS else 1
@@ -169,14 +174,15 @@ def backward(grad_y, saved, x, dt, B, C, A, D, dt_bias, dt_weight):
     """The gradients of the eight inputs."""
     call = _Call(x, dt, B, C, A, D, dt_bias, dt_weight)
     b, L, I, N, width = call.b, call.L, call.I, call.N, call.width
-    groups = min(GROUPS, call.blocks)
+    groups, threads = min(GROUPS, call.blocks), call.threads()
+    spans = _spans(groups, 1 if threads == 1 else groups)  # one group or all of them: both sum in the same order
     grads = [
         saved.new_empty(shape)
         for shape in (
             (b, L, I),
-            (b, groups, L, 4, width) if call.R else (b, 1, L, 4, I),
-            (b, groups, L, 4, N),
-            (b, groups, L, 4, N),
+            (b, len(spans), L, 4, width) if call.R else (b, 1, L, 4, I),
+            (b, len(spans), L, 4, N),
+            (b, len(spans), L, 4, N),
             (b, 4, call.blocks, N, LANES),
             (b, 4, I),
             (b, 4, I),
@@ -185,12 +191,10 @@ def backward(grad_y, saved, x, dt, B, C, A, D, dt_bias, dt_weight):
     ]
     weight_rows = saved.new_empty(0)
     if call.R:
-        weight_rows = F.pad(dt_weight, (0, width - call.R, 0, I - x.shape[-1])).contiguous()
-    threads = call.threads()
-    spans = _spans(groups, 1 if threads == 1 else groups)
-    tasks = [(image, *span, groups) for image in range(b) for span in spans]
+        weight_rows = _filled_up(_filled_up(dt_weight, width), I, dim=-2).contiguous()
+    tasks = [(image, *span, share) for share, (image, span) in enumerate(itertools.product(range(b), spans))]
     _run(
-        kernels.backward_task, tasks, threads, call.inputs, call.layout, _flat(weight_rows),
+        kernels.backward_task, tasks, threads, groups, call.inputs, call.layout, _flat(weight_rows),
         _flat(call.channels(grad_y)), _flat(saved), tuple(map(_flat, grads)),
     )  # fmt: skip
     grad_x, grad_dt, grad_B, grad_C, grad_A, grad_D, grad_bias, grad_weight = grads

@@ -340,6 +340,12 @@ def gather_ahead(array, strides, image, k, rows, width):
 
 
 @kernel
+def accumulate(array, index, value, again):
+    """Store, or from the second time on add."""
+    store(array, index, value + load(array, index) if again else value)
+
+
+@kernel
 def project_steps(dt, weight, first, R, width, raw, count):
     """raw[t] = sum over j of dt[t, j] weight[first + j], four steps at a time"""
     for t in range(0, count, 4):
@@ -461,10 +467,7 @@ def forward_task(image, first, last, inputs, layout, y, saved):
                         store(saved, start + n * LANES, load(state, n * LANES))
                 scan_tile(count, N, rates[(k * blocks + block) * N * LANES :], state, steps, drive, tile_B, tile_C, out)
                 for t in range(count):
-                    total = load(out, t * LANES)
-                    if k > 0:
-                        total = total + load(y, here + rows[t] * I)
-                    store(y, here + rows[t] * I, total)
+                    accumulate(y, here + rows[t] * I, load(out, t * LANES), k > 0)
 
 
 @kernel
@@ -509,11 +512,12 @@ def scan_tile_backward(
 
 
 @task
-def backward_task(image, first_group, last_group, groups, inputs, layout, weight_rows, grad_y, saved, grads):
-    """The gradients of one image and the groups [first_group, last_group) of its blocks.
+def backward_task(image, first_group, last_group, share, groups, inputs, layout, weight_rows, grad_y, saved, grads):
+    """The gradients of one image and the groups [first_group, last_group) of its blocks; `share` is the place for those
+    that other groups of the image have a share in.
 
     weight_rows (4, I, width), width = R rounded up to a multiple of 16; saved as in `forward_task`. Into grads:
-    x (b, L, I)   dt (b, groups, L, 4, width), raw steps (b, L, 4, I) if R = 0   B, C (b, groups, L, 4, N)
+    x (b, L, I)   dt (shares, L, 4, width), raw steps (b, L, 4, I) if R = 0   B, C (shares, L, 4, N)
     rates (b, 4, blocks, N, 16), of A itself   D, bias (b, 4, I)   weight (b, 4, blocks, width, 16)"""
     x, dt, B, C, rates, D, bias, weight, order = inputs
     L, blocks, N, given_N, R, dt_strides, B_strides, C_strides = layout
@@ -598,10 +602,7 @@ def backward_task(image, first_group, last_group, groups, inputs, layout, weight
                         store(grad_raw, t * LANES, g)
                         sum_bias = sum_bias + g
                         sum_D = fma(gy_t, u_t, sum_D)
-                        total = fma(load(steps, t * LANES), driven, skip * gy_t)
-                        if k > 0:
-                            total = total + load(grad_x, here + rows[t] * I)
-                        store(grad_x, here + rows[t] * I, total)
+                        accumulate(grad_x, here + rows[t] * I, fma(load(steps, t * LANES), driven, skip * gy_t), k > 0)
                     o = channels + block * LANES
                     store(grad_D, o, load(grad_D, o) + sum_D)
                     store(grad_bias, o, load(grad_bias, o) + sum_bias)
@@ -614,9 +615,11 @@ def backward_task(image, first_group, last_group, groups, inputs, layout, weight
                             o = ((image * L + rows[t]) * 4 + k) * I + block * LANES
                             store(grad_dt, o, load(grad_raw, t * LANES))
                 for t in range(count):
-                    row = ((image * groups + group) * L + rows[t]) * 4 + k
+                    row = (share * L + rows[t]) * 4 + k
                     for n in range(0, N, LANES):
-                        store(grad_B, row * N + n, lane_sums(tile_grad_B, place_of(n) + 2 * t * LANES))
-                        store(grad_C, row * N + n, lane_sums(tile_grad_C, place_of(n) + 2 * t * LANES))
+                        place = place_of(n) + 2 * t * LANES
+                        accumulate(grad_B, row * N + n, lane_sums(tile_grad_B, place), group > first_group)
+                        accumulate(grad_C, row * N + n, lane_sums(tile_grad_C, place), group > first_group)
                     for j in range(0, width, LANES):
-                        store(grad_dt, row * width + j, load(tile_grad_dt, t * width + j))
+                        total = load(tile_grad_dt, t * width + j)
+                        accumulate(grad_dt, row * width + j, total, group > first_group)
