@@ -1,7 +1,7 @@
-"""The Triton backend on a GPU: checked against double precision, timed beside the other backends, tuned, in the model.
+"""The scan on a GPU: checked against double precision, timed beside the other backends, tuned, and in the model.
 
     python benchmarks/gpu.py --check --time --output FOLDER     (also --others --tune --model --compile; default: all
-                                                                 but --tune)
+                                                                 but --tune; --backend triton instead of cuda)
 
 Prints a table for each part and writes everything to FOLDER/gpu.json (default: $OUT or the current folder). A part that
 fails says so and the next one runs. Times are medians of device time between events; at batch 1 of a CUDA graph's
@@ -25,7 +25,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
-from models.cross_scan import reference, torch_loop, triton_scan  # noqa: E402
+from models.cross_scan import backends, cuda_scan, reference, torch_loop, triton_scan  # noqa: E402
+
+scan = cuda_scan  # what is checked and timed; --backend changes it (--tune varies Triton's settings)
 
 STAGES = {0: (64, 192, 6, 3), 1: (32, 384, 12, 4), 2: (16, 768, 24, 4), 3: (8, 1536, 48, 4)}  # side, I, R, blocks
 N = 16
@@ -177,10 +179,10 @@ def check(limit_s=90):
                 inputs = make_inputs(b, H, W, I, R, dtype, states)
                 grad_y = grad_kept.to(dtype)
                 poison(b * H * W * I)
-                y, saved = triton_scan.forward(*inputs)
-                unsaved, _ = triton_scan.forward(*inputs, save=False)
+                y, saved = scan.forward(*inputs)
+                unsaved, _ = scan.forward(*inputs, save=False)
                 poison(b * H * W * I)
-                grads = triton_scan.backward(grad_y, saved, *inputs)
+                grads = scan.backward(grad_y, saved, *inputs)
                 torch.cuda.synchronize()
                 forward = relative(y, expected[0])
                 errors = {
@@ -216,9 +218,9 @@ def check_gated():
         dy, *others = torch.autograd.grad(expected, leaves, grad.double())
         scan_grads = torch_loop.backward(dy, saved, *doubles)
         poison(b * H * W * I)
-        out, y, saved = triton_scan.gated_forward(inputs[0], z, *inputs[1:], weight, bias, 1e-5)
+        out, y, saved = scan.gated_forward(inputs[0], z, *inputs[1:], weight, bias, 1e-5)
         poison(b * H * W * I)
-        found = triton_scan.gated_backward(grad, y, saved, inputs[0], z, *inputs[1:], weight, bias, 1e-5)
+        found = scan.gated_backward(grad, y, saved, inputs[0], z, *inputs[1:], weight, bias, 1e-5)
         wanted = [scan_grads[0], others[0], *scan_grads[1:], *others[1:]]
         names = ("x", "z", *NAMES[1:], "norm_weight", "norm_bias")
         errors = {name: relative(a, e) for name, a, e in zip(names, found, wanted, strict=True)}
@@ -235,11 +237,37 @@ def determinism():
         grad_y = torch.randn_like(inputs[0])
         runs = []
         for _ in range(20):
-            y, saved = triton_scan.forward(*inputs)
-            runs.append((y, *triton_scan.backward(grad_y, saved, *inputs)))
+            y, saved = scan.forward(*inputs)
+            runs.append((y, *scan.backward(grad_y, saved, *inputs)))
         same = all(torch.equal(a, e) for run in runs[1:] for a, e in zip(run, runs[0], strict=True))
         rows.append(dict(b=b, side=side, I=I, runs=20, bit_identical=same))
     table("determinism", rows)
+
+
+def check_graphs():
+    """Losses of four training steps and of inference, as usual and through CUDA graphs: the same to the bit."""
+    from models.vmunet import VMUNet
+    from utils.graphs import GraphedModel
+
+    images = torch.randn(4, 3, 64, 64, device="cuda")
+    masks = torch.rand(4, 1, 64, 64, device="cuda").round()
+    losses = []
+    for wrap in (lambda model: model, GraphedModel):
+        torch.manual_seed(0)
+        run = wrap(VMUNet(scan_backend=scan.NAME).cuda())
+        optimizer = torch.optim.AdamW(run.parameters(), lr=1e-3, fused=True)
+        losses.append([])
+        for _ in range(4):
+            optimizer.zero_grad()
+            with torch.autocast("cuda", torch.bfloat16):
+                logits = run.train()(images)
+            loss = F.binary_cross_entropy_with_logits(logits.float(), masks)
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+            losses[-1].append(run.eval()(images).float().square().mean().item())
+    table("CUDA graphs", [dict(usual=a, graphs=b, same=a == b) for a, b in zip(*losses, strict=True)])
 
 
 # -------------------------------------------------------------------------------------------------------------- timings
@@ -281,12 +309,12 @@ def times_by_stage(rates):
             inputs = make_inputs(b, side, side, I, R, dtype)
             z, weight, bias = gate_inputs(inputs[0])
             args = (inputs[0], z, *inputs[1:], weight, bias, 1e-5)
-            _, y, saved = triton_scan.gated_forward(*args)
+            _, y, saved = scan.gated_forward(*args)
             grad = torch.randn_like(y)
             measure = graph_ms if b == 1 else median_ms
-            infer = measure(lambda: triton_scan.gated_forward(*args, save=False))  # noqa: B023
-            forward = measure(lambda: triton_scan.gated_forward(*args))  # noqa: B023
-            backward = measure(lambda: triton_scan.gated_backward(grad, y, saved, *args))  # noqa: B023
+            infer = measure(lambda: scan.gated_forward(*args, save=False))  # noqa: B023
+            forward = measure(lambda: scan.gated_forward(*args))  # noqa: B023
+            backward = measure(lambda: scan.gated_backward(grad, y, saved, *args))  # noqa: B023
             exps = b * side * side * 4 * I * N / rates["exp2_Tps"] / 1e9
             rows.append(dict(
                 stage=stage, b=b, dtype=short(dtype), infer_ms=infer, forward_ms=forward, backward_ms=backward,
@@ -295,7 +323,7 @@ def times_by_stage(rates):
             ))  # fmt: skip
             if dtype == torch.bfloat16:
                 both = kernel_times(
-                    lambda: triton_scan.gated_backward(grad, *triton_scan.gated_forward(*args)[1:], *args)  # noqa: B023
+                    lambda: scan.gated_backward(grad, *scan.gated_forward(*args)[1:], *args)  # noqa: B023
                 )
                 longest = sorted(both.items(), key=lambda x: -x[1])[:12]
                 kernels += [dict(stage=stage, b=b, kernel=name, ms=ms) for name, ms in longest]
@@ -354,13 +382,15 @@ def compile_one(job):
     inputs = make_inputs(b, H, W, I, R, dtype, states)
     z, weight, bias = gate_inputs(inputs[0])
     args = (inputs[0], z, *inputs[1:], weight, bias, 1e-5)
-    _, y, saved = triton_scan.gated_forward(*args)
-    triton_scan.gated_forward(*args, save=False)
-    triton_scan.gated_backward(torch.zeros_like(y), y, saved, *args)
+    _, y, saved = scan.gated_forward(*args)
+    scan.gated_forward(*args, save=False)
+    scan.gated_backward(torch.zeros_like(y), y, saved, *args)
     torch.cuda.synchronize()
 
 
 def configure(settings):
+    global scan
+    scan = backends.load(settings.get("backend", scan.NAME))
     triton_scan.TUNING.update({k: v for k, v in settings.items() if k in triton_scan.TUNING})
     triton_scan.SEGMENT = settings.get("segment", triton_scan.SEGMENT)
 
@@ -380,7 +410,8 @@ def compile_all(jobs):
 
 def tune():
     """A row for each setting: inference, forward and backward of the gated scan in ms at each stage, and of all 15."""
-    default = dict(triton_scan.TUNING, segment=triton_scan.SEGMENT)
+    before = scan.NAME
+    default = dict(triton_scan.TUNING, segment=triton_scan.SEGMENT, backend="triton")
     large = [dict(default, forward_warps=w, backward_warps=w, segment=s)
              for w, s in ((1, 16), (2, 16), (4, 16), (1, 32), (2, 32), (1, 64))]  # fmt: skip
     large += [dict(default, enough_warps=e, shortest_chunk=c) for e, c in ((1024, 64), (1024, 2048), (2048, 64))]
@@ -398,12 +429,12 @@ def tune():
                 inputs = make_inputs(b, side, side, I, R, torch.bfloat16)
                 z, weight, bias = gate_inputs(inputs[0])
                 args = (inputs[0], z, *inputs[1:], weight, bias, 1e-5)
-                _, y, saved = triton_scan.gated_forward(*args)
+                _, y, saved = scan.gated_forward(*args)
                 grad = torch.randn_like(y)
                 functions = (
-                    lambda: triton_scan.gated_forward(*args, save=False),  # noqa: B023
-                    lambda: triton_scan.gated_forward(*args),  # noqa: B023
-                    lambda: triton_scan.gated_backward(grad, y, saved, *args),  # noqa: B023
+                    lambda: scan.gated_forward(*args, save=False),  # noqa: B023
+                    lambda: scan.gated_forward(*args),  # noqa: B023
+                    lambda: scan.gated_backward(grad, y, saved, *args),  # noqa: B023
                 )
                 times = [graph_ms(f) if b == 1 else median_ms(f, 10) for f in functions]
                 sums = [total + blocks * ms for total, ms in zip(sums, times, strict=True)]
@@ -413,7 +444,7 @@ def tune():
                 sums = [float("nan")] * 3
             torch.cuda.empty_cache()
         row["all 15"] = " ".join(f"{ms:.2f}" for ms in sums)
-    configure(default)
+    configure(default | {"backend": before})
     table("tuning (inference, forward, backward ms)", rows)
 
 
@@ -422,16 +453,14 @@ def tune():
 
 def model_times(compiled, backends_wanted):
     """The whole network at 256x256: forward and training step, images/s and peak memory."""
-    from models.cross_scan import backends
     from models.vmunet import VMUNet
 
-    backends.MODULES.setdefault("triton", "triton_scan")
-    backends.MODULES.setdefault("mamba_ssm", "mamba")
     rows = []
-    settings = [("triton", 32, "bf16"), ("triton", 1, "bf16"), ("triton", 32, "fp32"), ("triton", 1, "fp32"),
-                ("mamba_ssm", 32, "bf16"), ("mamba_ssm", 32, "fp32"), ("torch", 1, "bf16")]  # fmt: skip
+    settings = [("cuda", 32, "bf16"), ("cuda", 1, "bf16"), ("cuda", 32, "fp32"), ("cuda", 1, "fp32"),
+                ("triton", 32, "bf16"), ("mamba_ssm", 32, "bf16"), ("mamba_ssm", 32, "fp32"),
+                ("torch", 1, "bf16")]  # fmt: skip
     for backend, b, precision in settings:
-        if backend not in backends_wanted or (compiled and backend != "triton"):
+        if backend not in backends_wanted or (compiled and backend != "cuda"):
             continue
         row = dict(backend=backend, b=b, precision=precision, mode="compiled" if compiled else "eager")
         try:
@@ -462,17 +491,17 @@ def model_times(compiled, backends_wanted):
             torch.cuda.reset_peak_memory_stats()
             row["infer_ms"] = median_ms(infer, count)
             row["infer_GB"] = torch.cuda.max_memory_allocated() / 1e9
-            if backend == "triton":
+            if backend in backends.FUSED:
                 row["infer_graph_ms"] = graph_ms(infer, 1)
             model.train()
             torch.cuda.reset_peak_memory_stats()
             row["train_ms"] = median_ms(step, count)
             row["train_GB"] = torch.cuda.max_memory_allocated() / 1e9
-            if backend == "triton":
+            if backend in backends.FUSED:
                 row["train_graph_ms"] = graph_ms(step, 1)
             row["infer_img_s"] = b * 1e3 / min(row["infer_ms"], row.get("infer_graph_ms", 9e9))
             row["train_img_s"] = b * 1e3 / min(row["train_ms"], row.get("train_graph_ms", 9e9))
-            if backend == "triton" and b == 32 and precision == "bf16" and not compiled:
+            if backend == "cuda" and b == 32 and precision == "bf16" and not compiled:
                 times = kernel_times(lambda: step(), 2)  # noqa: B023
                 table("kernels of a training step, batch 32, bf16",
                       [dict(kernel=k, ms=v) for k, v in sorted(times.items(), key=lambda x: -x[1])[:40]])  # fmt: skip
@@ -493,11 +522,13 @@ def main():
     parts = ("check", "time", "others", "tune", "model", "compile")
     for part in parts:
         parser.add_argument(f"--{part}", action="store_true")
-    parser.add_argument("--backends", default="triton,mamba_ssm,torch", help="backends of --model")
+    parser.add_argument("--backends", default="cuda,triton,mamba_ssm,torch", help="backends of --model")
+    parser.add_argument("--backend", default="cuda", choices=("cuda", "triton"), help="of --check and --time")
     parser.add_argument("--output", default=os.environ.get("OUT", "."), help="folder of gpu.json")
     options = parser.parse_args()
     chosen = [part for part in parts if getattr(options, part)] or [part for part in parts if part != "tune"]
     torch.backends.cuda.matmul.allow_tf32 = True
+    configure({"backend": options.backend})
 
     def attempt(function, *arguments):
         start = time.time()
@@ -511,9 +542,12 @@ def main():
             Path(options.output, "gpu.json").write_text(json.dumps(report, indent=1))
 
     rates = attempt(ceilings) or {"exp2_Tps": 3.7}
-    jobs = [(case, dtype, {}) for case, dtypes in check_cases() for dtype in dtypes] if "check" in chosen else []
+    chosen_backend = {"backend": options.backend}
+    jobs = []
+    if "check" in chosen:
+        jobs += [(case, dtype, chosen_backend) for case, dtypes in check_cases() for dtype in dtypes]
     if {"time", "model"} & set(chosen):
-        jobs += [(shape(stage, b), dtype, {}) for stage in STAGES for b in (32, 1)
+        jobs += [(shape(stage, b), dtype, chosen_backend) for stage in STAGES for b in (32, 1)
                  for dtype in (torch.bfloat16, torch.float32)]  # fmt: skip
     if jobs:
         attempt(compile_all, jobs)
@@ -521,6 +555,7 @@ def main():
         attempt(check)
         attempt(check_gated)
         attempt(determinism)
+        attempt(check_graphs)
     if "time" in chosen:
         attempt(times_by_stage, rates)
     if "others" in chosen:

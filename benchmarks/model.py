@@ -1,43 +1,44 @@
-"""VM-UNet on this machine's CPU: time, memory, where the time goes, against its floor and a Swin U-Net of its size.
+"""VM-UNet on this machine's CPU: time, growth with the image, memory, where the time goes, beside a Swin U-Net.
 
-    python benchmarks/model.py [--output model.json]
+    python -m benchmarks.model [--output FILE]
 
-Ratios are of medians in one run. The floor is the same matrix products and convolutions alone, plus the scans."""
+Times are medians of runs that take turns, in one process. The floor is the time of the same matrix products and
+convolutions alone, plus that of the scans alone."""
 
-import argparse
-import json
-import os
-import platform
+import functools
+import math
 import resource
-import statistics
-import subprocess
 import sys
-import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch.profiler import ProfilerActivity, profile  # noqa: E402
+from benchmarks import common
+from benchmarks.swin_unet import swin_unet
+from configs.config_setting import ISICConfig
+from configs.optim import OPTIMIZERS
+from models.cross_scan import cross_selective_scan
+from models.cross_scan.reference import make_inputs
+from models.vmunet import VMUNet
+from models.vmunet.ss2d import SS2D
+from utils.losses import BceDiceWithLogitsLoss
+from utils.optim import build_optimizer
 
-from models.vmunet import VMUNet  # noqa: E402
-from models.vmunet.ss2d import SS2D  # noqa: E402
-from utils.losses import BceDiceWithLogitsLoss  # noqa: E402
-from utils.products import use_fast_products  # noqa: E402
+GROUPS = {  # what the profiler's operators belong to
+    "scan": ("vmunet::", "GeneratedBackwardFor_vmunet"),
+    "products": ("aten::mm", "aten::addmm", "aten::bmm"),
+    "convolutions": ("aten::mkldnn_convolution", "aten::_slow_conv2d", "aten::convolution_backward"),
+    "norms": ("aten::native_layer_norm",),
+    "activations": ("aten::silu", "aten::mul"),
+    "copies": ("aten::copy_", "aten::cat", "aten::fill_"),
+    "optimizer": ("aten::_fused_adam",),
+}
+LARGE = 2**14  # elements of what counts as an activation
 
-COLUMNS = ("what", "median_ms", "ratio", "to")
 
-
-def median_ms(run, repeats=9):
-    """The median wall time of `run()` after two calls to warm up."""
-    run(), run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times)
+def images(batch, size):
+    return 255 * torch.rand(batch, 3, size, size)
 
 
 def forward(model, x):
@@ -45,152 +46,158 @@ def forward(model, x):
         return model(x)
 
 
-def training_step(model, optimizer, criterion, x, target):
-    optimizer.zero_grad()
-    criterion(model(x), target).backward()
-    optimizer.step()
+def forward_bf16(model, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        return forward(model, x)
 
 
-def make_step(model, batch, size):
+def with_default_products(function):
+    """`function` with PyTorch's own choice of library for float32 products."""
+
+    def run():
+        products = torch.backends.mkldnn.matmul
+        before = products.fp32_precision
+        products.fp32_precision = "none"
+        function()
+        products.fp32_precision = before
+
+    return run
+
+
+def training_step(model, batch, size):
+    """A function that computes a step as `train.py` does, on one batch."""
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    x, target = 255 * torch.rand(batch, 3, size, size), torch.rand(batch, 1, size, size).round()
-    return lambda: training_step(model, optimizer, BceDiceWithLogitsLoss(), x, target)
+    optimizer, criterion = build_optimizer(model, ISICConfig(), OPTIMIZERS), BceDiceWithLogitsLoss()
+    x, target = images(batch, size), torch.rand(batch, 1, size, size).round()
+
+    def step():
+        optimizer.zero_grad()
+        criterion(model(x), target).backward()
+        optimizer.step()
+
+    return step
 
 
-def products_alone(model, x):
-    """Runs every linear layer and convolution of the network on inputs of its own shapes, and nothing else."""
-    calls = []
+def parts_alone(model, x):
+    """Two functions: one runs every linear layer and convolution of the network on inputs of its own shapes, the other
+    every scan, and nothing else."""
+    products, scans = [], []
 
     def record(module, inputs, output):
-        tokens = inputs[0]
+        (tokens,) = inputs
         if isinstance(module, SS2D):
-            inner = torch.randn(*tokens.shape[:-1], module.in_proj.out_features // 2)
-            image = inner.permute(0, 3, 1, 2)
+            rank, states, _ = module.split
+            scan_inputs = make_inputs(*tokens.shape[:-1], module.out_norm.normalized_shape[0], states, rank)
+            inner = scan_inputs[0]
             weights = [*module.in_proj.weight.chunk(2), module.x_proj_weight.flatten(0, 1), module.out_proj.weight]
-            calls.extend((F.linear, (tokens if w.shape[1] == tokens.shape[-1] else inner, w)) for w in weights)
-            calls.append((module.conv2d.forward, (image,)))
+            products.extend((F.linear, (tokens if w.shape[1] == tokens.shape[-1] else inner, w)) for w in weights)
+            products.append((module.conv2d.forward, (inner.permute(0, 3, 1, 2),)))
+            scans.append((cross_selective_scan, scan_inputs))
         else:
-            calls.append((module.forward, (tokens,)))
+            products.append((module.forward, inputs))
 
-    layers = [m for m in model.modules() if isinstance(m, SS2D)]
-    layers += [
-        m for name, m in model.named_modules() if name.endswith(("reduction", "expand", "final_conv", "embed.proj"))
-    ]
+    ends = ("reduction", "expand", "final_conv", "embed.proj")
+    layers = [m for name, m in model.named_modules() if isinstance(m, SS2D) or name.endswith(ends)]
     hooks = [layer.register_forward_hook(record) for layer in layers]
     forward(model, x)
     for hook in hooks:
         hook.remove()
 
-    def run():
-        with torch.inference_mode():
-            for function, inputs in calls:
-                function(*inputs)
+    @torch.inference_mode()
+    def run(calls):
+        for function, inputs in calls:
+            function(*inputs)
 
-    return run
+    return functools.partial(run, products), functools.partial(run, scans)
 
 
-def shares(run):
-    """Milliseconds that a call of `run` spends in the scan, in products and convolutions, and in copies; and in all."""
+def shares(what, run):
+    """A row: the milliseconds that a call of `run` spends in each of GROUPS, and the number of its layout copies."""
     run()
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         run()
-    spent = {event.key: event.self_cpu_time_total / 1e3 for event in profiler.key_averages()}
-    groups = {
-        "scan": ("vmunet::",),
-        "products": ("aten::mm", "aten::addmm", "aten::bmm", "mkldnn", "aten::mkldnn_", "aten::convolution"),
-        "copies": ("aten::copy_", "aten::clone", "aten::contiguous", "aten::cat"),
-    }
-    found = {group: sum(ms for key, ms in spent.items() if key.startswith(keys)) for group, keys in groups.items()}
-    copies = sum(event.count for event in profiler.key_averages() if event.key == "aten::copy_")
-    return {**found, "all": sum(spent.values()), "number of copies": copies}
+    spent = dict.fromkeys((*GROUPS, "other"), 0.0)
+    for event in profiler.key_averages():
+        group = next((name for name, keys in GROUPS.items() if event.key.startswith(keys)), "other")
+        spent[group] += event.self_cpu_time_total / 1e3
+    copies = sum(map(is_layout_copy, profiler.events()))
+    return {"ms, profiled": what} | spent | {"all": sum(spent.values()), "layout copies": copies}
+
+
+def is_layout_copy(event):
+    """Whether it only brings an activation, or a gradient, into another order between the network's operators."""
+    parent = event.cpu_parent
+    while parent is not None:
+        if parent.name.startswith("vmunet::"):
+            return False
+        parent = parent.cpu_parent
+    return event.name == "aten::cat" or event.name == "aten::copy_" and math.prod(event.input_shapes[0]) >= LARGE
 
 
 def peak_growth(size):
-    """GiB that a training step at batch 1 adds to a process that already holds the model and its optimizer."""
-    command = [sys.executable, __file__, "--peak", str(size)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    """GiB that training steps at batch 1 add to a process that holds the model and has made a step at 32 x 32."""
+
+    def peak():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+
+    training_step(VMUNet(), 1, 32)()
+    before, step = peak(), training_step(VMUNet(), 1, size)
+    step(), step()
+    return peak() - before
 
 
-def measure_peak(size):
-    """Runs in a process of its own: peaks never go down."""
-    step = make_step(VMUNet(), 1, 32)
-    step()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step = make_step(VMUNet(), 1, size)
-    step()
-    step()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
-
-
-def main(output):
-    from benchmarks.swin_unet import swin_unet
-
-    environment = {
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "machine": platform.processor() or platform.machine(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "fast products": use_fast_products(),
-    }
-    print(environment)
+def main():
+    report = common.Report(common.start(__doc__, "model"))
+    # before anything else, because a process inherits the peak of the one that started it
+    peaks = {f"{size} x {size}": common.in_new_process(peak_growth, size) for size in (256, 512)}
+    report.table("memory", [{"training step": size, "peak growth, GiB": gib} for size, gib in peaks.items()])
     torch.manual_seed(0)
-    rows = []
-
-    def add(what, ms, to=None):
-        ratio = None if to is None else ms / next(row["median_ms"] for row in rows if row["what"] == to)
-        rows.append({"what": what, "median_ms": ms, "ratio": ratio, "to": to})
-        print(f"{what:44s} {ms:10.1f} ms" + ("" if to is None else f"   {ratio:6.2f} x {to}"), flush=True)
-
-    model, x = VMUNet().eval(), 255 * torch.rand(1, 3, 256, 256)
-    add("forward 256", median_ms(lambda: forward(model, x)))
-    products = median_ms(products_alone(model, x))
-    parts = shares(lambda: forward(model, x))
-    add("floor: products alone and the scan", products + parts["scan"])
-    add("forward 256 against its floor", rows[0]["median_ms"], "floor: products alone and the scan")
-    for size, repeats in ((512, 5), (1024, 3)):
-        larger = 255 * torch.rand(1, 3, size, size)
-        add(f"forward {size}", median_ms(lambda: forward(model, larger), repeats), "forward 256")  # noqa: B023
-    batch = 255 * torch.rand(8, 3, 256, 256)
-    add("forward 256, batch 8", median_ms(lambda: forward(model, batch), 5), "forward 256")
-    with torch.autocast("cpu", torch.bfloat16):
-        add("forward 256, bf16", median_ms(lambda: forward(model, x)), "forward 256")
-    step = make_step(VMUNet(), 1, 256)
-    add("training step 256", median_ms(step), "forward 256")
-    add("training step 256, batch 8", median_ms(make_step(VMUNet(), 8, 256), 3), "training step 256")
-    swin = swin_unet().eval()
-    add("Swin U-Net forward 256", median_ms(lambda: forward(swin, x)), "forward 256")
-    add("Swin U-Net training step 256", median_ms(make_step(swin_unet(), 1, 256)), "training step 256")
-    torch_loop = VMUNet(scan_backend="torch").eval()
-    add("forward 256 with backend torch", median_ms(lambda: forward(torch_loop, x), 3), "forward 256")
-    add(
-        "training step 256 with backend torch",
-        median_ms(make_step(VMUNet(scan_backend="torch"), 1, 256), 3),
-        "training step 256",
-    )
-    memory = {size: round(peak_growth(size), 2) for size in (256, 512)}
-    print("peak memory growth of a training step, GiB:", memory)
-    training_parts = shares(step)
-    for name, part in (("forward", parts), ("training step", training_parts)):
-        print(f"{name}, ms:", {key: round(value, 1) for key, value in part.items()})
-    report = {
-        "environment": environment,
-        "rows": rows,
-        "peak GiB": memory,
-        "forward": parts,
-        "training": training_parts,
+    model, swin, loop, x = VMUNet().eval(), swin_unet().eval(), VMUNet(scan_backend="torch").eval(), images(1, 256)
+    products, scans = parts_alone(model, x)
+    forwards = {
+        "VM-UNet": lambda: forward(model, x),
+        "its products and convolutions alone": products,
+        "its scans alone": scans,
+        "VM-UNet in bf16": lambda: forward_bf16(model, x),
+        "Swin U-Net": lambda: forward(swin, x),
+        "Swin U-Net, PyTorch's default products": with_default_products(lambda: forward(swin, x)),
+        "VM-UNet, backend torch": lambda: forward(loop, x),
     }
-    Path(output).write_text(json.dumps(report, indent=1))
+    times = common.medians(forwards, 5)
+    floor = times["its products and convolutions alone"] + times["its scans alone"]
+    times = {"VM-UNet": times.pop("VM-UNet"), "its floor": floor} | times
+    report.table("forward, 256 x 256, batch 1", rows_of(times, "VM-UNet"))
+
+    sizes = {f"{size} x {size}": functools.partial(forward, model, images(1, size)) for size in (256, 512, 1024)}
+    sizes["256 x 256, batch 8"] = functools.partial(forward, model, images(8, 256))
+    report.table("forward, growth", rows_of(common.medians(sizes, 3), "256 x 256"))
+
+    swin_step = training_step(swin, 1, 256)
+    steps = {
+        "VM-UNet": training_step(model, 1, 256),
+        "Swin U-Net": swin_step,
+        "Swin U-Net, PyTorch's default products": with_default_products(swin_step),
+        "VM-UNet, backend torch": training_step(loop, 1, 256),
+    }
+    report.table("training step, 256 x 256, batch 1", rows_of(common.medians(steps, 5), "VM-UNet"))
+    sizes = {
+        "256 x 256": steps["VM-UNet"],
+        "512 x 512": training_step(model, 1, 512),
+        "256 x 256, batch 8": training_step(model, 8, 256),
+    }
+    report.table("training step, growth", rows_of(common.medians(sizes, 3), "256 x 256"))
+
+    model.eval()
+    parts = [shares("forward", forwards["VM-UNet"])]
+    model.train()
+    report.table("where the time goes", [*parts, shares("training step", steps["VM-UNet"])])
+    print(f"\nwritten to {report.path}")
+
+
+def rows_of(times, one):
+    """Rows of times, and how many times that of `one` each is."""
+    return [{"": name, "ms": ms, f"of {one}": ms / times[one]} for name, ms in times.items()]
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", default="model.json", help="where to write the numbers")
-    parser.add_argument("--peak", type=int, help="only measure the peak memory at this size")
-    options = parser.parse_args()
-    if options.peak:
-        measure_peak(options.peak)
-    else:
-        main(options.output)
+    main()

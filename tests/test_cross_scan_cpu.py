@@ -200,7 +200,7 @@ def test_opcheck_and_compile(monkeypatch):
 def run_python(code, **environment):
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code]  # of forks beside threads, from 3.12 on
     return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=200, check=False
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, encoding="utf-8", timeout=200
     )
 
 

@@ -76,7 +76,7 @@ def errors(b, H, W, I, N, R, dtype, gated, chunked):
 def interpreted():
     """Errors of all cases, from one interpreting process."""
     run = subprocess.run(
-        [sys.executable, __file__], capture_output=True, text=True, timeout=600,
+        [sys.executable, __file__], capture_output=True, encoding="utf-8", timeout=600,
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
@@ -141,7 +141,7 @@ def stack_bytes(cubin, folder):
     """Bytes of local memory of a thread, most of them spilled registers."""
     (folder / "kernel.cubin").write_bytes(cubin)
     command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", folder / "kernel.cubin"]
-    usage = subprocess.run(command, capture_output=True, text=True, check=True)
+    usage = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
     return max(map(int, re.findall(r"STACK:(\d+)", usage.stdout + usage.stderr)))
 
 

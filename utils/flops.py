@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.cross_scan import backends
 from models.vmunet.ss2d import SS2D
+from models.vmunet.vmamba import FinalPatchExpand2D
 
 LAYER_NORM_FLOPS = 5  # per element: mean, difference, square, scale, shift
 
@@ -36,7 +37,7 @@ class Cost:
         return (
             f"{self.parameters / 1e6:.2f} M parameters; at {height}x{width} {self.flops / 1e9:.2f} GFLOP: "
             f"{self.product_macs / 1e9:.2f} G multiply-adds in products, {self.scan_flops / 1e9:.2f} GFLOP in the scan "
-            f"(as published, by thop: {self.published_macs / 1e9:.2f} G, {self.published_parameters / 1e6:.2f} M)"
+            f"(thop: {self.published_macs / 1e9:.2f} G, as published, and {self.published_parameters / 1e6:.2f} M)"
         )
 
 
@@ -49,7 +50,7 @@ def measure_cost(model, height, width):
     backends.resolve("torch", "cpu", torch.float32)  # its self-test needs real tensors, so it runs before the fake ones
 
     seen = dict(macs=0, norm_elements=0, scan_flops=0)
-    _watch(model, lambda module, inputs, output: _add(seen, module, inputs[0], output))
+    _watch(model, lambda module, inputs, output: _add(seen, module, *inputs, output=output))
     with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(1, model.input_channels, height, width))
     counted = counter.get_total_flops()
@@ -71,14 +72,14 @@ def measure_cost(model, height, width):
 
 def _watch(module, count):
     """Calls `count(module, inputs, output)` for every layer. An SS2D counts as one: it applies its weights itself."""
-    if isinstance(module, SS2D | nn.Conv2d | nn.Linear | nn.LayerNorm):
+    if isinstance(module, SS2D | FinalPatchExpand2D | nn.Conv2d | nn.Linear | nn.LayerNorm):
         module.register_forward_hook(count)
-    else:
+    if not isinstance(module, SS2D):
         for child in module.children():
             _watch(child, count)
 
 
-def _add(seen, module, x, output):
+def _add(seen, module, x, head=None, *, output):
     """Adds what one call of a layer costs."""
     if isinstance(module, SS2D):  # x (B, H, W, C)
         tokens, (channels, states) = x.shape[:-1].numel(), module.A_logs.shape  # channels: of all four directions
@@ -86,6 +87,8 @@ def _add(seen, module, x, output):
         seen["macs"] += tokens * sum(weight.numel() for weight in weights)
         seen["norm_elements"] += tokens * module.out_norm.weight.numel()
         seen["scan_flops"] += tokens * channels * (9 * states + 2)  # nine an update of a state, two for the skip
+    elif isinstance(module, FinalPatchExpand2D):  # which applies the weights of the last convolution, `head`
+        seen["macs"] += output[:, 0].numel() * head.weight.numel()
     elif isinstance(module, nn.Conv2d):
         seen["macs"] += output[:, 0].numel() * module.weight.numel()
     elif isinstance(module, nn.Linear):

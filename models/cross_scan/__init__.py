@@ -26,7 +26,8 @@ def cross_selective_scan(x, dt, B, C, A, D, dt_bias, dt_weight=None, backend="au
         A: (4, I, N) rates, negative
         D, dt_bias: (4, I)
         dt_weight: (4, I, R) or None
-        backend: "auto" (the best for the device and the dtype), "triton", "mamba_ssm", "cpu", "torch" or "reference"
+        backend: "auto" (the best for the device and the dtype), "triton", "mamba_ssm", "cpu", "torch", "reference" or
+            "exportable"
 
     x, dt, B and C share one dtype; the parameters are in float32 (float64 with float64 inputs), and so is the state.
 
@@ -37,7 +38,8 @@ def cross_selective_scan(x, dt, B, C, A, D, dt_bias, dt_weight=None, backend="au
         ValueError: a shape, dtype or device that does not fit; an unknown backend
         RuntimeError: a backend that can't run here
     """
-    check_inputs(x, dt, B, C, A, D, dt_bias, dt_weight)
+    if not torch.jit.is_tracing():  # where sizes are no numbers
+        check_inputs(x, dt, B, C, A, D, dt_bias, dt_weight)
     name = resolve(backend, x.device.type, x.dtype)
     inputs = (x, dt, B, C, A, D, dt_bias, dt_weight)
     if name in backends.DIFFERENTIABLE:

@@ -11,15 +11,18 @@ from . import reference
 log = logging.getLogger("vmunet")
 
 MODULES = {
+    "cuda": "cuda_scan",
     "triton": "triton_scan",
     "mamba_ssm": "mamba",
     "cpu": "cpu",
     "torch": "torch_loop",
     "reference": "reference",
+    "exportable": "exportable",
 }
-PREFERENCE = ("triton", "mamba_ssm", "cpu", "torch")
-DIFFERENTIABLE = {"mamba_ssm", "reference"}  # made of pieces that autograd knows: `scan` instead of `forward`
-FUSED = {"triton"}  # have `gated_forward` and `gated_backward`: the scan with the norm and the gate after it
+PREFERENCE = ("cuda", "triton", "mamba_ssm", "cpu", "torch")
+# made of pieces that autograd knows: `scan` instead of `forward`
+DIFFERENTIABLE = {"mamba_ssm", "reference", "exportable"}
+FUSED = {"cuda", "triton"}  # have `gated_forward` and `gated_backward`: the scan with the norm and the gate after it
 SELF_TEST_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
@@ -33,7 +36,7 @@ def _self_test(name, device, dtype):
     """None if the backend agrees with the definition on a tiny input, otherwise the sentence that says how far it is.
 
     On cards that a kernel was not built for, some libraries return zeros without an error."""
-    inputs = reference.make_inputs(b=1, H=3, W=5, I=16, R=4, dtype=dtype, device=device)
+    inputs = reference.make_inputs(b=1, H=3, W=5, I=32, R=4, dtype=dtype, device=device)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         expected = reference.scan(*(t.double() for t in inputs))
         backend = load(name)

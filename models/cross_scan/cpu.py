@@ -24,7 +24,7 @@ except ImportError as error:
 NAME = "cpu"
 LANES, TILE = 16, 32  # of the kernels
 GROUPS = 2  # of channels, whose shares of the gradients of dt, B and C are summed last
-ENOUGH_FOR_THREADS = 8_000_000  # state updates, about 2 ms; less is done before another thread has woken up
+ENOUGH_FOR_THREADS = 2_000_000  # state updates, about 0.3 ms; less is done before another thread has woken up
 log = logging.getLogger("vmunet")
 
 

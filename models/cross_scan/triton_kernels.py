@@ -327,7 +327,8 @@ def scan_backward_kernel(grad, x, dt, packed, weights, D, bias, starts, carry, i
     carry (b, 4, chunks, N, I): what comes from the later chunk; updated in place
     inner (b, 4, chunks, SEGMENT / T - 1, N, I): room for the states inside a segment
     dx (4, b, L, I), ddt (b, L, 4, I; only without a low rank): in pixel order
-    blocks_out (blocks of channels, b, L, 4, 2 N + R): dB, dC, gradient of the low-rank steps, for the block's channels
+    blocks_out (blocks of channels, b, 4, tiles T, 2 N + R): dB, dC, gradient of the low-rank steps, for the block's
+    channels, in the order of the steps
     parameters_out (b, 4, chunks, N + R + 2, I), zero before: dA, d(dt_weight), dD, d(bias)"""
     d = tl.program_id(0) * BD + tl.arange(0, BD)
     bk = tl.program_id(2).to(tl.int64)
@@ -343,7 +344,7 @@ def scan_backward_kernel(grad, x, dt, packed, weights, D, bias, starts, carry, i
     dt += (b * L * 4 + k) * I
     ddt += (b * L * 4 + k) * I
     dx += (k * batch + b) * L * I
-    blocks_out += ((tl.program_id(0).to(tl.int64) * batch + b) * L * 4 + k) * (2 * N + R)
+    blocks_out += ((tl.program_id(0).to(tl.int64) * batch + b) * 4 + k) * tiles * T * (2 * N + R)
     packed += bk * tiles * (2 * N + R) * T
     weights += k * (N + R) * I
     starts += bk * slots * N * I + d
@@ -456,7 +457,7 @@ def scan_backward_kernel(grad, x, dt, packed, weights, D, bias, starts, carry, i
             d_z = tl.where(mask, (u * g_B + w_A * 0.6931471805599453) * sigmoid(z), 0.0)
             d_skip += tl.sum(q * u, 0)
             d_offset += tl.sum(d_z, 0)
-            out = blocks_out + rows[:, None] * (4 * (2 * N + R))
+            out = blocks_out + (step + t)[:, None] * (2 * N + R)
             valid = (step + t < last)[:, None]
             tl.store(out + n[None, :], dB, mask=valid & (n < N)[None, :])
             tl.store(out + N + n[None, :], dC, mask=valid & (n < N)[None, :])
@@ -492,15 +493,22 @@ def sum_planes_kernel(planes, out, size, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def sum_blocks_kernel(partials, dB, dC, dr, size, blocks, N: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr):
-    """Adds the blocks of channels, partials (blocks, size = b L 4 (2 N + R)), and takes the three gradients apart."""
+def sum_blocks_kernel(partials, dB, dC, dr, size, blocks, H, W, steps, N: tl.constexpr, R: tl.constexpr,
+                      BLOCK: tl.constexpr):  # fmt: skip
+    """Adds the blocks of channels, partials (blocks, size = b 4 steps (2 N + R)), and takes the three gradients apart,
+    (b, L, 4, N or R), from the order of the steps to that of the pixels. steps: L and what fills up the last tile."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = at < size
+    step = (at // (2 * N + R)) % steps
+    mask = (at < size) & (step < H * W)
     total = tl.zeros((BLOCK,), tl.float32)
     for _ in range(blocks):
         total += tl.load(partials + at, mask=mask, other=0.0)
         partials += size
-    of, j = at // (2 * N + R), at % (2 * N + R)
+    bk, j = at // (2 * N + R) // steps, at % (2 * N + R)
+    k = bk % 4
+    l = tl.where(k >= 2, H * W - 1 - step, step)  # noqa: E741
+    l = tl.where(k % 2 == 1, (l % H) * W + l // H, l)  # noqa: E741
+    of = (bk // 4 * (H * W) + l) * 4 + k
     tl.store(dB + of * N + j, total.to(dB.dtype.element_ty), mask=mask & (j < N))
     tl.store(dC + of * N + j - N, total.to(dC.dtype.element_ty), mask=mask & (j >= N) & (j < 2 * N))
     if R > 0:
@@ -565,8 +573,8 @@ def gate_backward_kernel(grad, y, z, weight, bias, dy, dz, parameters_out, token
     mine = i < I
     w = tl.load(weight + i, mask=mine, other=0.0).to(tl.float32)[None, :]
     c = tl.load(bias + i, mask=mine, other=0.0).to(tl.float32)[None, :]
-    d_w = tl.zeros((BI,), tl.float32)
-    d_c = tl.zeros((BI,), tl.float32)
+    d_w = tl.zeros((BT, BI), tl.float32)  # added up over the rows only once, at the end
+    d_c = tl.zeros((BT, BI), tl.float32)
     for block in range(tl.program_id(0), tl.cdiv(tokens, BT), tl.num_programs(0)):
         token = (block * BT + tl.arange(0, BT)).to(tl.int64)
         mask = (token < tokens)[:, None] & mine[None, :]
@@ -580,12 +588,12 @@ def gate_backward_kernel(grad, y, z, weight, bias, dy, dz, parameters_out, token
         s = sigmoid(gate)
         tl.store(dz + at, (g * (normal * w + c) * s * (1 + gate * (1 - s))).to(dz.dtype.element_ty), mask=mask)
         g *= gate * s
-        d_w += tl.sum(g * normal, 0)
-        d_c += tl.sum(g, 0)
+        d_w += g * normal
+        d_c += g
         g *= w
         along = tl.sum(g * normal, 1) / I
         g = scale * (g - (tl.sum(g, 1) / I)[:, None] - normal * along[:, None])
         tl.store(dy + at, g.to(dy.dtype.element_ty), mask=mask)
     to = parameters_out + tl.program_id(0) * 2 * I + i
-    tl.store(to, d_w, mask=mine)
-    tl.store(to + I, d_c, mask=mine)
+    tl.store(to, tl.sum(d_w, 0), mask=mine)
+    tl.store(to + I, tl.sum(d_c, 0), mask=mine)

@@ -41,10 +41,10 @@ def saved_shape(b, H, W, I, N):
     return (b, 4, -(-H * W // SEGMENT), N, I)
 
 
-class _Problem:
+class Problem:
     """Sizes, packed inputs and launch parameters of one call."""
 
-    def __init__(self, x, dt, B, C, A, D, dt_bias, dt_weight, warps):
+    def __init__(self, x, dt, B, C, A, D, dt_bias, dt_weight, backwards=False):
         self.b, self.H, self.W, self.I = x.shape
         self.N = A.shape[-1]
         if self.N & (self.N - 1) or self.N > MOST_STATES:
@@ -56,6 +56,7 @@ class _Problem:
         self.dt = dt.contiguous() if dt_weight is None else dt
         self.D, self.dt_bias = D.contiguous(), dt_bias.contiguous()
         self.RP = max(16, triton.next_power_of_2(self.R))
+        warps = self.warps(backwards)
         self.chunk = self._chunk()
         self.chunks = triton.cdiv(self.L, self.chunk)
         self.constants = dict(
@@ -66,6 +67,12 @@ class _Problem:
         self.packed = x.new_empty(self.b, 4, self.tiles, 2 * self.N + self.R, T, dtype=torch.float32)
         self.weights = x.new_empty(4, self.N + self.R, self.I, dtype=torch.float32)
         self._pack(dt, B, C, A.contiguous(), None if dt_weight is None else dt_weight.contiguous())
+
+    def warps(self, backwards):
+        """Warps of 32 channels in a program of the scan kernels."""
+        if backwards:
+            return BACKWARD_WARPS_BY_RANK.get(self.R, TUNING["backward_warps"])
+        return TUNING["forward_warps"]
 
     def _chunk(self):
         """Steps in a chunk: all of them if that occupies the GPU."""
@@ -100,6 +107,25 @@ class _Problem:
         )  # fmt: skip
 
 
+    def scan(self, starts, planes, slots, stride, save):
+        """Launches the recurrence: `planes` and, with `save`, the kept states."""
+        kernels.scan_kernel[(self.blocks, self.chunks, self.b * 4)](
+            self.x, self.dt, self.packed, self.weights, self.D, self.dt_bias, starts, planes, self.H, self.W, self.I,
+            self.chunk, self.tiles, slots, stride, SAVE=save, SEGMENT=SEGMENT, **self.constants,
+        )  # fmt: skip
+
+    def scan_backward(self, grad_y, saved, carry, planes, d_dt, partials, parameters):
+        """Launches the recurrence's backward; see `triton_kernels.scan_backward_kernel` for what it fills."""
+        inner = carry.new_empty(self.b, 4, self.chunks, SEGMENT // T - 1, self.N, self.I)
+        kernels.scan_backward_kernel[(self.blocks, self.chunks, self.b * 4)](
+            grad_y, self.x, self.dt, self.packed, self.weights, self.D, self.dt_bias, saved, carry, inner, planes, d_dt,
+            partials, parameters, self.H, self.W, self.I, self.chunk, self.tiles, saved.shape[2], SEGMENT=SEGMENT,
+            RP=self.RP, NP=max(16, self.N), PRECISION="tf32x3" if self.x.dtype == torch.float32 else "tf32",
+            # the interpreter can't multiply bfloat16
+            ROUND=self.x.dtype == torch.bfloat16 and not triton.knobs.runtime.interpret, **self.constants,
+        )  # fmt: skip
+
+
 def _sum_planes(planes, out):
     block = 1024
     kernels.sum_planes_kernel[(triton.cdiv(out.numel(), block),)](
@@ -108,9 +134,9 @@ def _sum_planes(planes, out):
     return out
 
 
-def _scan(x, dt, B, C, A, D, dt_bias, dt_weight, save):
+def _scan(problem, x, dt, B, C, A, D, dt_bias, dt_weight, save):
     """The planes (4, b, H, W, I) of y, and what is kept."""
-    p = _Problem(x, dt, B, C, A, D, dt_bias, dt_weight, TUNING["forward_warps"])
+    p = problem(x, dt, B, C, A, D, dt_bias, dt_weight)
     planes = x.new_empty(4, *x.shape)
     saved = p.weights.new_empty(saved_shape(*x.shape, p.N) if save else 0)
     starts, stride = saved, p.chunk // SEGMENT
@@ -119,48 +145,38 @@ def _scan(x, dt, B, C, A, D, dt_bias, dt_weight, save):
     slots = starts.shape[2]
     if p.chunks > 1:
         p.hand_on(p.x, starts, slots, stride, backwards=False)
-    kernels.scan_kernel[(p.blocks, p.chunks, p.b * 4)](
-        p.x, p.dt, p.packed, p.weights, p.D, p.dt_bias, starts, planes, p.H, p.W, p.I, p.chunk, p.tiles, slots, stride,
-        SAVE=save, SEGMENT=SEGMENT, **p.constants,
-    )  # fmt: skip
+    p.scan(starts, planes, slots, stride, save)
     return planes, saved
 
 
-def forward(x, dt, B, C, A, D, dt_bias, dt_weight, save=True):
+def forward(x, dt, B, C, A, D, dt_bias, dt_weight, save=True, problem=Problem):
     """y (b, H, W, I) and the kept states, empty without `save`."""
     with torch.cuda.device_of(x):
-        planes, saved = _scan(x, dt, B, C, A, D, dt_bias, dt_weight, save)
+        planes, saved = _scan(problem, x, dt, B, C, A, D, dt_bias, dt_weight, save)
         return _sum_planes(planes, x.new_empty(x.shape)), saved
 
 
-def backward(grad_y, saved, x, dt, B, C, A, D, dt_bias, dt_weight):
+def backward(grad_y, saved, x, dt, B, C, A, D, dt_bias, dt_weight, problem=Problem):
     """The gradients of the eight inputs."""
     with torch.cuda.device_of(x):
-        warps = BACKWARD_WARPS_BY_RANK.get(dt.shape[-1], TUNING["backward_warps"])
-        p = _Problem(x, dt, B, C, A, D, dt_bias, dt_weight, warps)
+        p = problem(x, dt, B, C, A, D, dt_bias, dt_weight, backwards=True)
         grad_y = grad_y.contiguous()
         new = p.weights.new_empty
         carry = p.weights.new_zeros(p.b, 4, p.chunks, p.N, p.I)
         if p.chunks > 1:
             p.hand_on(grad_y, carry, p.chunks, 1, backwards=True)
-        inner = new(p.b, 4, p.chunks, SEGMENT // T - 1, p.N, p.I)
         planes = x.new_empty(4, *x.shape)
         d_dt, dB, dC = (t.new_empty(t.shape) for t in (dt, B, C))
-        partials = new(p.blocks, p.b, p.L, 4, 2 * p.N + p.R)
+        partials = new(p.blocks, p.b, 4, p.tiles * T, 2 * p.N + p.R)
         parameters = p.weights.new_zeros(p.b, 4, p.chunks, p.N + p.R + 2, p.I)
-        kernels.scan_backward_kernel[(p.blocks, p.chunks, p.b * 4)](
-            grad_y, p.x, p.dt, p.packed, p.weights, p.D, p.dt_bias, saved, carry, inner, planes, d_dt, partials,
-            parameters, p.H, p.W, p.I, p.chunk, p.tiles, saved.shape[2], SEGMENT=SEGMENT, RP=p.RP,
-            NP=max(16, p.N), PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32",
-            # the interpreter can't multiply bfloat16
-            ROUND=x.dtype == torch.bfloat16 and not triton.knobs.runtime.interpret, **p.constants,
-        )  # fmt: skip
+        p.scan_backward(grad_y, saved, carry, planes, d_dt, partials, parameters)
         dx = _sum_planes(planes, x.new_empty(x.shape))
         block = 1024
         size = partials[0].numel()
         kernels.sum_blocks_kernel[(triton.cdiv(size, block),)](
-            partials, dB, dC, d_dt, size, p.blocks, N=p.N, R=p.R, BLOCK=block, num_warps=4, enable_fp_fusion=True
-        )
+            partials, dB, dC, d_dt, size, p.blocks, p.H, p.W, p.tiles * T, N=p.N, R=p.R, BLOCK=block, num_warps=4,
+            enable_fp_fusion=True,
+        )  # fmt: skip
         dA, dD, d_bias = new(4, p.I, p.N), new(4, p.I), new(4, p.I)
         d_weight = None if dt_weight is None else new(4, p.I, p.R)
         kernels.sum_parameters_kernel[(triton.cdiv(p.I, 128), p.N + p.R + 2, 4)](
@@ -170,10 +186,11 @@ def backward(grad_y, saved, x, dt, B, C, A, D, dt_bias, dt_weight):
         return dx, d_dt, dB, dC, dA, dD, d_bias, d_weight
 
 
-def gated_forward(x, z, dt, B, C, A, D, dt_bias, dt_weight, norm_weight, norm_bias, eps, save=True):
+def gated_forward(x, z, dt, B, C, A, D, dt_bias, dt_weight, norm_weight, norm_bias, eps, save=True,
+                  problem=Problem):  # fmt: skip
     """LayerNorm(scan) * SiLU(z): (out, y, saved). y, the scan itself, and the kept states are empty without `save`."""
     with torch.cuda.device_of(x):
-        planes, saved = _scan(x, dt, B, C, A, D, dt_bias, dt_weight, save)
+        planes, saved = _scan(problem, x, dt, B, C, A, D, dt_bias, dt_weight, save)
         I = x.shape[-1]
         out, y = x.new_empty(x.shape), x.new_empty(x.shape if save else 0)
         z = _even(z)
@@ -186,14 +203,15 @@ def gated_forward(x, z, dt, B, C, A, D, dt_bias, dt_weight, norm_weight, norm_bi
         return out, y, saved
 
 
-def gated_backward(grad, y, saved, x, z, dt, B, C, A, D, dt_bias, dt_weight, norm_weight, norm_bias, eps):
+def gated_backward(grad, y, saved, x, z, dt, B, C, A, D, dt_bias, dt_weight, norm_weight, norm_bias, eps,
+                   problem=Problem):  # fmt: skip
     """The gradients of x, z, dt, B, C, A, D, dt_bias, dt_weight, norm_weight and norm_bias."""
     with torch.cuda.device_of(x):
         I = x.shape[-1]
         grad, flat_z = grad.contiguous(), _even(z)
         width = triton.next_power_of_2(I)
         tokens, length = y.numel() // I, max(1, 2048 // width)
-        programs = min(512, triton.cdiv(tokens, length))
+        programs = min(264, triton.cdiv(tokens, length))  # two for each multiprocessor of the largest GPUs
         dy, dz = y.new_empty(y.shape), z.new_empty(z.shape)
         parameters = y.new_empty(programs, 2, I, dtype=torch.float32)
         kernels.gate_backward_kernel[(programs,)](
@@ -201,7 +219,7 @@ def gated_backward(grad, y, saved, x, z, dt, B, C, A, D, dt_bias, dt_weight, nor
             BI=width, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
         d_weight, d_bias = parameters[:, 0].sum(0), parameters[:, 1].sum(0)
-    dx, *others = backward(dy, saved, x, dt, B, C, A, D, dt_bias, dt_weight)
+    dx, *others = backward(dy, saved, x, dt, B, C, A, D, dt_bias, dt_weight, problem)
     return dx, dz, *others, d_weight, d_bias
 
 

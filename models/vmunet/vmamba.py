@@ -4,10 +4,11 @@ Letters: B batch   H, W map   C channels. Maps are channels last, (B, H, W, C), 
 Parameter names and their order are the original's.
 """
 
-import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .layer_norm import LayerNorm
 from .ss2d import SS2D
 
 
@@ -22,7 +23,7 @@ class DropPath(nn.Module):
         if self.drop_prob == 0 or not self.training:
             return x
         kept = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.drop_prob)
-        return x * kept / (1 - self.drop_prob)
+        return x * kept.div_(1 - self.drop_prob)
 
     def extra_repr(self):
         return f"drop_prob={self.drop_prob:.4f}"
@@ -34,7 +35,7 @@ class PatchEmbed2D(nn.Module):
     def __init__(self, channels, dim):
         super().__init__()
         self.proj = nn.Conv2d(channels, dim, kernel_size=4, stride=4)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim)
 
     def forward(self, x):
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
@@ -46,11 +47,11 @@ class PatchMerging2D(nn.Module):
     def __init__(self, dim):
         super().__init__()
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
-        self.norm = nn.LayerNorm(4 * dim)
+        self.norm = LayerNorm(4 * dim, for_product=True)
 
     def forward(self, x):
-        corners = [x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]]
-        return self.reduction(self.norm(torch.cat(corners, dim=-1)))
+        x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, H/2, row, W/2, column, C)
+        return self.reduction(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))  # channels as (column, row, C)
 
 
 def spread(x, factor):
@@ -66,22 +67,27 @@ class PatchExpand2D(nn.Module):
     def __init__(self, dim):
         super().__init__()
         self.expand = nn.Linear(2 * dim, 4 * dim, bias=False)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim)
 
     def forward(self, x):
         return self.norm(spread(self.expand(x), 2))
 
 
 class FinalPatchExpand2D(nn.Module):
-    """Back to the image's size: (B, H, W, C) -> (B, 4H, 4W, C/4)."""
+    """Back to the image's size, and to the classes: (B, H, W, C) -> logits (B, num_classes, 4H, 4W).
+
+    `head` is a convolution of kernel 1. It and the norm act on single pixels, so the pixels move to their places last,
+    when each is `num_classes` numbers and no longer C / 4."""
 
     def __init__(self, dim):
         super().__init__()
         self.expand = nn.Linear(dim, 4 * dim, bias=False)
-        self.norm = nn.LayerNorm(dim // 4)
+        self.norm = LayerNorm(dim // 4, for_product=True)
 
-    def forward(self, x):
-        return self.norm(spread(self.expand(x), 4))
+    def forward(self, x, head):
+        x = self.norm(self.expand(x).unflatten(-1, (16, -1)))  # (B, H, W, 4 x 4 pixels, C / 4)
+        logits = F.linear(x, head.weight.flatten(1), head.bias)
+        return spread(logits.flatten(-2), 4).permute(0, 3, 1, 2)
 
 
 class VSSBlock(nn.Module):
@@ -89,7 +95,7 @@ class VSSBlock(nn.Module):
 
     def __init__(self, dim, drop_path, d_state, scan_backend):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(dim)
+        self.ln_1 = LayerNorm(dim, for_product=True)
         self.self_attention = SS2D(dim, d_state, scan_backend)  # the original's name
         self.drop_path = DropPath(drop_path)
 
@@ -174,7 +180,7 @@ class VSSM(nn.Module):
             x = layer(x + skip)
         if self.skip_at_quarter:
             x = x + skips[0]
-        return self.final_conv(self.final_up(x).permute(0, 3, 1, 2))
+        return self.final_up(x, self.final_conv)
 
 
 def drop_path_rates(rate, depths):

@@ -1,0 +1,1 @@
+import utils.openmp  # noqa: F401  (before torch)

@@ -1,0 +1,72 @@
+"""Networks to compare with, from segmentation_models_pytorch (requirements-extra.txt), behind VMUNet's interface.
+
+--network unet                          U-Net with a ResNet-34 encoder
+--network smp:DeepLabV3Plus-resnet50    any architecture of the library with any of its encoders
+--network smp:FPN                       the same with a ResNet-34 encoder
+"""
+
+import difflib
+
+from models.network import SegmentationNetwork
+
+ENCODER = "resnet34"  # where none is named
+INSTALL = "pip install -r requirements-extra.txt"
+
+
+class Baseline(SegmentationNetwork):
+    """A network of the library that `network` names, with random weights.
+
+    Raises ValueError if the name is none of the library's, or without the library."""
+
+    def __init__(self, network, num_classes=1, input_channels=3):
+        super().__init__(num_classes, input_channels)
+        self.architecture, self.encoder = parse(network)
+        self.network = self._create(None)
+
+    name = property(lambda self: f"{self.architecture}-{self.encoder}")
+
+    def _create(self, encoder_weights):
+        smp = import_library()
+        _check("architecture", self.architecture, list(smp.MODEL_ARCHITECTURES_MAPPING))
+        if not self.encoder.startswith("tu-"):  # timm's, of which there are a thousand
+            _check("encoder", self.encoder, smp.encoders.get_encoder_names())
+        shape = dict(in_channels=self.input_channels, classes=self.num_classes)
+        try:
+            return smp.create_model(self.architecture, self.encoder, encoder_weights, **shape)
+        except (ValueError, KeyError, RuntimeError) as error:  # pairs that don't fit, timm's names, no such weights
+            raise ValueError(f"--network smp:{self.name}: {error.args[0]}") from error
+
+    def logits(self, x):
+        return self.network(x)
+
+    def load_imagenet_encoder(self):
+        """Fills the encoder with its ImageNet weights, which the library downloads on first use."""
+        self.network.encoder.load_state_dict(self._create("imagenet").encoder.state_dict())
+
+
+def parse(network):
+    """(architecture, encoder) of a `network` of the config: ("unet", "resnet34") for unet, and for smp:unet."""
+    kind, _, rest = network.partition(":")
+    if network != "unet" and (kind != "smp" or not rest):
+        raise ValueError(f"--network: found {network!r}, expected vmunet, unet or smp:<architecture>[-<encoder>]")
+    architecture, _, encoder = (rest or network).partition("-")
+    return architecture.lower(), encoder or ENCODER
+
+
+def import_library():
+    """segmentation_models_pytorch. Raises ValueError with the command that installs it."""
+    try:
+        import utils.torchvision_compat  # noqa: F401, I001  before the library, which imports torchvision
+        import segmentation_models_pytorch
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--network: found no module {error.name!r}, which baselines need; {INSTALL}") from error
+    return segmentation_models_pytorch
+
+
+def _check(what, name, known):
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=5, cutoff=0.3) or known[:5]
+        raise ValueError(
+            f"--network: found {what} {name!r}, expected one of the {len(known)} of segmentation_models_pytorch, "
+            f"such as {', '.join(near)}"
+        )

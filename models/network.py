@@ -1,0 +1,40 @@
+"""What every network here shares: inputs of any size, logits out, probabilities on request."""
+
+import torch.nn.functional as F
+from torch import nn
+
+STRIDE = 32  # the deepest map is 32 times smaller than the image
+
+
+class SegmentationNetwork(nn.Module):
+    """A network over inputs whose sides are multiples of 32, opened to any size from 32 x 32 on.
+
+    A subclass has `logits(x)`: (B, input_channels, H, W) -> (B, num_classes, H, W)."""
+
+    name = property(lambda self: type(self).__name__)  # in messages
+
+    def __init__(self, num_classes, input_channels):
+        super().__init__()
+        self.num_classes = num_classes
+        self.input_channels = input_channels
+
+    def forward(self, x):
+        """(B, input_channels or 1, H, W) -> logits (B, num_classes, H, W); H and W at least 32.
+
+        Sides that are not multiples of 32 are padded with zeros, right and bottom; the output is cropped back."""
+        B, channels, H, W = x.shape
+        if channels == 1:
+            x = x.expand(B, self.input_channels, H, W)
+        elif channels != self.input_channels:
+            expected = f"{self.input_channels}, or 1 (grey)"
+            raise ValueError(f"{self.name}: found {channels} input channels, expected {expected}")
+        if min(H, W) < STRIDE:
+            raise ValueError(f"{self.name}: found an input of {H} x {W} pixels, expected at least {STRIDE} x {STRIDE}")
+        if H % STRIDE or W % STRIDE:
+            x = F.pad(x, (0, -W % STRIDE, 0, -H % STRIDE))
+        return self.logits(x)[:, :, :H, :W]
+
+    def predict(self, x):
+        """Probabilities (B, num_classes, H, W): the sigmoid for one class, the softmax over several."""
+        logits = self(x)
+        return logits.sigmoid() if self.num_classes == 1 else logits.softmax(dim=1)

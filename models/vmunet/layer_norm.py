@@ -1,0 +1,95 @@
+"""LayerNorm over the last axis; on NVIDIA GPUs in one Triton kernel for each direction.
+
+PyTorch's kernels give every row a block of threads of its own, which at the network's end, with two million rows of 24
+channels in a batch, cost more than all its matrix products. Here a program takes as many rows as fill it."""
+
+import torch
+from torch import nn
+
+from models.cross_scan import triton_scan
+
+if triton_scan.IMPORT_ERROR is None:
+    from . import layer_norm_kernels as kernels
+
+
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm for channels-last maps, (..., C) -> (..., C).
+
+    for_product: the result goes to a matrix product and nowhere else. Under autocast it then already has the product's
+    dtype, instead of float32 that autocast would round to it in a pass of its own."""
+
+    def __init__(self, channels, for_product=False):
+        super().__init__(channels)
+        self.for_product = for_product
+
+    def forward(self, x):
+        if not x.is_cuda or x.dtype == torch.float64 or triton_scan.IMPORT_ERROR is not None:
+            return super().forward(x)
+        autocast = torch.is_autocast_enabled(x.device.type)
+        dtype = torch.get_autocast_dtype(x.device.type) if autocast and self.for_product else x.dtype
+        if autocast and not self.for_product:
+            dtype = torch.float32  # as autocast's own LayerNorm
+        return layer_norm(x, self.weight, self.bias, self.eps, dtype)
+
+
+@torch.library.custom_op("vmunet::layer_norm", mutates_args=())
+def layer_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, dtype: torch.dtype
+) -> torch.Tensor:
+    """LayerNorm of x (..., C) in float32, rounded to `dtype`."""
+    x = x.contiguous()
+    out = torch.empty_like(x, dtype=dtype)
+    rows, width, length, programs = _grid(x)
+    with torch.cuda.device_of(x):
+        kernels.layer_norm_kernel[(programs,)](
+            x, weight, bias, out, rows, x.shape[-1], eps, BT=length, BI=width, num_warps=4
+        )
+    return out
+
+
+@layer_norm.register_fake
+def _(x, weight, bias, eps, dtype):
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("vmunet::layer_norm_backward", mutates_args=())
+def layer_norm_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of x, weight and bias."""
+    x, grad = x.contiguous(), grad.contiguous()
+    dx = torch.empty_like(x)
+    rows, width, length, programs = _grid(x, most=528)
+    parts = x.new_empty(programs, 2, x.shape[-1], dtype=torch.float32)  # of weight and bias
+    with torch.cuda.device_of(x):
+        kernels.layer_norm_backward_kernel[(programs,)](
+            grad, x, weight, dx, parts, rows, x.shape[-1], eps, BT=length, BI=width, num_warps=4
+        )
+    d_weight, d_bias = parts.sum(0).unbind(0)
+    return dx, d_weight.clone(), d_bias.clone()
+
+
+@layer_norm_backward.register_fake
+def _(grad, x, weight, eps):
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return dx, torch.empty_like(weight), torch.empty_like(weight)
+
+
+def _setup(ctx, inputs, output):
+    x, weight, _bias, ctx.eps, _dtype = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx, grad):
+    return *layer_norm_backward(grad, *ctx.saved_tensors, ctx.eps), None, None
+
+
+layer_norm.register_autograd(_backward, setup_context=_setup)
+
+
+def _grid(x, most=None):
+    """Rows, the power of two that holds their channels, rows of a step of a program, and programs."""
+    rows, width = x.numel() // x.shape[-1], kernels.next_power_of_2(x.shape[-1])
+    length = max(1, 2048 // width)
+    programs = -(-rows // length)
+    return rows, width, length, programs if most is None else min(most, programs)

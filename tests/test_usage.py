@@ -1,0 +1,35 @@
+import time
+
+import torch
+
+from utils.usage import COLUMNS, MeteredLoader, peak_memory
+
+
+class SlowLoader:
+    dataset = range(6)
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        for batch in range(3):
+            time.sleep(0.03)
+            yield batch
+
+
+def test_waiting_is_told_from_working():
+    loader = MeteredLoader(SlowLoader())
+    assert len(loader) == 3
+    for passes in range(2):  # the second pass starts from zero
+        assert [batch for batch in loader] == [0, 1, 2], passes
+    idle = loader.usage(torch.device("cpu"))
+    assert idle["waiting_share"] > 0.9 and 20 < idle["images_per_second"] < 67  # 6 images in 0.09 s or more
+    for _ in loader:
+        time.sleep(0.09)
+    busy = loader.usage(torch.device("cpu"))
+    assert 0.1 < busy["waiting_share"] < 0.5
+    assert {"seconds", *busy} == set(COLUMNS)
+
+
+def test_memory_of_the_process_is_in_bytes():
+    assert 50e6 < peak_memory(torch.device("cpu")) < 1e12
