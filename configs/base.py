@@ -7,7 +7,7 @@ from typing import Literal
 @dataclass(kw_only=True)
 class BaseConfig:
     # --- model (paper section 3; the released configuration, 27.43 M parameters) ---
-    network: Literal["vmunet"] = "vmunet"  # first part of the run folder's name
+    network: str = "vmunet"  # or a baseline: unet, smp:<architecture>[-<encoder>] (models/baselines.py)
     num_classes: int  # 1: binary masks; more: class 0 is the background
     input_channels: int = 3  # grey images are repeated
     depths: tuple[int, int, int, int] = (2, 2, 2, 2)  # VSS blocks of each encoder stage
@@ -16,7 +16,7 @@ class BaseConfig:
     d_state: int = 16  # states of the selective scan
     drop_path_rate: float = 0.2  # highest rate of stochastic depth
     skip_at_quarter: bool = False  # also add the skip at H/4 (published: not used)
-    load_ckpt_path: str = "pretrained_weights/vmamba_small_e238_ema.pth"  # VMamba's ImageNet weights; "none": without
+    load_ckpt_path: str = "pretrained_weights/vmamba_small_e238_ema.pth"  # VMamba's; none; baselines: none, imagenet
 
     # --- data ---
     image_size: int  # side of the network's input, in pixels
@@ -41,9 +41,10 @@ class BaseConfig:
     # --- execution ---
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # bf16, fp16: autocast, the scan's state stays in float32
-    scan_backend: Literal["auto", "triton", "mamba_ssm", "cpu", "torch", "reference"] = "auto"
+    scan_backend: Literal["auto", "cuda", "triton", "mamba_ssm", "cpu", "torch", "reference"] = "auto"
     use_checkpoint: bool = False  # recompute activations in the backward pass: less memory, more time
     compile: bool = False  # torch.compile the model
+    cuda_graphs: bool = True  # on one NVIDIA GPU, launch all kernels of the network at once
 
     # --- the run ---
     protocol: Literal["paper", "holdout"] = "paper"  # holdout: select on one set, report on another

@@ -19,6 +19,11 @@ class ISICConfig(BaseConfig):
     image_size: int = 256  # side of the network's input, in pixels
     mask_values: tuple[str, ...] = ()  # several classes: grey value ("128") or colour ("#ff0000") of each, in order
 
+    folds: int = 0  # k-fold: images of train and val, or of one folder, are dealt into so many parts; 0: off
+    fold: int = 0  # the part to validate on, 0..folds-1
+    fold_seed: int = 42  # of the deal; not `seed`, so that runs of different seeds share their parts
+    fold_group: str = ""  # regular expression: names in which it matches the same text, a patient's, stay together
+
     rotation: Literal["run", "sample"] = "run"  # run: one angle for the whole run, as published
     normalization: Literal["minmax", "imagenet"] = "minmax"  # minmax: each image to 0..255, as published
     mask_resize: Literal["bilinear", "nearest"] = "bilinear"  # bilinear: soft borders, as published

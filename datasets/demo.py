@@ -30,7 +30,7 @@ def make_once(root, kind, write):
     try:
         work.chmod(0o755)  # mkdtemp's folders are private
         write(work)
-        (work / MARKER).write_text(NOTE.format(kind))
+        (work / MARKER).write_text(NOTE.format(kind), encoding="utf-8")
         work.rename(root)
         log.info("made synthetic %s in %s", kind, root)
     except OSError:

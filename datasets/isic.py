@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from datasets.cache import CachedDataset, split_key
-from datasets.files import reading, some
+from datasets.files import check_name, check_training_image, open_image, some
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MASK_SUFFIX = "_segmentation"  # of ISIC's ground truth files
@@ -32,33 +31,60 @@ def find_pairs(images, masks):
     Returns [(stem, image path, mask path)] sorted by stem; raises ValueError that names the files without a partner and
     the stems that occur twice.
     """
+    pairs, problems = match_files(images, masks)
+    if problems:
+        raise ValueError(problems[0])
+    return pairs
+
+
+def match_files(images, masks):
+    """([(stem, image path, mask path)] sorted by stem, sentences about the files that make no pair)."""
     image_files, mask_files = list_images(images), {}
     for stem, paths in list_images(masks).items():
         plain = stem.removesuffix(MASK_SUFFIX)
         mask_files.setdefault(plain if plain in image_files else stem, []).extend(paths)
+    problems = []
     if not image_files:
-        raise ValueError(f"{images} holds no image; expected files ending in {', '.join(EXTENSIONS)}")
+        problems.append(f"{images} holds no image; expected files ending in {', '.join(EXTENSIONS)}")
     for paths in (*image_files.values(), *mask_files.values()):
         if len(paths) > 1:
-            raise ValueError(f"{paths[0].parent} holds several files for one pair: {some(p.name for p in paths)}")
+            problems.append(f"{paths[0].parent} holds several files for one pair: {some(p.name for p in paths)}")
     alone = sorted(image_files.keys() ^ mask_files.keys())
     if alone:
         names = [(image_files.get(stem) or mask_files[stem])[0] for stem in alone]
-        raise ValueError(
+        problems.append(
             f"{len(alone)} files have no partner of the same stem in {images} and {masks}: "
             + some(f"{path.parent.name}/{path.name}" for path in names)
         )
-    return [(stem, image_files[stem][0], mask_files[stem][0]) for stem in sorted(image_files)]
+    both = sorted(image_files.keys() & mask_files.keys())
+    return [(stem, image_files[stem][0], mask_files[stem][0]) for stem in both], problems
 
 
-def read_image(path):
-    """Any image file as RGB: uint8 tensor (3, H, W). Greys deeper than 8 bits are stretched to 0..255."""
-    with reading(path), Image.open(path) as file:
-        if file.mode == "F" or file.mode.startswith("I"):
-            grey = np.asarray(file).astype(np.float64)
-            grey = (grey - grey.min()) * (255 / max(np.ptp(grey), 1e-12))
-            file = Image.fromarray(grey.round().astype(np.uint8))
-        return torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1).contiguous()
+def read_image(path, training=False):
+    """Any image file as RGB: uint8 tensor (3, H, W). Greys deeper than 8 bits are stretched to 0..255.
+
+    training: also refuse what is only suspicious (see check_training_image)."""
+    with open_image(path) as file:
+        if training:
+            check_training_image(file)
+        deep = file.mode == "F" or file.mode.startswith("I")
+        pixels = stretched_rgb(np.asarray(file)) if deep else np.array(file.convert("RGB"))
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def stretched_rgb(pixels):
+    """Pixels (H, W) or (H, W, 3) of any type as uint8 (H, W, 3); what is not uint8 is stretched to 0..255."""
+    if pixels.dtype != np.uint8:
+        pixels = finite(pixels).astype(np.float64)
+        pixels = (pixels - pixels.min()) * (255 / max(np.ptp(pixels), 1e-12))
+        pixels = pixels.round().astype(np.uint8)
+    return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels.copy()
+
+
+def finite(pixels):
+    if not np.isfinite(pixels).all():
+        raise ValueError("found NaN or infinite pixels, expected numbers")
+    return pixels
 
 
 def grey_values(file):
@@ -70,7 +96,7 @@ def grey_values(file):
     if file.mode == "1":
         return np.asarray(file).astype(np.uint8)
     if file.mode == "F" or file.mode.startswith("I"):
-        return np.asarray(file)
+        return finite(np.asarray(file))
     return np.asarray(file.convert("L"))
 
 
@@ -80,7 +106,7 @@ def binary_mask(values, path):
     Masks with many grey levels, such as JPEG files, keep them: soft outlines, as the original reads them.
     """
     found = np.unique(values)
-    outline = len(found) > GREY_LEVELS and 128 <= found[-1] <= 255
+    outline = len(found) > GREY_LEVELS and 0 <= found[0] and 128 <= found[-1] <= 255
     if outline or path.suffix.lower() in (".jpg", ".jpeg"):
         return values.astype(np.uint8)
     if len(found) > 2:
@@ -138,7 +164,8 @@ def read_mask(path, num_classes=1, mask_values=()):
     mask_values: grey values or (r, g, b) colours in the order of the class ids, for num_classes 1 (background, lesion).
     Without them two values are told apart by themselves, and values of several classes are their ids.
     """
-    with reading(path), Image.open(path) as file:
+    with open_image(path) as file:
+        check_training_image(file)
         if num_classes == 1 and not mask_values:
             mask = binary_mask(grey_values(file), Path(path))
         else:
@@ -152,11 +179,14 @@ class ISICDataset(CachedDataset):
 
     image float32 (3, size, size), target float32 (1, size, size) or class ids int64 (size, size), name the file's stem
     (see ISICTransform). With `augment` the random decisions depend on seed, epoch and index only.
+    pairs: [(stem, image path, mask path)] to take instead of all pairs of the folder.
     """
 
-    def __init__(self, root, split, transform, num_classes=1, mask_values=(), augment=False, seed=42):
+    def __init__(self, root, split, transform, num_classes=1, mask_values=(), augment=False, seed=42, pairs=None):
         folder = Path(root, split)
-        self.pairs = find_pairs(folder / "images", folder / "masks")
+        self.pairs = find_pairs(folder / "images", folder / "masks") if pairs is None else pairs
+        for stem, path, _ in self.pairs:
+            check_name(stem, path.parent)
         self.transform = transform
         self.num_classes = num_classes
         self.mask_values = mask_values
@@ -169,10 +199,12 @@ class ISICDataset(CachedDataset):
     def decode(self, index):
         """(image (3, H, W), mask (1, H, W)) of one pair as stored, uint8."""
         _, image_path, mask_path = self.pairs[index]
-        image, mask = read_image(image_path), read_mask(mask_path, self.num_classes, self.mask_values)
+        image, mask = read_image(image_path, training=True), read_mask(mask_path, self.num_classes, self.mask_values)
         if image.shape[1:] != mask.shape[1:]:
             sizes = ["{1}x{0}".format(*tensor.shape[1:]) for tensor in (image, mask)]
             raise ValueError(f"{image_path} is {sizes[0]} but its mask {mask_path} is {sizes[1]} (width x height)")
+        if image.min() == image.max():
+            raise ValueError(f"{image_path} has the same value in every pixel, expected an image")
         return image, mask
 
     def __getitem__(self, key):

@@ -3,6 +3,7 @@
 The same seed gives the same batches for any number of workers and, put together, for any number of processes.
 """
 
+import itertools
 import logging
 import os
 import random
@@ -15,9 +16,12 @@ from torch.utils.data import DataLoader, Sampler
 
 from datasets.cache import available_cpus, free_memory
 from datasets.demo import make_demo_isic, make_demo_synapse
+from datasets.files import some
+from datasets.folds import find_split
 from datasets.isic import ISICDataset, parse_mask_values
-from datasets.synapse import SynapseSlices, SynapseVolumes
+from datasets.synapse import HOLDOUT_LISTS, SynapseSlices, SynapseVolumes, cases_of_slices, read_list
 from datasets.transforms import ISICTransform, RandomGenerator, run_angle
+from utils.stopping import leave_signals_to_main
 
 log = logging.getLogger(__name__)
 
@@ -44,16 +48,17 @@ class EpochBatchSampler(Sampler):
         self.shuffle = shuffle
         self.rank = rank
         self.world_size = world_size
-        self.epoch = 0
+        self.epoch, self.done = 0, 0
 
-    def set_epoch(self, epoch):
-        self.epoch = epoch
+    def set_epoch(self, epoch, done=0):
+        """`done` batches of the epoch are left out: an interrupted run has trained on them."""
+        self.epoch, self.done = epoch, done
 
     def __iter__(self):
         order = list(range(self.length))
         if self.shuffle:
             random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
-        for start in self.starts():
+        for start in self.starts()[self.done :]:
             batch = order[start : start + self.batch_size][self.rank :: self.world_size]
             yield [(self.epoch, index) for index in batch]
 
@@ -79,14 +84,14 @@ def uses_cuda(config):
 def choose_workers(config, batch_bytes):
     """Worker processes of a loader: `num_workers`, -1 chooses.
 
-    None without CUDA, where the network itself uses all cores; else up to 8, as many as cores are left and as
+    None without CUDA, where the network itself uses all cores; else up to 12, as many as cores are left and as
     the shared memory for finished batches (often 64 MB in containers) admits.
     """
     if config.num_workers >= 0:
         return config.num_workers
     if not uses_cuda(config):
         return 0
-    workers = min(8, max(1, available_cpus() // processes_here() - 1))
+    workers = min(12, max(1, available_cpus() // processes_here() - 1))
     if Path("/dev/shm").is_dir():
         workers = min(workers, int(shutil.disk_usage("/dev/shm").free // (2 * (PREFETCH + 1) * batch_bytes)))
     return workers
@@ -103,8 +108,17 @@ def fill_cache(dataset, cache):
         log.info("%d samples are decoded anew in each epoch: they need %.1f GB of memory", len(dataset), needed / 1e9)
 
 
+def check_foreground(dataset, folder):
+    """Raises ValueError if every mask is background. Stops looking at the first that is not."""
+    if not any(dataset.sample(index)[1].any() for index in range(len(dataset))):
+        raise ValueError(f"{folder}: found background only in all {len(dataset)} training masks, expected foreground")
+
+
 def make_loader(dataset, config, shuffle, rank, world_size):
     """A DataLoader of (image, target, names) batches; loader.batch_sampler.set_epoch(e) before each epoch."""
+    if shuffle and config.batch_size > len(dataset):
+        found = f"found {len(dataset)} samples to train on"
+        raise ValueError(f"--batch-size {config.batch_size}: {found}, expected at least as many")
     sampler = EpochBatchSampler(len(dataset), config.batch_size, config.seed, shuffle, rank, world_size)
     batch_bytes = 4 * 4 * config.image_size**2 * -(-config.batch_size // world_size)
     workers = choose_workers(config, batch_bytes)
@@ -115,6 +129,7 @@ def make_loader(dataset, config, shuffle, rank, world_size):
         pin_memory=uses_cuda(config),
         persistent_workers=workers > 0,
         prefetch_factor=PREFETCH if workers else None,
+        worker_init_fn=leave_signals_to_main,
         # cached samples must reach the workers without a copy
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         # its own generator: the global one, which drop path uses, must not depend on how batches are loaded
@@ -154,8 +169,11 @@ def build_isic_loader(config, split, rank=0, world_size=1):
     )
     train = split == "train"
     mask_values = parse_mask_values(config.mask_values, config.num_classes)
-    dataset = ISICDataset(folder, split, transform, config.num_classes, mask_values, train, config.seed)
+    pairs = find_split(folder, split, config)
+    dataset = ISICDataset(folder, split, transform, config.num_classes, mask_values, train, config.seed, pairs)
     fill_cache(dataset, config.cache)
+    if train:
+        check_foreground(dataset, folder)
     return make_loader(dataset, config, train, rank, world_size)
 
 
@@ -164,13 +182,41 @@ def build_isic_loaders(config, rank=0, world_size=1):
     return tuple(build_isic_loader(config, split, rank, world_size) for split in ("train", "val"))
 
 
+def check_isic_parts(config):
+    """What the protocol "holdout" asks of a folder before training: train, val and test, without common images.
+
+    Raises FileNotFoundError without one of them, ValueError that names images in two of them."""
+    folder = data_folder(config, ISIC_FOLDERS, make_demo_isic)
+    parts = {part: find_split(folder, part, config) for part in ("train", "val", "test")}
+    check_disjoint(folder, {part: {stem for stem, *_ in pairs} for part, pairs in parts.items()})
+
+
+def check_synapse_parts(config):
+    """The same of the lists train.txt, val_vol.txt and test_vol.txt: three lists without common cases."""
+    _, lists, _ = synapse_folders(config)
+    parts = {name: set(read_list(lists, name)) for name in ("train.txt", "val_vol.txt", "test_vol.txt")}
+    parts["train.txt"] = cases_of_slices(parts["train.txt"])
+    check_disjoint(lists, parts)
+
+
+def check_disjoint(folder, parts):
+    """Raises ValueError if two of the parts, a dict of sets of names, have names in common."""
+    for (one, names), (other, more) in itertools.combinations(parts.items(), 2):
+        if names & more:
+            common = f"{len(names & more)} names in both {one} and {other}"
+            raise ValueError(
+                f"--protocol holdout: found {common} of {folder}, expected none: {some(sorted(names & more))}"
+            )
+
+
 def synapse_folders(config):
     """(slices, lists, volumes) of a config: under `data_path`, which may also be its train_npz, or given one by one."""
     root = data_folder(config, SYNAPSE_FOLDERS, make_demo_synapse)
     root = root.parent if root.name == "train_npz" else root
-    lists = [root / "lists" / name for name in LIST_FOLDERS]
+    names = (HOLDOUT_LISTS, *LIST_FOLDERS) if config.protocol == "holdout" else LIST_FOLDERS
+    lists = [root / "lists" / name for name in names]
     found = [folder for folder in lists if folder.is_dir()]
-    return root / "train_npz", config.list_dir or (found or lists)[0], config.volume_path or root / "test_vol_h5"
+    return root / "train_npz", config.list_dir or (found or lists[-2:])[0], config.volume_path or root / "test_vol_h5"
 
 
 def build_synapse_volumes(config, list_name="test_vol.txt"):
@@ -184,4 +230,5 @@ def build_synapse_loaders(config, rank=0, world_size=1, list_name="test_vol.txt"
     slices, lists, _ = synapse_folders(config)
     dataset = SynapseSlices(slices, lists, RandomGenerator(config.image_size), config.num_classes, config.seed)
     fill_cache(dataset, config.cache)
+    check_foreground(dataset, slices)
     return make_loader(dataset, config, True, rank, world_size), build_synapse_volumes(config, list_name)

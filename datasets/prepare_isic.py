@@ -1,133 +1,372 @@
-"""Split the official ISIC training and validation sets 7:3 into the layout that training reads.
+"""The official ISIC downloads of 2017 or 2018 (task 1) as training reads them: OUT/{train,val}/{images,masks}.
 
-    python -m datasets.prepare_isic --source FOLDER --out data/isic17 --seed 42
+    python -m datasets.prepare_isic --source DOWNLOADS --out data/isic17
 
-FOLDER holds the official folders of ISIC 2017 or of ISIC 2018 (task 1) as they unpack. Both sets are pooled as in the
-original's experiments: ISIC17 2150 pairs = 1500 + 650, ISIC18 2694 = 1886 + 808. The original's split is not published.
-With --three-way the smaller part becomes `test`, and 15 % of the larger one `val` (config protocol "holdout").
-The command can be repeated after an interruption: files that are there are kept.
+DOWNLOADS holds the official archives, zipped or unpacked. --split paper pools the training and validation sets and
+splits them 7:3 as in the paper; beside the folders OUT/split.csv lists a second split of the same files into train, val
+and test for `train.py --protocol holdout`, whose test part is the paper split's val. --split official keeps the
+official training, validation and test sets.
+
+With the default seed the ids are those of datasets/splits/*.csv, the same for everybody; other seeds draw others.
+OUT/split.csv also holds the SHA-256 of every file, OUT/duplicates.csv the images found twice (datasets/duplicates.py).
+A run that was stopped, or killed, is completed by repeating the command; a repeated run checks every file.
 """
 
-import argparse
+import hashlib
 import json
 import os
 import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from datasets.cache import available_cpus
+from datasets.downloads import Download, find_downloads
+from datasets.duplicates import Fingerprint, find_duplicates, fingerprint
 from datasets.files import some
-from datasets.isic import find_pairs
+from datasets.folds import SPLIT_LIST
+from datasets.isic import MASK_SUFFIX, find_pairs, read_image, read_mask
+from utils.checkpoint import write_atomically
+from utils.command_line import run_command
+from utils.run import read_rows, write_rows
 
-# name: ((images, masks), ...), number of pairs, of which for training
-OFFICIAL = {
-    "isic17": (
-        (
-            ("ISIC-2017_Training_Data", "ISIC-2017_Training_Part1_GroundTruth"),
-            ("ISIC-2017_Validation_Data", "ISIC-2017_Validation_Part1_GroundTruth"),
-        ),
-        2150,
-        1500,
-    ),
-    "isic18": (
-        (
-            ("ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth"),
-            ("ISIC2018_Task1-2_Validation_Input", "ISIC2018_Task1_Validation_GroundTruth"),
-        ),
-        2694,
-        1886,
-    ),
+OFFICIAL = {  # set: (images, masks)
+    "isic17": {
+        "training": ("ISIC-2017_Training_Data", "ISIC-2017_Training_Part1_GroundTruth"),
+        "validation": ("ISIC-2017_Validation_Data", "ISIC-2017_Validation_Part1_GroundTruth"),
+        "test": ("ISIC-2017_Test_v2_Data", "ISIC-2017_Test_v2_Part1_GroundTruth"),
+    },
+    "isic18": {
+        "training": ("ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth"),
+        "validation": ("ISIC2018_Task1-2_Validation_Input", "ISIC2018_Task1_Validation_GroundTruth"),
+        "test": ("ISIC2018_Task1-2_Test_Input", "ISIC2018_Task1_Test_GroundTruth"),
+    },
 }
+# What is drawn from in one draw, how many pairs it has, how many of them are for training. The paper's 1886 + 808 of
+# 2018 are two draws, so that those who have the training set alone share its 1815 + 779.
+DRAWS = {
+    "isic17": [(("training", "validation"), 2150, 1500)],
+    "isic18": [(("training",), 2594, 1815), (("validation",), 100, 71)],
+}
+HOLDOUT_VAL = 0.15  # share of the larger part that selects the epoch in the three-way split
+SEED = 42  # of the lists in SPLITS
+SPLITS = Path(__file__).parent / "splits"
+# Found by datasets.duplicates in all 2150 images of 2017; the first two have equal pixels. Most of them are in 2018.
+KNOWN_DUPLICATES = (
+    ("ISIC_0012127", "ISIC_0012970"),
+    ("ISIC_0012290", "ISIC_0013594"),
+    ("ISIC_0012672", "ISIC_0012673"),
+    ("ISIC_0012756", "ISIC_0013184"),
+)
+FILTERS = {name: getattr(Image.Resampling, name.upper()) for name in ("box", "bilinear", "bicubic", "lanczos")}
+RECORD = "preparation.json"
 
 
-def official_folders(source):
-    """(data set name, [(images, masks)]) of the official folders in `source`; raises FileNotFoundError without them."""
-    for name, (folders, _, _) in OFFICIAL.items():
-        present = [pair for pair in folders if any((Path(source) / folder).is_dir() for folder in pair)]
-        for folder in (folder for pair in present for folder in pair):
-            if not (Path(source) / folder).is_dir():
-                raise FileNotFoundError(f"{source} has no folder {folder}; images and masks are both needed")
-        if present:
-            return name, [tuple(Path(source) / folder for folder in pair) for pair in present]
-    expected = "; ".join(folder for folders, _, _ in OFFICIAL.values() for pair in folders for folder in pair)
-    raise FileNotFoundError(f"{source} holds none of the official folders; expected {expected}")
+@dataclass(kw_only=True)
+class PrepareISIC:
+    source: str  # folder that holds the official archives, or folders
+    out: str  # folder to write, such as data/isic17
+    dataset: Literal["isic17", "isic18"] | None = None  # needed only if the source holds both
+    split: Literal["paper", "official"] = "paper"  # 7:3 of training and validation set, or the official sets
+    seed: int = SEED  # of the paper split
+    resize: int | None = None  # side in pixels: smaller, faster files than the official ones, as PNG
+    filter: Literal["box", "bilinear", "bicubic", "lanczos"] = "bilinear"  # Pillow's, antialiased; of --resize
+    link: bool = False  # symbolic links to unpacked files instead of copies
+    debug: bool = False  # show the traceback of errors
 
 
-def split_pairs(pairs, name, seed, three_way=False):
-    """{"train": pairs, "val": pairs}, each sorted: drawn by seed, of the published size if the set is complete.
+class Pair(NamedTuple):
+    """The official files of an id."""
 
-    three_way: {"train": ..., "val": ..., "test": ...} with the published validation part as test.
-    """
-    _, complete, train = OFFICIAL[name]
-    if len(pairs) != complete:
-        print(f"{len(pairs)} pairs, not the {complete} of the published experiments; 70 % are taken for training")
-        train = round(0.7 * len(pairs))
-    shuffled = sorted(pairs)
-    random.Random(seed).shuffle(shuffled)
-    if not three_way:
-        return {"train": sorted(shuffled[:train]), "val": sorted(shuffled[train:])}
-    val = round(0.85 * train)
-    return {"train": sorted(shuffled[:val]), "val": sorted(shuffled[val:train]), "test": sorted(shuffled[train:])}
+    image: Download
+    mask: Download
 
 
-def place(source, target, link):
-    """Copy or link a file, so that an interruption leaves no half file under the target's name."""
-    if target.exists():
-        return
-    partial = target.with_name(f".{target.name}.partial")
-    partial.unlink(missing_ok=True)
-    if link:
-        partial.symlink_to(source.resolve())
+class Placed(NamedTuple):
+    """What split.csv and the search for duplicates need to know of a pair."""
+
+    row: dict
+    fingerprint: Fingerprint
+
+
+def prepare(options):
+    """Writes the folder; returns {part: number of pairs}."""
+    name, sets = find_sets(options.source, options.dataset, options.split)
+    pairs = {id: pair for found in sets.values() for id, pair in found.items()}
+    if options.split == "official":
+        parts = {"training": "train", "validation": "val", "test": "test"}
+        splits = {"official": {id: parts[key] for key, found in sets.items() for id in found}}
     else:
-        shutil.copyfile(source, partial)
-    os.replace(partial, target)
+        splits = draw_splits(name, sets, options.seed)
+    folders = splits[options.split]
+
+    out = claim_folder(options, name, sorted(pairs))
+    for part in sorted(set(folders.values())):
+        for kind in ("images", "masks"):
+            (out / part / kind).mkdir(parents=True, exist_ok=True)
+    staging = out / ".partial"
+    staging.mkdir(exist_ok=True)
+
+    def place(id):
+        return place_pair(id, pairs[id], out / folders[id], staging, options)
+
+    try:
+        with ThreadPoolExecutor(available_cpus()) as pool:
+            progress = tqdm(pool.map(place, pairs), name, len(pairs), unit=" pairs", disable=None)
+            placed = dict(zip(pairs, progress, strict=True))
+    finally:
+        shutil.rmtree(staging)
+    check_folders(out, folders)
+
+    duplicates = find_duplicates({id: pair.fingerprint for id, pair in placed.items()})
+    if "holdout" in splits:
+        leave_out(splits["holdout"], [(found.first, found.second) for found in duplicates])
+    report(out, duplicates, splits)
+    columns = [{"id": id} | {key: split[id] for key, split in splits.items()} for id in sorted(pairs)]
+    write_rows(out / SPLIT_LIST, [row | placed[row["id"]].row for row in columns])
+    return {part: list(folders.values()).count(part) for part in ("train", "val", "test") if part in folders.values()}
 
 
-def prepare(source, out, seed=42, link=False, three_way=False):
-    """Write `out/{train,val}/{images,masks}` and `out/split.json`; returns {"train": count, "val": count}."""
-    name, folders = official_folders(source)
-    pairs = [pair for images, masks in folders for pair in find_pairs(images, masks)]
-    stems = [stem for stem, _, _ in pairs]
-    if len(set(stems)) < len(stems):
-        twice = sorted({stem for stem in stems if stems.count(stem) > 1})
-        raise ValueError(f"{len(twice)} images are in more than one folder of {source}: {some(twice)}")
-    split = split_pairs(pairs, name, seed, three_way)
+# ---- official files
 
-    record = {"dataset": name, "seed": seed, **{part: [stem for stem, _, _ in split[part]] for part in split}}
-    out = Path(out)
-    recorded = out / "split.json"
-    if recorded.is_file() and json.loads(recorded.read_text()) != record:
-        raise ValueError(f"{recorded} records another split (other seed or files); remove {out} or give another --out")
-    if not recorded.is_file() and (out / "train").exists():
-        raise ValueError(f"{out} holds data that this tool has not split; remove it or give another --out")
+
+def find_sets(source, dataset=None, split="paper"):
+    """(data set, {set: {id: Pair}}) of the official sets in `source`.
+
+    Raises FileNotFoundError if sets, or the masks of one, are missing; ValueError if files have no partner.
+    """
+    wanted = ("training", "validation") if split == "paper" else ("training", "validation", "test")
+    years = {}
+    for year in [dataset] if dataset else OFFICIAL:
+        for key in wanted:
+            found = [
+                find_downloads(source, OFFICIAL[year][key][0], r"ISIC_\d{7}\.jpg"),
+                find_downloads(source, OFFICIAL[year][key][1], rf"ISIC_\d{{7}}{MASK_SUFFIX}\.png"),
+            ]
+            if found != [None, None]:
+                years.setdefault(year, {})[key] = pair_downloads(source, *OFFICIAL[year][key], *found)
+    if len(years) > 1:
+        raise ValueError(f"{source} holds ISIC 2017 and 2018; choose one with --dataset isic17 or --dataset isic18")
+    if not years:
+        expected = "; ".join(" and ".join(OFFICIAL[year]["training"]) for year in ([dataset] if dataset else OFFICIAL))
+        raise FileNotFoundError(f"{source} holds none of the official folders or zip archives; expected {expected}")
+    name, sets = next(iter(years.items()))
+    missing = [key for key in wanted if key not in sets]
+    if "training" in missing or (missing and split == "official"):
+        needed = "; ".join(" and ".join(OFFICIAL[name][key]) for key in missing)
+        raise FileNotFoundError(f"{source} has no {' and no '.join(missing)} set; --split {split} needs {needed}")
+    ids = [id for pairs in sets.values() for id in pairs]
+    if len(set(ids)) < len(ids):
+        twice = sorted({id for id in ids if ids.count(id) > 1})
+        raise ValueError(f"{len(twice)} images are in more than one official set of {source}: {some(twice)}")
+    return name, sets
+
+
+def pair_downloads(source, image_folder, mask_folder, images, masks):
+    """{id: Pair} of the files of one official set."""
+    for folder, found in ((image_folder, images), (mask_folder, masks)):
+        if not found:
+            what = "no folder or zip archive" if found is None else "no official file in"
+            raise FileNotFoundError(f"{source} has {what} {folder}; images and masks are both needed")
+    images = {name.removesuffix(".jpg"): file for name, file in images.items()}
+    masks = {name.removesuffix(f"{MASK_SUFFIX}.png"): file for name, file in masks.items()}
+    alone = sorted(images.keys() ^ masks.keys())
+    if alone:
+        raise ValueError(f"{len(alone)} ids are in only one of {image_folder} and {mask_folder}: {some(alone)}")
+    return {id: Pair(images[id], masks[id]) for id in sorted(images)}
+
+
+# ---- splits
+
+
+def draw_splits(name, sets, seed=SEED):
+    """{"paper": {id: "train" or "val"}, "holdout": {id: "train", "val", "test" or "" (left out)}}.
+
+    sets: {"training": ids, "validation": ids}. With the default seed ids take the part that the list of the data set in
+    SPLITS gives them, so that an incomplete download stays consistent with a complete one.
+    """
+    listed = published_split(name) if seed == SEED else {}
+    parts = {}
+    for keys, complete, train in DRAWS[name]:
+        ids = sorted(id for key in keys for id in sets.get(key, ()))
+        if not ids:
+            continue
+        if len(ids) != complete:
+            print(f"note: {len(ids)} of the {complete} official pairs of {name}, {' and '.join(keys)}, are here")
+        if listed.keys() >= set(ids):
+            parts |= {id: listed[id] for id in ids}
+        else:
+            parts |= draw(ids, train if len(ids) == complete else int(0.7 * len(ids)), seed)
+    splits = {"paper": {}, "holdout": {}}
+    for id in sorted(parts):
+        splits["paper"][id], splits["holdout"][id] = parts[id]
+    leave_out(splits["holdout"], KNOWN_DUPLICATES)
+    return splits
+
+
+def draw(ids, train, seed):
+    """{id: (part of the paper split, part of the holdout split)}: `train` ids drawn by seed to learn from."""
+    shuffled = sorted(ids)
+    random.Random(seed).shuffle(shuffled)
+    chosen = round((1 - HOLDOUT_VAL) * train)
+    parts = [("train", "train")] * chosen + [("train", "val")] * (train - chosen)
+    return dict(zip(shuffled, parts + [("val", "test")] * (len(ids) - train), strict=True))
+
+
+def leave_out(holdout, pairs):
+    """Empties the part of each id whose duplicate lies in a part that counts more: test before val before train."""
+    weight = {"": 0, "train": 1, "val": 2, "test": 3}
+    for pair in pairs:
+        less, more = sorted(pair, key=lambda id: weight[holdout.get(id, "")])
+        if holdout.get(less) and holdout[less] != holdout[more]:
+            holdout[less] = ""
+
+
+def published_split(name):
+    """{id: (part of the paper split, part of the holdout split)} of the list in SPLITS."""
+    return {row["id"]: (row["paper"], row["holdout"]) for row in read_rows(SPLITS / f"{name}.csv")}
+
+
+# ---- files
+
+
+def claim_folder(options, name, ids):
+    """The folder to write, marked with what it is made of; raises ValueError if it was made of something else."""
+    out = Path(options.out)
+    record = {
+        "dataset": name,
+        "split": options.split,
+        "seed": options.seed if options.split == "paper" else None,
+        "resize": options.resize,
+        "filter": options.filter if options.resize else None,
+        "link": options.link,
+        "pairs": len(ids),
+        "ids_sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest(),
+    }
+    if options.resize is not None and not 16 <= options.resize <= 4096:
+        raise ValueError(f"--resize {options.resize}; expected a side of 16 to 4096 pixels")
+    if options.resize is not None and options.link:
+        raise ValueError("--link and --resize exclude each other: a link cannot change the size of a file")
+    path = out / RECORD
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        other = [key for key in record if before.get(key) != record[key]]
+        if other:
+            changes = ", ".join(f"{key} {before.get(key)} instead of {record[key]}" for key in other)
+            raise ValueError(f"{out} was prepared otherwise ({changes}); remove it or give another --out")
+    elif out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} holds files that this tool has not prepared; remove them or give another --out")
     out.mkdir(parents=True, exist_ok=True)
-    partial = out / ".split.json.partial"
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(partial, recorded)
-
-    for part, members in split.items():
-        for kind, position in (("images", 1), ("masks", 2)):
-            folder = out / part / kind
-            folder.mkdir(parents=True, exist_ok=True)
-            for pair in members:
-                place(pair[position], folder / pair[position].name, link)
-        found = [stem for stem, _, _ in find_pairs(out / part / "images", out / part / "masks")]
-        if found != record[part]:
-            extra = sorted(set(found) - set(record[part]))
-            raise ValueError(f"{out / part} holds {len(extra)} pairs that are not in {recorded}: {some(extra)}")
-    return {part: len(members) for part, members in split.items()}
+    write_atomically(path, json.dumps(record, indent=1).encode() + b"\n")
+    return out
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", required=True, help="folder that holds the official folders")
-    parser.add_argument("--out", required=True, help="folder to write, such as data/isic17")
-    parser.add_argument("--seed", type=int, default=42, help="seed of the split (default 42)")
-    parser.add_argument("--three-way", action="store_true", help="train, val and test instead of train and val")
-    parser.add_argument("--link", action="store_true", help="make symbolic links instead of copies")
-    options = parser.parse_args()
-    counts = prepare(options.source, options.out, options.seed, options.link, options.three_way)
+def place_pair(id, pair, folder, staging, options):
+    """Puts the files of a pair into folder/images and folder/masks, decodes and checks them; returns Placed.
+
+    Every file is written in `staging` and then renamed, so that what has a name in `folder` is whole.
+    """
+    contents = [file.read() for file in pair]
+    official = [hashlib.sha256(content).hexdigest() for content in contents]
+    staged = [staging / file.name for file in pair]
+    if options.resize:
+        targets = [folder / "images" / f"{id}.png", folder / "masks" / f"{id}{MASK_SUFFIX}.png"]
+    else:
+        targets = [folder / "images" / pair.image.name, folder / "masks" / pair.mask.name]
+    done = all(target.is_file() for target in targets)  # each was renamed when it was whole
+    if done and not options.resize:
+        done = [sha256(target) for target in targets] == official
+    if done:
+        image, _ = decode(targets, targets)
+    else:
+        for path, content in zip(staged, contents, strict=True):
+            path.write_bytes(content)
+        image, mask = decode(staged, [file.origin for file in pair])
+        if options.resize:
+            image, mask = resize_pair(image, mask, options.resize, FILTERS[options.filter])
+            staged = [path.with_name(f"resized-{path.name}").with_suffix(".png") for path in staged]
+            for path, array in zip(staged, (image.permute(1, 2, 0), mask[0]), strict=True):
+                Image.fromarray(array.numpy()).save(path)
+        for file, path, target in zip(pair, staged, targets, strict=True):
+            if options.link:
+                if file.member is not None:
+                    raise ValueError(f"--link needs unpacked files; {file.path} is an archive")
+                path.unlink()
+                path.symlink_to(file.path.resolve())
+            os.replace(path, target)
+    row = {}
+    for kind, target, digest in zip(("image", "mask"), targets, official, strict=True):
+        row |= {kind: str(target.relative_to(folder.parent)), f"{kind}_sha256": sha256(target)}
+        row |= {f"official_{kind}_sha256": digest} if options.resize else {}
+    return Placed(row, fingerprint(image))
+
+
+def decode(paths, origins):
+    """(image (3, H, W), mask (1, H, W)), uint8, of two files; errors speak of `origins`."""
+    try:
+        image, mask = read_image(paths[0]), read_mask(paths[1])
+    except ValueError as error:
+        text = str(error)
+        for path, origin in zip(paths, origins, strict=True):
+            text = text.replace(str(path), str(origin))
+        raise ValueError(text) from error
+    if image.shape[1:] != mask.shape[1:]:
+        sizes = ["{1}x{0}".format(*tensor.shape[1:]) for tensor in (image, mask)]
+        raise ValueError(f"{origins[0]} is {sizes[0]} but its mask {origins[1]} is {sizes[1]} (width x height)")
+    return image, mask
+
+
+def resize_pair(image, mask, size, filter):
+    """The pair at size x size, not keeping the aspect ratio, as training resizes; uint8.
+
+    The image by one of Pillow's filters, which average when they shrink; a pixel of the mask becomes what the larger
+    part of its area was.
+    """
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size, size), filter)
+    area = Image.fromarray(mask[0].numpy()).resize((size, size), Image.Resampling.BOX)
+    majority = (np.asarray(area) >= 128) * np.uint8(255)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1), torch.from_numpy(majority)[None]
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def check_folders(out, folders):
+    """Raises ValueError if a folder holds pairs that do not belong there."""
+    for part in sorted(set(folders.values())):
+        found = {stem for stem, _, _ in find_pairs(out / part / "images", out / part / "masks")}
+        extra = sorted(found - {id for id, where in folders.items() if where == part})
+        if extra:
+            raise ValueError(f"{out / part} holds {len(extra)} pairs that do not belong there: {some(extra)}")
+
+
+def report(out, duplicates, splits):
+    """Writes duplicates.csv; prints those that lie on two sides of a split."""
+    rows = []
+    for found in duplicates:
+        sides = {key: f"{split[found.first]}|{split[found.second]}" for key, split in splits.items()}
+        rows.append(found._asdict() | sides)
+        for key, split in splits.items():
+            here = {split[found.first], split[found.second]}
+            if len(here) > 1:
+                what = "left out of the holdout split" if "" in here else f"on both sides of the {key} split"
+                where = f"{found.first} ({split[found.first] or '-'}), {found.second} ({split[found.second] or '-'})"
+                print(f"duplicate, {found.kind}, {what}: {where}")
+    write_rows(out / "duplicates.csv", rows)
+
+
+def main(options):
+    counts = prepare(options)
     print(f"{options.out}: " + ", ".join(f"{part} {count} pairs" for part, count in counts.items()))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, PrepareISIC)

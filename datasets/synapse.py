@@ -2,7 +2,9 @@
 
 import random
 import zlib
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -10,9 +12,20 @@ import torch
 from torch.utils.data import Dataset
 
 from datasets.cache import CachedDataset, split_key
-from datasets.files import reading, some
+from datasets.files import check_name, check_numbers, reading, some
 
 ORGANS = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")  # 1..8
+HOLDOUT_LISTS = "list_Synapse_holdout"  # the lists with a val_vol.txt, beside list_Synapse
+HU_WINDOW = (-125, 275)  # Hounsfield units that become 0 and 1
+# Arrays are (S, H, W): slices from foot to head, rows from front to back, columns from the patient's right to the left.
+# In NIfTI's order, columns, rows, slices, the axes therefore point to the patient's
+ORIENTATION = "LPS"
+
+
+def scale_hu(volume, window=HU_WINDOW):
+    """Hounsfield units (or other values, with their own window) clipped and scaled to 0..1, float32."""
+    low, high = window
+    return (np.clip(np.asarray(volume, dtype=np.float32), low, high) - np.float32(low)) / np.float32(high - low)
 
 
 def read_list(list_dir, name):
@@ -20,10 +33,21 @@ def read_list(list_dir, name):
     path = Path(list_dir, name)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; expected a list as in lists/list_Synapse (data/README.md)")
-    lines = path.read_text().split()
+    with reading(path):
+        lines = path.read_text(encoding="utf-8").split()
     if not lines:
         raise ValueError(f"{path} is empty; expected one name a line")
+    for line in lines:
+        check_name(line, path)
+    if len(set(lines)) < len(lines):
+        twice = [line for line, count in Counter(lines).items() if count > 1]
+        raise ValueError(f"{path} lists {len(twice)} names more than once: {some(twice)}; expected each once")
     return lines
+
+
+def cases_of_slices(names):
+    """The cases, such as case0005, that slices like case0005_slice012 are of."""
+    return {name.rsplit("_slice", 1)[0] for name in names}
 
 
 def listed_files(folder, names, ending):
@@ -35,10 +59,52 @@ def listed_files(folder, names, ending):
     return files
 
 
+def check_pair(image, label, ndim, path):
+    """Raises ValueError unless image and label, arrays or data sets of a file, are numbers in one `ndim`-D shape."""
+    for array, name in ((image, "image"), (label, "label")):
+        check_numbers(array.shape, array.dtype, f"{path}: {name}")
+    if image.shape != label.shape or len(image.shape) != ndim:
+        found = f"an image {image.shape} and a label {label.shape}"
+        raise ValueError(f"{path} holds {found}; expected one {ndim}-D shape")
+
+
+def check_keys(arrays, path):
+    """Raises ValueError unless a file holds `image` and `label`."""
+    if not {"image", "label"} <= set(arrays):
+        raise ValueError(f"{path} holds {some(sorted(arrays)) or 'nothing'}; expected image and label")
+
+
+def finite(image, path):
+    """The image as float32; raises ValueError if it is not finite everywhere."""
+    image = image.astype(np.float32)
+    if not np.isfinite(image).all():
+        raise ValueError(f"{path}: image holds NaN or infinite values")
+    return image
+
+
+def npz_shape(arrays, name):
+    """Shape and type of an array in an npz file, from its header: it may be too large to be read."""
+    with arrays.zip.open(f"{name}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, _, dtype = reader(file)
+    return SimpleNamespace(shape=shape, dtype=dtype)
+
+
+def h5_array(file, name):
+    """A data set of an h5 file; raises ValueError if its values would come from another file."""
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"{name} is not in the file itself")
+    array = file[name]
+    if not isinstance(array, h5py.Dataset) or array.is_virtual or array.external:
+        raise ValueError(f"{name} is no array in the file itself")
+    return array
+
+
 def check_labels(label, num_classes, path):
     """Labels as uint8; raises ValueError if one is not a class id."""
     low, high = label.min(), label.max()
-    if low < 0 or high >= num_classes or not np.array_equal(label, label.astype(np.uint8)):
+    if not 0 <= low <= high < num_classes or not np.array_equal(label, label.astype(np.uint8)):
         raise ValueError(f"{path} holds labels from {low:g} to {high:g}; expected integers 0..{num_classes - 1}")
     return label.astype(np.uint8)
 
@@ -63,10 +129,10 @@ class SynapseSlices(CachedDataset):
     def decode(self, index):
         """(image float32, label uint8), both (H, W), as stored."""
         path = self.files[index]
-        with reading(path), open(path, "rb") as file, np.load(file) as arrays:
-            image, label = arrays["image"].astype(np.float32), arrays["label"]
-        if image.shape != label.shape:
-            raise ValueError(f"{path} holds an image {image.shape} but a label {label.shape}")
+        with reading(path), open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            check_keys(arrays, path)
+            check_pair(npz_shape(arrays, "image"), npz_shape(arrays, "label"), 2, path)
+            image, label = finite(arrays["image"], path), arrays["label"]
         return torch.from_numpy(image), torch.from_numpy(check_labels(label, self.num_classes, path))
 
     def __getitem__(self, key):
@@ -95,10 +161,13 @@ class SynapseVolumes(Dataset):
     def __getitem__(self, index):
         path = self.files[index]
         with reading(path), h5py.File(path) as file:
-            image, label = file["image"][:].astype(np.float32), file["label"][:]
-            spacing = file.attrs.get("spacing", file["image"].attrs.get("spacing"))
-        if image.shape != label.shape or image.ndim != 3:
-            raise ValueError(f"{path} holds an image {image.shape} and a label {label.shape}; expected one 3-D shape")
-        if spacing is not None:
-            spacing = np.asarray(spacing, dtype=np.float64)
+            check_keys(file, path)
+            image, label = h5_array(file, "image"), h5_array(file, "label")
+            check_pair(image, label, 3, path)
+            spacing = file.attrs.get("spacing", image.attrs.get("spacing"))
+            if spacing is not None:
+                spacing = np.asarray(spacing, dtype=np.float64)
+                if spacing.shape != (3,) or not np.isfinite(spacing).all() or spacing.min() <= 0:
+                    raise ValueError(f"{path}: the spacing is {spacing}; expected three positive numbers")
+            image, label = finite(image[:], path), label[:]
         return image, check_labels(label, self.num_classes, path), self.names[index], spacing

@@ -72,7 +72,7 @@ def test_same_seed_same_data(tmp_path, isic):
 
 def test_data_are_called_synthetic(isic, synapse):
     for root in (isic, synapse):
-        assert "Synthetic" in (root / MARKER).read_text()
+        assert "Synthetic" in (root / MARKER).read_text(encoding="utf-8")
 
 
 def test_made_only_once(isic):

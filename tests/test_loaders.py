@@ -12,6 +12,7 @@ from datasets.loaders import (
     build_isic_loaders,
     build_synapse_loaders,
     choose_workers,
+    synapse_folders,
 )
 from datasets.transforms import run_angle
 
@@ -34,13 +35,14 @@ def synapse(tmp_path_factory):
 
 def isic_config(folder, **changes):
     values = dict(dataset="demo", data_path=str(folder), image_size=32, batch_size=4, seed=42, device="cpu")
-    values |= dict(num_workers=0, cache="auto", num_classes=1, mask_values=())
+    values |= dict(num_workers=0, cache="auto", num_classes=1, mask_values=(), protocol="paper", folds=0)
     values |= dict(rotation="run", normalization="minmax", mask_resize="bilinear", antialias=False)
     return SimpleNamespace(**values | changes)
 
 
 def synapse_config(folder, **changes):
     values = dict(dataset="demo", data_path=str(folder), list_dir=None, volume_path=None, image_size=32, device="cpu")
+    values |= dict(protocol="paper")
     return SimpleNamespace(**values | dict(batch_size=4, seed=42, num_workers=0, cache="auto", num_classes=9) | changes)
 
 
@@ -161,7 +163,7 @@ def test_errors_of_a_config_are_named(isic, tmp_path):
 def test_the_demo_is_made_where_none_is(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(
-        "datasets.loaders.make_demo_isic", lambda folder: made.append(make_demo_isic(folder, 16, 2, 1, 1))
+        "datasets.loaders.make_demo_isic", lambda folder: made.append(make_demo_isic(folder, 16, 4, 1, 1))
     )
     monkeypatch.chdir(tmp_path)
     build_isic_loaders(isic_config(None, data_path=None))
@@ -207,7 +209,7 @@ def test_workers_are_chosen_from_the_machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_workers(config, 1) == 0
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for cpus, processes, expected in ((1, 1, 1), (4, 1, 3), (64, 1, 8), (64, 8, 7)):
+    for cpus, processes, expected in ((1, 1, 1), (4, 1, 3), (64, 1, 12), (64, 8, 7)):
         monkeypatch.setattr("datasets.loaders.available_cpus", lambda cpus=cpus: cpus)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
         assert choose_workers(config, 1) == expected
@@ -228,3 +230,13 @@ def test_the_cache_is_chosen_by_free_memory(isic, monkeypatch):
 def test_free_memory_is_a_sensible_number():
     assert 1 << 20 < cache.free_memory() < 1 << 50
     assert cache.available_cpus() >= 1
+
+
+def test_holdout_lists_are_taken_for_holdout(tmp_path):
+    root = make_demo_synapse(tmp_path / "data", size=16, train=2, val=1, test=1, slices=2)
+    lists = root / "lists"
+    assert synapse_folders(synapse_config(root, protocol="holdout"))[1] == lists / "list_Synapse"
+    (lists / "list_Synapse_holdout").mkdir()
+    assert synapse_folders(synapse_config(root, protocol="holdout"))[1] == lists / "list_Synapse_holdout"
+    assert synapse_folders(synapse_config(root))[1] == lists / "list_Synapse"
+    assert synapse_folders(synapse_config(tmp_path, dataset="own"))[1] == tmp_path / "lists" / "list_Synapse"

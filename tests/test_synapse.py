@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.synapse import SynapseSlices, SynapseVolumes, read_list
+from datasets.synapse import SynapseSlices, SynapseVolumes, read_list, scale_hu
 from datasets.transforms import RandomGenerator
 
 
@@ -94,7 +94,7 @@ def test_broken_files_are_named(tmp_path):
         with pytest.raises(ValueError, match="case0001_slice000.npz cannot be read"):
             SynapseSlices(tmp_path, tmp_path, RandomGenerator(16))[0]
     np.savez(tmp_path / "case0001_slice000.npz", picture=np.zeros((2, 2)))
-    with pytest.raises(ValueError, match="case0001_slice000.npz cannot be read: .*image"):
+    with pytest.raises(ValueError, match="case0001_slice000.npz holds picture; expected image and label"):
         SynapseSlices(tmp_path, tmp_path, RandomGenerator(16))[0]
 
 
@@ -127,3 +127,9 @@ def test_missing_volumes_are_named(tmp_path):
     write_list(tmp_path, "test_vol.txt", ["case0008", "case0022"])
     with pytest.raises(FileNotFoundError, match="2 of 2 listed files .*case0008.npy.h5, case0022.npy.h5"):
         SynapseVolumes(tmp_path, tmp_path)
+
+
+def test_hounsfield_units_are_clipped_and_scaled_as_transunet_does():
+    scaled = scale_hu(np.array([-1024, -125, 75, 275, 3000], dtype=np.int16))
+    assert scaled.dtype == np.float32
+    np.testing.assert_array_equal(scaled, np.array([0, 0, 0.5, 1, 1], dtype=np.float32))

@@ -140,7 +140,7 @@ def golden(shared):
     images, masks = folder / "pipe" / "train" / "images" / "a.png", folder / "pipe" / "train" / "masks" / "a.png"
     image = torch.from_numpy(np.array(Image.open(images).convert("RGB"))).permute(2, 0, 1)
     mask = torch.from_numpy(np.array(Image.open(masks).convert("L")))[None]
-    return image, mask, json.loads((folder / "pipeline.json").read_text()), np.load(folder / "pipeline.npz")
+    return image, mask, json.loads((folder / "pipeline.json").read_bytes()), np.load(folder / "pipeline.npz")
 
 
 def float32_as(golden_array):

@@ -1,0 +1,82 @@
+"""The same picture twice, found by content: what must not lie on both sides of a split.
+
+same pixels  equal size and equal decoded RGB values, whatever the files' names and formats
+similar      thumbnails whose correlation is at least SIMILAR, also when one is mirrored or turned by quarters: another
+             compression, scale or exposure of one photograph, or two shots of one series. Among the 2150 images of
+             ISIC 2017 (256 x 256) three pairs reach 0.997 beside one of equal pixels, all other pairs stay below 0.984.
+             Another view of the same lesion or patient is not found.
+"""
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+THUMBNAIL = 16  # side in pixels
+SIMILAR = 0.99  # correlation of two thumbnails over pixels and colours
+FLAT = 2.0  # standard deviation in grey levels below which a picture has no content to compare
+ROWS = 1024  # of the table of correlations that are in memory at once
+
+
+class Fingerprint(NamedTuple):
+    """What is kept of an image."""
+
+    pixels: str  # SHA-256 of size and RGB values
+    thumbnail: np.ndarray  # (16, 16, 3) uint8
+
+
+class Duplicate(NamedTuple):
+    """Two names and how alike they are."""
+
+    first: str
+    second: str
+    kind: str  # "same pixels" or "similar"
+    correlation: float
+
+
+def fingerprint(image):
+    """The Fingerprint of an image, a uint8 tensor (3, H, W)."""
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    digest = hashlib.sha256(repr(pixels.shape).encode())
+    digest.update(pixels)
+    small = Image.fromarray(pixels).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    return Fingerprint(digest.hexdigest(), np.asarray(small))
+
+
+def find_duplicates(fingerprints, similar=SIMILAR):
+    """[Duplicate] among {name: Fingerprint}, each pair once, in the order of the names."""
+    names = sorted(fingerprints)
+    thumbnails = [fingerprints[name].thumbnail for name in names]
+    content = np.array([thumbnail.std() >= FLAT for thumbnail in thumbnails], dtype=bool)
+    plain = np.array(thumbnails, dtype=np.float32).reshape(-1, THUMBNAIL, THUMBNAIL, 3)
+    vectors = [normalized(view) * content[:, None] for view in eight_views(plain)]
+    found = {}
+    for start in range(0, len(names), ROWS):
+        rows = vectors[0][start : start + ROWS]
+        best = rows @ vectors[0].T
+        for view in vectors[1:]:
+            np.maximum(best, rows @ view.T, out=best)
+        for i, j in np.argwhere(best >= similar):
+            if start + i < j:
+                found[start + i, j] = Duplicate(names[start + i], names[j], "similar", round(float(best[i, j]), 4))
+    first_with = {}
+    for j, name in enumerate(names):
+        i = first_with.setdefault(fingerprints[name].pixels, j)
+        if i != j:
+            found[i, j] = Duplicate(names[i], name, "same pixels", 1.0)
+    return [found[key] for key in sorted(found)]
+
+
+def eight_views(images):
+    """(N, S, S, 3) turned by quarters and mirrored, the unchanged first."""
+    for mirrored in (images, images[:, :, ::-1]):
+        for turns in range(4):
+            yield np.rot90(mirrored, turns, (1, 2))
+
+
+def normalized(images):
+    """Each image as a vector of mean 0 and length 1 (0 for a constant one)."""
+    vectors = images.reshape(len(images), -1)
+    vectors = vectors - vectors.mean(1, keepdims=True)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)

@@ -1,0 +1,306 @@
+"""The raw volumes of the BTCV challenge as training reads them: OUT/{train_npz,test_vol_h5,lists}, TransUNet's layout.
+
+    python -m datasets.prepare_synapse --source RawData.zip --out data/Synapse
+
+The source is the official archive, or a folder, with img/imgXXXX.nii.gz and label/labelXXXX.nii.gz; imgXXXX becomes
+caseXXXX. What is done to a volume:
+
+  orientation   slices from foot to head, rows from front to back, columns from the patient's right to the left; axes
+                are swapped and reversed as the affine says, nothing is resampled
+  intensities   Hounsfield units clipped to [-125, 275] and scaled to 0..1, float32
+  labels        the eight organs of the paper become 1..8 (datasets/synapse.py), the other five background
+  geometry      h5 attributes: `spacing` (3,), mm between slices, rows and columns; `affine` (4, 4), from (column, row,
+                slice) to the scanner's mm; `orientation`, the three directions of these indices
+
+Which cases are for training and which for testing follows the published lists (datasets/splits/synapse: 2211 slices of
+18 cases, 12 volumes), or the train.txt and test_vol.txt in --lists; val_vol.txt too, if it is there. Beside them
+lists/list_Synapse_holdout keeps three of the published training cases for `train_synapse.py --protocol holdout`.
+OUT/cases.csv says what each case was made of. A run that was stopped, or killed, is completed by repeating the command.
+"""
+
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import nibabel
+import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+from tqdm import tqdm
+
+from datasets.downloads import Download, by_name, find_downloads, zip_members
+from datasets.files import reading, some
+from datasets.prepare_isic import RECORD
+from datasets.synapse import HOLDOUT_LISTS, HU_WINDOW, ORGANS, ORIENTATION, read_list, scale_hu
+from utils.checkpoint import write_atomically
+from utils.command_line import run_command
+from utils.run import read_rows, write_rows
+from utils.volume import to_slices
+
+# BTCV's label 1, 2, ...; those that Synapse has not become background
+BTCV_ORGANS = (
+    "spleen", "right kidney", "left kidney", "gallbladder", "oesophagus", "liver", "stomach", "aorta", "vena cava",
+    "portal vein", "pancreas", "right adrenal", "left adrenal",
+)  # fmt: skip
+CLASS_OF_LABEL = np.array([0] + [ORGANS.index(o) + 1 if o in ORGANS else 0 for o in BTCV_ORGANS], dtype=np.float32)
+PUBLISHED_LISTS = Path(__file__).parent / "splits" / "synapse"
+HOLDOUT_CASES = ("case0005", "case0009", "case0026")  # three of the 18, drawn once: random.Random(42).sample
+IMAGE, LABEL = r"img(\d{4})\.nii(?:\.gz)?", r"label(\d{4})\.nii(?:\.gz)?"
+OBLIQUE = 1.0  # degrees that an axis may be off the patient's
+GZIP = b"\x1f\x8b"  # how its files begin
+LIMIT = 2**31  # bytes of an unpacked volume: four times the largest of the challenge as 64-bit numbers
+LISTS = ("train.txt", "test_vol.txt", "val_vol.txt", "all.lst")
+
+
+@dataclass(kw_only=True)
+class PrepareSynapse:
+    source: str  # RawData.zip, or a folder with it, or with img and label
+    out: str = "data/Synapse"  # folder to write
+    lists: str | None = None  # folder with train.txt and test_vol.txt; none: the published lists
+    debug: bool = False  # show the traceback of errors
+
+
+class Volumes(NamedTuple):
+    """The two files of a case."""
+
+    image: Download
+    label: Download
+
+
+class Case(NamedTuple):
+    """A case as it is stored: arrays (S, H, W), float32."""
+
+    image: np.ndarray
+    label: np.ndarray
+    spacing: np.ndarray  # (3,) mm
+    affine: np.ndarray  # (4, 4), of (column, row, slice)
+    original: str  # orientation of the file's axes, such as LAS
+
+
+def prepare(options):
+    """Writes the folder; returns (number of slices, number of volumes)."""
+    lists = Path(options.lists or PUBLISHED_LISTS)
+    slices = slices_of_cases(read_list(lists, "train.txt"), lists / "train.txt")
+    names = ["test_vol.txt"] + ["val_vol.txt"] * (lists / "val_vol.txt").is_file()
+    whole = {case for name in names for case in read_list(lists, name)}
+    if lists == PUBLISHED_LISTS:
+        whole |= set(HOLDOUT_CASES)
+    listed = sorted(slices.keys() | whole)
+    volumes = find_volumes(options.source, listed)
+    missing = [case for case in listed if case not in volumes]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(listed)} cases of {lists} are not in {options.source}: {some(missing)}; "
+            "expected all of them (--lists FOLDER for other lists)"
+        )
+
+    out = claim_folder(options, lists)
+    rows = {row["case"]: row for row in read_rows(out / "cases.csv")}
+    for case in tqdm(listed, "cases", unit=" cases", disable=None):
+        contents = [file.read() for file in volumes[case]]
+        digests = {
+            f"{kind}_sha256": hashlib.sha256(content).hexdigest()
+            for kind, content in zip(("image", "label"), contents, strict=True)
+        }
+        targets = [out / "train_npz" / f"{case}_slice{index:03d}.npz" for index in slices.get(case, ())]
+        targets += [out / "test_vol_h5" / f"{case}.npy.h5"] * (case in whole)
+        done = digests.items() <= rows.get(case, {}).items() and all(target.is_file() for target in targets)
+        if not done:
+            prepared = read_case(*contents, *(file.origin for file in volumes[case]))
+            write_case(prepared, case, targets, slices.get(case, []), volumes[case].image.origin)
+            rows[case] = describe(prepared, case) | digests
+            write_rows(out / "cases.csv", [rows[name] for name in sorted(rows)])
+    copy_lists(lists, out / "lists" / "list_Synapse")
+    if lists == PUBLISHED_LISTS:
+        write_holdout_lists(out / "lists" / HOLDOUT_LISTS)
+    return sum(map(len, slices.values())), len(whole)
+
+
+# ---- lists
+
+
+def slices_of_cases(names, path):
+    """{case: [slice numbers]} of names such as case0005_slice000."""
+    cases = {}
+    for name in names:
+        match = re.fullmatch(r"(case\d{4})_slice(\d{3})", name)
+        if match is None:
+            raise ValueError(f"{path} holds {name!r}; expected names such as case0005_slice000")
+        cases.setdefault(match[1], []).append(int(match[2]))
+    return cases
+
+
+def copy_lists(source, target):
+    """Puts the lists that are in `source` into `target`."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in LISTS:
+        if (source / name).is_file():
+            write_atomically(target / name, (source / name).read_bytes())
+
+
+def write_holdout_lists(target):
+    """The published lists with the slices of HOLDOUT_CASES moved from train.txt to volumes in val_vol.txt."""
+    copy_lists(PUBLISHED_LISTS, target)
+    train = [name for name in read_list(PUBLISHED_LISTS, "train.txt") if name.split("_")[0] not in HOLDOUT_CASES]
+    for name, lines in (("train.txt", train), ("val_vol.txt", HOLDOUT_CASES)):
+        write_atomically(target / name, "".join(f"{line}\n" for line in lines).encode())
+
+
+# ---- raw volumes
+
+
+def find_volumes(source, listed):
+    """{case: Volumes} of a zip archive, or of a folder that holds one, or img and label, or RawData/Training with them.
+
+    Raises FileNotFoundError if there are none, ValueError if a listed case has one of image and label only; others,
+    such as those that the challenge tests with, are left aside.
+    """
+    source = Path(source)
+    places = [source, source / "Training", source / "RawData" / "Training"]
+    archives = [path for path in (source, source / "RawData.zip") if path.is_file()]
+    if archives:
+        members = zip_members(archives[0])
+        images, labels = (by_name(members, pattern, archives[0]) for pattern in (IMAGE, LABEL))
+    else:
+        found = next((place for place in places if (place / "img").is_dir()), source)
+        images, labels = find_downloads(found, "img", IMAGE), find_downloads(found, "label", LABEL)
+    if not images:
+        raise FileNotFoundError(f"{source} holds no img/imgXXXX.nii.gz; expected RawData.zip or folders img and label")
+    images = {f"case{re.fullmatch(IMAGE, name)[1]}": file for name, file in images.items()}
+    labels = {f"case{re.fullmatch(LABEL, name)[1]}": file for name, file in (labels or {}).items()}
+    alone = sorted((images.keys() ^ labels.keys()) & set(listed))
+    if alone:
+        names = [(images.get(case) or labels[case]).name for case in alone]
+        raise ValueError(f"{len(alone)} volumes of {source} have an image or a label, not both: {some(names)}")
+    return {case: Volumes(images[case], labels[case]) for case in sorted(images.keys() & labels.keys())}
+
+
+def read_case(image_content, label_content, image_origin, label_origin):
+    """The Case of two NIfTI files; raises ValueError that names the file and what is wrong with it."""
+    image, hounsfield = parse_nifti(image_content, image_origin)
+    label, labels = parse_nifti(label_content, label_origin)
+    if image.shape != label.shape:
+        raise ValueError(f"{image_origin} has the shape {image.shape} but {label_origin} {label.shape}")
+    corners = np.array([(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in image.shape))]).T
+    apart = np.linalg.norm((image.affine - label.affine)[:3] @ corners, axis=0).max()
+    if apart > voxel_sizes(image.affine).min() / 2:
+        raise ValueError(f"{image_origin} and {label_origin} are up to {apart:.1f} mm apart, by their affines")
+    low, high = hounsfield.min(), hounsfield.max()
+    if not (low < HU_WINDOW[0] and 0 < high < np.inf):
+        raise ValueError(
+            f"{image_origin} holds values from {low:g} to {high:g}; expected Hounsfield units, in which air is about "
+            "-1000 and soft tissue above 0"
+        )
+    known = np.isin(labels, np.arange(len(CLASS_OF_LABEL)))
+    if not known.all():
+        found = some(f"{value:g}" for value in np.unique(labels[~known]))
+        raise ValueError(f"{label_origin} holds the label {found}; expected 0..{len(BTCV_ORGANS)}, as BTCV")
+    volume, spacing = to_slices(hounsfield, image.affine, ORIENTATION)
+    turned, _ = to_slices(labels, image.affine, ORIENTATION)
+    to_training = ornt_transform(io_orientation(image.affine), axcodes2ornt(ORIENTATION))
+    return Case(
+        image=scale_hu(volume),
+        label=CLASS_OF_LABEL[turned.astype(np.uint8)],
+        spacing=spacing,
+        affine=image.as_reoriented(to_training).affine,
+        original="".join(nibabel.aff2axcodes(image.affine)),
+    )
+
+
+def parse_nifti(content, origin):
+    """(image, its values float32) of the bytes of a .nii or .nii.gz file with three axes along the patient's."""
+    with reading(origin):
+        try:
+            if content[:2] == GZIP:
+                with gzip.open(io.BytesIO(content)) as file:
+                    content = file.read(LIMIT + 1)
+            if len(content) > LIMIT:
+                raise ValueError(f"it is larger than {LIMIT >> 20} MB when it is unpacked")
+            image = nibabel.Nifti1Image.from_bytes(content)
+            values = np.asarray(image.dataobj, dtype=np.float32)
+        except (ImageFileError, HeaderDataError, WrapStructError) as error:
+            raise ValueError(f"it is no NIfTI file ({error})") from error
+    if values.ndim != 3 or values.size == 0:
+        raise ValueError(f"{origin} has the shape {values.shape}; expected three dimensions")
+    if image.header["sform_code"] == 0 and image.header["qform_code"] == 0:
+        raise ValueError(f"{origin} does not say how the patient lies: its sform_code and qform_code are 0")
+    axes = image.affine[:3, :3]
+    lengths = np.linalg.norm(axes, axis=0)
+    if not np.isfinite(axes).all() or not lengths.all() or np.isnan(io_orientation(image.affine)).any():
+        raise ValueError(f"{origin} has an affine that is no orientation: {axes.tolist()}")
+    tilt = np.degrees(np.arccos(np.clip(np.abs(axes / lengths).max(0), 0, 1))).max()
+    if tilt > OBLIQUE:
+        raise ValueError(
+            f"{origin} is oblique: an axis is {tilt:.1f} degrees off the patient's, expected at most {OBLIQUE:g}; "
+            "resample it along the patient's axes first"
+        )
+    return image, values
+
+
+# ---- files
+
+
+def claim_folder(options, lists):
+    """The folder to write, marked with the lists it follows; raises ValueError if it was made after others."""
+    out = Path(options.out)
+    content = b"".join((lists / name).read_bytes() for name in LISTS if (lists / name).is_file())
+    record = {"dataset": "synapse", "lists_sha256": hashlib.sha256(content).hexdigest(), "hu_window": list(HU_WINDOW)}
+    path = out / RECORD
+    if path.is_file():
+        if json.loads(path.read_text(encoding="utf-8")) != record:
+            raise ValueError(f"{out} was prepared otherwise (its {RECORD}); remove it or give another --out")
+    elif out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} holds files that this tool has not prepared; remove them or give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(record, indent=1).encode() + b"\n")
+    return out
+
+
+def write_case(case, name, targets, slices, origin):
+    """Writes the slices and the volume of a case, each file in one step."""
+    last = max(slices, default=-1)
+    if last >= len(case.image):
+        raise ValueError(f"{origin} has {len(case.image)} slices, but train.txt names slice {last:03d} of {name}")
+    if slices and len(slices) < len(case.image):
+        print(f"note: {name} has {len(case.image)} slices, of which train.txt names {len(slices)}")
+    for target in targets:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        if target.suffix == ".npz":
+            index = int(target.stem[-3:])
+            np.savez_compressed(buffer, image=case.image[index], label=case.label[index])
+        else:
+            with h5py.File(buffer, "w") as file:
+                for kind in ("image", "label"):
+                    data = getattr(case, kind)
+                    file.create_dataset(kind, data=data, compression="gzip", chunks=(1, *data.shape[1:]))
+                file.attrs.update(spacing=case.spacing, affine=case.affine, orientation=ORIENTATION)
+        write_atomically(target, buffer.getvalue())
+
+
+def describe(case, name):
+    """The row of cases.csv, without the hashes of its sources."""
+    slices, rows, columns = case.image.shape
+    organs = [organ for number, organ in enumerate(ORGANS, 1) if (case.label == number).any()]
+    spacing = dict(zip(("slice_mm", "row_mm", "column_mm"), (round(float(mm), 6) for mm in case.spacing), strict=True))
+    sizes = {"slices": slices, "rows": rows, "columns": columns}
+    return {"case": name, **sizes, **spacing, "orientation_of_file": case.original, "organs": "; ".join(organs)}
+
+
+def main(options):
+    slices, volumes = prepare(options)
+    print(f"{options.out}: {slices} slices to train on, {volumes} whole volumes; arrays run {ORIENTATION}")
+
+
+if __name__ == "__main__":
+    run_command(main, PrepareSynapse)

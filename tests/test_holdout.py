@@ -1,0 +1,72 @@
+"""The protocol "holdout": trained on one part, selected on another, reported on a third."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import train
+import train_synapse
+from configs.config_setting import ISICConfig
+from configs.config_setting_synapse import SynapseConfig
+from datasets.demo import make_demo_isic, make_demo_synapse
+from utils.run import read_rows
+
+SMALL = dict(
+    dataset="demo", image_size=32, batch_size=4, depths=(1, 1, 1, 1), depths_decoder=(1, 1, 1, 1), dims=(8, 16, 32, 64),
+    d_state=4, load_ckpt_path="none", num_workers=0, device="cpu", epochs=1, protocol="holdout",
+)  # fmt: skip
+
+
+def run_of(main, config):
+    main(config)
+    (run,) = Path(config.work_dir).iterdir()
+    return run, (run / "log.txt").read_text(encoding="utf-8")
+
+
+def test_isic_reports_on_test_images_alone(tmp_path):
+    data = make_demo_isic(tmp_path / "data", size=40, train=6, val=3, test=2)
+    config = ISICConfig(**SMALL, data_path=str(data), work_dir=str(tmp_path / "runs"))
+    run, log = run_of(train.main, config)
+    assert [row["name"] for row in read_rows(run / "test_images.csv")] == ["DEMO_0000009", "DEMO_0000010"]
+    assert json.loads((run / "metrics.json").read_text(encoding="utf-8"))["split"] == "test"
+    assert "protocol holdout: the best epoch has the lowest loss on val; test is reported" in log
+    assert "reported set, as published" not in log
+
+    for kind in ("images", "masks"):
+        for path in (data / "val" / kind).glob("DEMO_0000007*"):
+            shutil.copy(path, data / "test" / kind)
+    with pytest.raises(ValueError, match="found 1 names in both val and test .*expected none: DEMO_0000007"):
+        train.main(config)
+    shutil.rmtree(data / "test")
+    with pytest.raises(FileNotFoundError, match="has no folder test; expected train, val and test"):
+        train.main(config)
+
+
+def test_synapse_selects_on_val_vol_and_reports_test_vol(tmp_path):
+    data = make_demo_synapse(tmp_path / "data", size=40, train=2, val=1, test=1, slices=4)
+    config = SynapseConfig(**SMALL, data_path=str(data), work_dir=str(tmp_path / "runs"))
+    run, log = run_of(train_synapse.main, config)
+    assert [row["name"] for row in read_rows(run / "test_volumes.csv")] == ["case0004"]
+    assert "highest Dice on the volumes of val_vol.txt" in log
+    (row,) = read_rows(run / "metrics.csv")
+    assert float(row["dice_transunet"]) >= 0  # of case0003, measured in every epoch
+
+    assert "overlap: " not in log
+    lists = data / "lists" / "list_Synapse"
+    (lists / "test_vol.txt").write_text("case0003\ncase0004\n")
+    (lists / "train.txt").write_text("".join(f"case0001_slice00{i}\n" for i in range(4)) + "case0003_slice000\n")
+    shutil.copy(data / "train_npz" / "case0001_slice000.npz", data / "train_npz" / "case0003_slice000.npz")
+    _, log = run_of(train_synapse.main, replace(config, protocol="paper", work_dir=str(tmp_path / "paper")))
+    assert "overlap: 1 of the tested cases are also trained on: case0003" in log
+    assert "lowest training loss, as published" in log
+    (lists / "train.txt").write_text("case0001_slice000\ncase0002_slice000\n")
+
+    (lists / "val_vol.txt").write_text("case0002\n")  # its slices are trained on
+    with pytest.raises(ValueError, match="found 1 names in both train.txt and val_vol.txt .*case0002"):
+        train_synapse.main(config)
+    (lists / "val_vol.txt").unlink()
+    with pytest.raises(FileNotFoundError, match="val_vol.txt"):
+        train_synapse.main(config)
