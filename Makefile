@@ -6,30 +6,32 @@ PYTHON ?= python3
 PIP ?=
 VENV := .venv
 PY := $(VENV)/bin/python
-DEMO ?= --epochs 10 --image-size 64 --batch-size 8 --sch CosineWarmup --sch-args warm_up_epochs 2
-
-# Threads that wait for others sleep. By default they spin, which on a machine busy with other work made a training step
-# four to seven times slower.
-export OMP_WAIT_POLICY ?= PASSIVE
+DEMO ?= --epochs 10 --image-size 64 --batch-size 4 --sch CosineWarmup --sch-args warm_up_epochs 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint audit bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: $(VENV)/installed  ## install, train on synthetic lesions for a few minutes, test, say where the report lies
 	$(PY) train.py --dataset demo --load-ckpt-path none $(DEMO)
-	@echo "The report of the demo lies in $$(ls -td results/vmunet_demo_* | head -n 1)/"
+	@echo "The report of the demo, for a browser: $$(ls -td results/vmunet_demo_* | head -n 1)/report.html"
 
-test: $(VENV)/installed-dev  ## install, run all tests
-	$(PY) -m pytest $(PYTEST)
+test: $(VENV)/installed-dev  ## install, run all tests, on all cores
+	$(PY) -m pytest --numprocesses auto --dist loadfile $(PYTEST)
 
 lint: $(VENV)/installed-dev  ## check the code with ruff
 	$(PY) -m ruff check .
 
-bench: $(VENV)/installed  ## measure speed and memory on this machine
-	$(PY) benchmarks/$$($(PY) -c 'import torch; print("gpu" if torch.cuda.is_available() else "model")').py
+audit: $(VENV)/installed-dev  ## ask for known vulnerabilities of the installed packages
+	@.ci/audit
+
+bench: $(VENV)/installed  ## measure speed and memory on this machine: ten minutes on a CPU
+	$(PY) -m benchmarks.scan
+	$(PY) -m benchmarks.model
+	$(PY) -m benchmarks.training
+	@if $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(PY) benchmarks/gpu.py; fi
 
 clean:  ## remove the virtual environment and the caches; data, weights and results stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -13,7 +13,9 @@ __all__ = ["evaluate", "train_one_epoch"]
 @torch.inference_mode()
 def evaluate(model, volumes, execution, config, on_case=lambda case, pred, scores: None):
     """Scores over `volumes`, which yields (image (S, H, W), label (S, H, W), name, spacing): the summary of
-    `utils.volume.summarize_cases` and a list of (name, scores). `on_case` sees every prediction."""
+    `utils.volume.summarize_cases` and a list of (name, scores). `on_case` sees every prediction.
+
+    Raises Stopped after a case if a signal asked for it."""
     model.eval()
 
     def network(slices):
@@ -22,6 +24,8 @@ def evaluate(model, volumes, execution, config, on_case=lambda case, pred, score
 
     rows = []
     for case in tqdm(volumes, desc="evaluate", unit="case", leave=False, disable=not execution.progress):
+        if execution.stop.number:
+            break
         image, label, name, spacing = case
         pred, scores = evaluate_volume(
             network,
@@ -36,5 +40,6 @@ def evaluate(model, volumes, execution, config, on_case=lambda case, pred, score
         )
         rows.append((name, scores))
         on_case(case, pred, scores)
+    execution.stop.check()
     rows = sorted(gather_over_ranks(rows), key=lambda row: row[0])
     return summarize_cases([scores for _, scores in rows]), rows

@@ -4,21 +4,25 @@ python train.py --help
 torchrun --nproc_per_node=2 train.py
 """
 
+import utils.openmp  # noqa: F401  isort: skip (before torch)
+
 import logging
 import time
 
 from configs.config_setting import ISICConfig
 from configs.optim import OPTIMIZERS, SCHEDULERS
-from datasets.loaders import build_isic_loader, build_isic_loaders
+from datasets.loaders import build_isic_loader, build_isic_loaders, check_isic_parts
 from engine import Execution, evaluate, train_one_epoch
 from utils import distributed
 from utils.command_line import run_command
 from utils.losses import BceDiceWithLogitsLoss, CeDiceLoss
-from utils.metrics import scores_of_image
+from utils.metrics import counts_of_image, scores_of_image
 from utils.plots import draw_labels, draw_outlines, save_panels, save_picture
 from utils.pretrained import load_checkpoint_weights
+from utils.report import report_at_end
 from utils.run import choose_device, config_of_run, start_run, write_rows
 from utils.training import Progress, build_model, load_initial_weights, prepare
+from utils.usage import MeteredLoader
 
 log = logging.getLogger("vmunet")
 PANELS = 4  # images of a set of prediction panels
@@ -42,9 +46,12 @@ def main(config):
 
 
 def train(run, config, model, criterion, execution):
-    """All epochs, from the first or from the one after a resumed run's last checkpoint."""
+    """All epochs, from the first or from where a resumed run's last checkpoint was saved."""
+    if config.protocol == "holdout":
+        check_isic_parts(config)
     train_loader, val_loader = build_isic_loaders(config, distributed.rank(), distributed.world_size())
     log.info("%d images to train on, %d to select the best epoch", len(train_loader.dataset), len(val_loader.dataset))
+    log.info("protocol %s: %s", config.protocol, SELECTION[config.protocol])
     if config.rotation == "run":
         log.info("every rotated image is turned by %.2f degrees", train_loader.dataset.transform.angle)
     state = run.resume() if config.resume else None
@@ -52,16 +59,27 @@ def train(run, config, model, criterion, execution):
         load_initial_weights(model, config)
     model = prepare(model, config, execution.device)
     progress = Progress(run, config, model, execution, (OPTIMIZERS, SCHEDULERS), state)
-    for epoch in progress.epochs():
-        start, lr = time.perf_counter(), progress.lr
-        train_loader.batch_sampler.set_epoch(epoch)
-        loss = train_one_epoch(model, train_loader, progress.optimizer, criterion, execution, progress.on_step)
-        panels = Panels(config)
-        scores, _ = evaluate(model, val_loader, criterion, execution, config.threshold, panels.add)
-        row = {"epoch": epoch, "lr": lr, "train_loss": loss, "val_loss": scores.pop("loss")} | plain(scores)
-        row["seconds"] = round(time.perf_counter() - start, 3)
-        shown = panels.samples if epoch % config.val_interval == 0 else []
-        progress.finish_epoch(row, row["val_loss"], shown, panels.class_names)
+    metered = MeteredLoader(train_loader)
+    with progress.saved_when_stopped():
+        for epoch in progress.epochs():
+            start, lr = time.perf_counter(), progress.lr
+            train_loader.batch_sampler.set_epoch(epoch, done=len(progress.losses))
+            loss = train_one_epoch(
+                model, metered, progress.optimizer, criterion, execution, progress.on_step, progress.losses
+            )
+            usage = metered.usage(execution.device)
+            panels = Panels(config)
+            scores, _ = evaluate(model, val_loader, criterion, execution, config.threshold, panels.add)
+            row = {"epoch": epoch, "lr": lr, "train_loss": loss, "val_loss": scores.pop("loss")} | plain(scores)
+            row |= {"seconds": round(time.perf_counter() - start, 3), **usage}
+            shown = panels.samples if epoch % config.val_interval == 0 else []
+            progress.finish_epoch(row, row["val_loss"], shown, panels.class_names)
+
+
+SELECTION = {
+    "paper": "the best epoch has the lowest loss on val, which is also the reported set, as published",
+    "holdout": "the best epoch has the lowest loss on val; test is reported and not looked at before",
+}
 
 
 def test(run, config, model, criterion, execution):
@@ -79,19 +97,22 @@ def test(run, config, model, criterion, execution):
                 mask, overlay = 255 * prediction, draw_outlines(image, prediction, target)
             else:
                 mask, overlay = prediction, draw_labels(image, prediction)
+                save_picture(pictures / f"{name}_truth.png", target.byte().numpy())
             save_picture(pictures / f"{name}.png", mask.numpy())
             save_picture(pictures / f"{name}_overlay.png", overlay)
 
     scores, counts = evaluate(model, loader, criterion, execution, config.threshold, save)
     log.info("test on %d images of %s", len(counts), split)
-    if config.protocol == "paper":
+    if config.protocol == "paper" and config.test_only is None:
         log.info("note: the best epoch was selected on the reported set, as published (--protocol holdout does not)")
     log.info(", ".join(f"{name} {value:.4f}" for name, value in plain(scores).items()))
     run.save_json("metrics.json", {"split": split, "images": len(counts), "protocol": config.protocol, **scores})
     if distributed.is_main():
-        write_rows(run.folder / "test_images.csv", [{"name": name, **scores_of_image(c)} for name, c in counts])
+        rows = [{"name": name, **scores_of_image(c), **counts_of_image(c)} for name, c in counts]
+        write_rows(run.folder / "test_images.csv", rows)
         save_panels(run.folder / "panels.png", panels.samples, panels.class_names)
         log.info("results are in %s", run.folder)
+        report_at_end(run.folder)
     return scores
 
 
@@ -104,8 +125,8 @@ class Panels:
         self.class_names = [f"class {c}" for c in classes] if config.num_classes > 1 else None
 
     def add(self, images, targets, probs, names):
-        batch = zip(names, images.cpu(), targets.cpu(), decide(probs, self.config), strict=True)
-        self.samples += list(batch)[: PANELS - len(self.samples)]
+        images, targets, probs = (t[: PANELS - len(self.samples)] for t in (images, targets, probs))
+        self.samples += zip(names, images.cpu(), targets.cpu(), decide(probs, self.config), strict=False)
 
 
 def decide(probs, config):

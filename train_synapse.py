@@ -4,6 +4,8 @@
     torchrun --nproc_per_node=2 train_synapse.py
 """
 
+import utils.openmp  # noqa: F401  isort: skip (before torch)
+
 import logging
 import time
 
@@ -11,8 +13,9 @@ from torch.utils.data import Subset
 
 from configs.config_setting_synapse import SynapseConfig
 from configs.optim import SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS
-from datasets.loaders import build_synapse_loaders, build_synapse_volumes
-from datasets.synapse import ORGANS
+from datasets.files import some
+from datasets.loaders import build_synapse_loaders, build_synapse_volumes, check_synapse_parts
+from datasets.synapse import cases_of_slices
 from engine import Execution, train_one_epoch
 from engine_synapse import evaluate
 from utils import distributed
@@ -20,11 +23,15 @@ from utils.command_line import run_command
 from utils.losses import CeDiceLoss
 from utils.plots import save_panels
 from utils.pretrained import load_checkpoint_weights
+from utils.report import report_at_end
 from utils.run import choose_device, config_of_run, start_run, write_rows
+from utils.trained import class_names
 from utils.training import Progress, build_model, load_initial_weights, prepare
+from utils.usage import MeteredLoader
 from utils.volume import SCORE_NAMES, write_nifti
 
 log = logging.getLogger("vmunet")
+PANELS = 4  # cases of the prediction panels
 
 
 def main(config):
@@ -41,31 +48,45 @@ def main(config):
 
 
 def train(run, config, model, execution):
-    """All epochs, from the first or from the one after a resumed run's last checkpoint."""
+    """All epochs, from the first or from where a resumed run's last checkpoint was saved."""
     list_name = "val_vol.txt" if config.protocol == "holdout" else "test_vol.txt"
+    if config.protocol == "holdout":
+        check_synapse_parts(config)
     loader, volumes = build_synapse_loaders(config, distributed.rank(), distributed.world_size(), list_name)
-    log.info("%d slices to train on; best epoch by the %s", len(loader.dataset), SELECTION[config.protocol])
+    log.info("%d slices to train on", len(loader.dataset))
+    seen = cases_of_slices(loader.dataset.names) & set(volumes.names)
+    if seen:
+        log.warning("overlap: %d of the tested cases are also trained on: %s", len(seen), some(sorted(seen)))
+    log.info("protocol %s: %s", config.protocol, SELECTION[config.protocol])
     state = run.resume() if config.resume else None
     if state is None:
         load_initial_weights(model, config)
     model = prepare(model, config, execution.device)
     criterion = CeDiceLoss(config.num_classes, config.loss_weight)
     progress = Progress(run, config, model, execution, (SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS), state)
-    for epoch in progress.epochs():
-        start, lr = time.perf_counter(), progress.lr
-        loader.batch_sampler.set_epoch(epoch)
-        loss = train_one_epoch(model, loader, progress.optimizer, criterion, execution, progress.on_step)
-        row, selected = {"epoch": epoch, "lr": lr, "train_loss": loss}, loss
-        if epoch % config.val_interval == 0 or config.protocol == "holdout":
-            scores, _ = evaluate(model, share(volumes), execution, config)
-            row |= {name: scores[name] for name in SCORE_NAMES}
-            if config.protocol == "holdout":
-                selected = 1 - scores["dice_transunet"]
-        row["seconds"] = round(time.perf_counter() - start, 3)
-        progress.finish_epoch(row, selected)
+    metered = MeteredLoader(loader)
+    with progress.saved_when_stopped():
+        for epoch in progress.epochs():
+            start, lr = time.perf_counter(), progress.lr
+            loader.batch_sampler.set_epoch(epoch, done=len(progress.losses))
+            loss = train_one_epoch(
+                model, metered, progress.optimizer, criterion, execution, progress.on_step, progress.losses
+            )
+            usage = metered.usage(execution.device)
+            row, selected = {"epoch": epoch, "lr": lr, "train_loss": loss}, loss
+            if epoch % config.val_interval == 0 or config.protocol == "holdout":
+                scores, _ = evaluate(model, share(volumes), execution, config)
+                row |= {name: scores[name] for name in SCORE_NAMES}
+                if config.protocol == "holdout":
+                    selected = 1 - scores["dice_transunet"]
+            row |= {"seconds": round(time.perf_counter() - start, 3), **usage}
+            progress.finish_epoch(row, selected)
 
 
-SELECTION = {"paper": "lowest training loss, as published", "holdout": "highest Dice on the volumes of val_vol.txt"}
+SELECTION = {
+    "paper": "the best epoch has the lowest training loss, as published; the volumes of test_vol.txt are reported",
+    "holdout": "the best epoch has the highest Dice on the volumes of val_vol.txt; those of test_vol.txt are reported",
+}
 
 
 def test(run, config, model, execution):
@@ -76,8 +97,11 @@ def test(run, config, model, execution):
     def save(case, pred, scores):
         image, label, name, spacing = case
         write_nifti(run.folder / "predictions", name, image, pred, label, spacing, config.z_spacing)
-        middle = int((label > 0).sum((1, 2)).argmax())  # the slice with most organs
-        samples.append((f"{name}, slice {middle}", image[middle], label[middle], pred[middle]))
+        if len(samples) < PANELS:
+            middle = int((label > 0).sum((1, 2)).argmax())  # the slice with most organs
+            # copies: a view would keep its volume in memory
+            slices = (volume[middle].copy() for volume in (image, label, pred))
+            samples.append((f"{name}, slice {middle}", *slices))
 
     scores, rows = evaluate(model, share(volumes), execution, config, save)
     for protocol in ("transunet", "strict"):
@@ -87,8 +111,9 @@ def test(run, config, model, execution):
     run.save_json("metrics.json", {"volumes": len(rows), "protocol": config.protocol, "class_names": names, **scores})
     if distributed.is_main():
         write_rows(run.folder / "test_volumes.csv", [case_row(case, values, names) for case, values in rows])
-        save_panels(run.folder / "panels.png", samples[:4], names)
+        save_panels(run.folder / "panels.png", samples, names)
         log.info("results are in %s", run.folder)
+        report_at_end(run.folder)
     return scores
 
 
@@ -101,12 +126,6 @@ def case_row(case, values, names):
 def share(volumes):
     """The volumes of this process."""
     return Subset(volumes, range(distributed.rank(), len(volumes), distributed.world_size()))
-
-
-def class_names(config):
-    """Names of the classes 1, 2, ...: Synapse's organs, if there are as many."""
-    classes = range(1, config.num_classes)
-    return list(ORGANS) if len(ORGANS) == len(classes) else [f"class {c}" for c in classes]
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ from utils.checkpoint import (
     unwrap,
 )
 
+ROOT = Path(__file__).parents[1]
+
 
 def make_training(seed=0):
     torch.manual_seed(seed)
@@ -204,7 +206,7 @@ def test_a_kill_at_any_moment_leaves_a_complete_checkpoint(tmp_path):
     epoch, moments = 0, random.Random(0)
     for _ in range(5):
         command = [sys.executable, "-c", SAVE_FOREVER, str(tmp_path), str(epoch)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", cwd=ROOT) as process:
             finished = [process.stdout.readline()]
             time.sleep(moments.uniform(0, 0.1))
             process.kill()

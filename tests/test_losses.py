@@ -38,7 +38,7 @@ def golden(shared, monkeypatch):
         labels=stack(detgen.labels, 8, 12),
         side=tuple(draw(f"loss/gt{k}", 3, 1, 8, 12) for k in (5, 4, 3, 2, 1)),
     )
-    yield inputs, json.loads((shared / "oracle/golden/losses_metrics.json").read_text())["losses"]
+    yield inputs, json.loads((shared / "oracle/golden/losses_metrics.json").read_text(encoding="utf-8"))["losses"]
     sys.modules.pop("detgen")
 
 

@@ -10,6 +10,7 @@ from utils.metrics import (
     class_counts_per_image,
     confusion_counts,
     confusion_counts_per_image,
+    counts_of_image,
     gather_over_ranks,
     scores,
     summarize,
@@ -38,7 +39,7 @@ def test_one_class_does_not_crash_and_an_empty_denominator_gives_zero(counts):
 
 @pytest.mark.parametrize("case", ["normal", "empty_gt", "empty_pred", "threshold_edge"])
 def test_scores_equal_the_originals(shared, case):
-    golden = json.loads((shared / "oracle/golden/losses_metrics.json").read_text())["isic_val_one_epoch"]
+    golden = json.loads((shared / "oracle/golden/losses_metrics.json").read_bytes())["isic_val_one_epoch"]
     log = golden[f"{case}_epoch30"]["log"]
     tn, fp, fn, tp = (int(n) for n in re.findall(r"\d+", log.split("confusion_matrix")[1]))
     got = scores(torch.tensor([tp, fp, fn, tn]))
@@ -88,3 +89,9 @@ def gather_uneven_lists(rank, folder):
 def test_every_rank_sees_all_rows(tmp_path):
     assert gather_over_ranks([1, 2]) == [1, 2]
     mp.spawn(gather_uneven_lists, (tmp_path,), nprocs=2)
+
+
+def test_counts_of_an_image_are_named():
+    assert counts_of_image(torch.tensor([1, 2, 3, 4])) == {"tp": 1, "fp": 2, "fn": 3, "tn": 4}
+    by_class = counts_of_image(torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]))
+    assert by_class["tp_class0"] == 1 and by_class["tn_class1"] == 8 and len(by_class) == 8

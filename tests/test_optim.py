@@ -118,7 +118,7 @@ def test_weight_decay_covers_all_parameters_or_the_weights_only():
 
 
 def test_learning_rates_equal_the_originals(shared):
-    golden = json.loads((shared / "oracle/golden/losses_metrics.json").read_text())["lr_schedules"]
+    golden = json.loads((shared / "oracle/golden/losses_metrics.json").read_text(encoding="utf-8"))["lr_schedules"]
     isic = golden["isic_CosineAnnealingLR_first_epochs"]
     assert rates(config(), epochs=len(isic)) == pytest.approx(isic, rel=1e-12)
     synapse = golden["synapse_CosineAnnealingLR_first_epochs"]

@@ -98,7 +98,7 @@ def test_vmamba_goes_to_the_log(model, save, caplog):
 
 @pytest.mark.parametrize("case", ["vmamba_small_v0_2_2_27_2", "vmamba_tiny_v0_2_2_9_2"])
 def test_each_tensor_comes_from_where_the_original_took_it(shared, save, case):
-    golden = json.loads((shared / "oracle/golden/pretrained.json").read_text())[case]
+    golden = json.loads((shared / "oracle/golden/pretrained.json").read_text(encoding="utf-8"))[case]
     weights = tagged(dict(golden["checkpoint_layout"]))
     model = VMUNet()
     report = load_vmamba(model, save({"model": weights}))
@@ -224,7 +224,7 @@ def test_vmunet_checkpoints_fill_everything(model, save, wrap):
 def test_a_checkpoint_of_another_model_is_refused_by_name(model, save):
     with pytest.raises(ValueError, match=r"final_conv.weight \[9, 4, 1, 1\] instead of \[1, 4, 1, 1\]"):
         load_checkpoint_weights(model, save(VMUNet(num_classes=9, **SMALL).state_dict()))
-    with pytest.raises(ValueError, match="found 117 of this VM-UNet's 222 tensors and 95 foreign ones.*layers_up.0"):
+    with pytest.raises(ValueError, match="found 117 of this network's 222 tensors and 95 foreign ones.*layers_up.0"):
         load_checkpoint_weights(model, save({"model": vmamba()}))
 
 

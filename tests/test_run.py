@@ -37,7 +37,7 @@ def test_a_run_has_a_folder_with_its_config_and_log(config):
     assert run.checkpoints.is_dir()
     logging.getLogger("vmunet").info("épocha 1")
     assert "épocha 1" in (run.folder / "log.txt").read_text(encoding="utf-8")
-    stored = json.loads((run.folder / "config.json").read_text())
+    stored = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
     assert stored["batch_size"] == 32 and stored["depths"] == [1, 1, 1, 1]
 
 
@@ -102,7 +102,7 @@ def test_resuming_cuts_the_metrics_back_to_the_checkpoint(config):
     again = start_run(dataclasses.replace(config, resume=str(run.folder)))
     assert again == run and again.resume()["epoch"] == 2
     assert run.metrics.read_bytes() == before
-    assert "resuming" in (run.folder / "log.txt").read_text()
+    assert "resuming" in (run.folder / "log.txt").read_text(encoding="utf-8")
 
 
 def test_resuming_before_the_first_checkpoint_starts_at_the_beginning(config):
@@ -128,7 +128,7 @@ def test_the_log_has_each_line_once(config, capsys):
     start_run(config)
     run = start_run(config)
     logging.getLogger("vmunet").info("only once")
-    assert (run.folder / "log.txt").read_text().count("only once") == 1
+    assert (run.folder / "log.txt").read_text(encoding="utf-8").count("only once") == 1
     assert capsys.readouterr().err.count("only once") == 1
 
 
@@ -237,7 +237,7 @@ def test_two_processes_share_a_folder_and_keep_their_own_random_numbers(tmp_path
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*torchrun, str(script), str(tmp_path / "results")]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=100)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "results").iterdir()
-    assert (folder / "log.txt").read_text().count("run folder") == 1
+    assert (folder / "log.txt").read_text(encoding="utf-8").count("run folder") == 1

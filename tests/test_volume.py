@@ -1,6 +1,7 @@
 import json
 import sys
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -10,10 +11,12 @@ from utils.volume import (
     calculate_metric_percase,
     dice,
     evaluate_volume,
+    from_slices,
     hd95,
     predict_volume,
     score_case,
     summarize_cases,
+    to_slices,
     write_nifti,
     zoom_cubic,
     zoom_nearest,
@@ -206,7 +209,7 @@ def golden(shared, monkeypatch):
     monkeypatch.syspath_prepend(str(shared / "oracle"))
     import detgen
 
-    numbers = json.loads((shared / "oracle/golden/losses_metrics.json").read_text())
+    numbers = json.loads((shared / "oracle/golden/losses_metrics.json").read_text(encoding="utf-8"))
     predicted = np.load(shared / "oracle/golden/test_single_volume.npz")
     volumes = {}
     for name in ("resized", "same_size", "upsized"):
@@ -279,6 +282,24 @@ def test_the_way_through_the_network_equals_the_originals(golden, batch_size):
         checksum = detgen.checksum(seen[0][0].numpy())
         assert checksum["values"] == expected["first_zoomed_slice"]["values"]
         assert checksum["norm"] == pytest.approx(expected["first_zoomed_slice"]["norm"], rel=1e-12)
+
+
+# ---- orientation
+
+
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "PIR", "SLA"])
+def test_a_scan_is_the_same_volume_however_its_file_orders_the_axes(axes):
+    lps = nibabel.Nifti1Image(np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.diag([-0.7, -0.8, 2.5, 1]))
+    turn = nibabel.orientations.ornt_transform(
+        nibabel.io_orientation(lps.affine), nibabel.orientations.axcodes2ornt(axes)
+    )
+    stored = lps.as_reoriented(turn)
+    assert "".join(nibabel.aff2axcodes(stored.affine)) == axes
+    array = np.asarray(stored.dataobj)
+    volume, spacing = to_slices(array, stored.affine, "LPS")
+    np.testing.assert_array_equal(volume, np.asarray(lps.dataobj).transpose(2, 1, 0))
+    np.testing.assert_allclose(spacing, (2.5, 0.8, 0.7))
+    np.testing.assert_array_equal(from_slices(volume, stored.affine, "LPS"), array)
 
 
 # ---- files

@@ -8,7 +8,8 @@ one after it is complete; `load_latest` falls back on it.
 A training checkpoint is a dict with
 
     model, optimizer, scheduler, scaler    state dicts
-    epoch, step                            finished epochs, optimizer steps so far
+    epoch, step                            finished epochs, batches so far
+    losses                                 of the batches done of the next epoch, where one was interrupted
     best                                   {"value": ..., "epoch": ...} of the best epoch so far
     random                                 the states of all random number generators, one entry for each process
     config                                 the run's configuration
@@ -69,9 +70,10 @@ def write_atomically(path, *parts):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
         raise OSError(f"{path}: could not be written, what was there before is untouched: {reason}") from error
+    finally:
+        temporary.unlink(missing_ok=True)  # it is there only if something, perhaps Ctrl-C, came in between
     _sync_folder(path.parent)
 
 
@@ -89,13 +91,17 @@ def _sync_folder(folder):
 def load_checkpoint(path):
     """The content of a checkpoint written by `save_checkpoint`, on the CPU.
 
-    Raises FileNotFoundError, or CheckpointError if the checksum does not fit."""
+    Raises FileNotFoundError, or CheckpointError if the checksum does not fit or there is more in it than values."""
     path = Path(path)
     content = path.read_bytes()
     if not has_checksum(content):
         raise CheckpointError(f"{path}: found no checksum at the end of the file, expected a complete checkpoint")
     verify_checksum(content, path)
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a hostile file with a right checksum provokes
+        found = str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: found {found}, expected tensors and plain values") from error
 
 
 def has_checksum(content):
@@ -169,11 +175,12 @@ def unwrap(model):
         model = inner
 
 
-def training_state(model, optimizer, scheduler, scaler, epoch, step, best, config):
+def training_state(model, optimizer, scheduler, scaler, epoch, step, best, config, losses=()):
     """The dict described at the top of this file. Every process must call it; the main one writes it.
 
     best    {"value": float, "epoch": int}
     config  a dict of plain values
+    losses  of the batches of an epoch that was interrupted
     """
     return {
         "model": unwrap(model).state_dict(),
@@ -182,6 +189,7 @@ def training_state(model, optimizer, scheduler, scaler, epoch, step, best, confi
         "scaler": scaler.state_dict(),
         "epoch": epoch,
         "step": step,
+        "losses": list(losses),
         "best": best,
         "random": distributed.all_gather(random_state()),
         "config": config,
@@ -191,11 +199,15 @@ def training_state(model, optimizer, scheduler, scaler, epoch, step, best, confi
 def restore(state, model, optimizer, scheduler, scaler):
     """Puts a `training_state` back, random numbers included. Returns its epoch, step and best.
 
-    With another number of processes than before, their random numbers can't go on where they were; the log says so."""
-    unwrap(model).load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
-    scaler.load_state_dict(state["scaler"])
+    With another number of processes than before, their random numbers can't go on where they were; the log says so.
+    Raises CheckpointError if the state is not of such a model and optimizer."""
+    try:
+        unwrap(model).load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        scaler.load_state_dict(state["scaler"])
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"the checkpoint is not of this model and optimizer: {error}") from error
     if len(state["random"]) == distributed.world_size():
         set_random_state(state["random"][distributed.rank()])
     else:

@@ -13,6 +13,10 @@ import torch.distributed as dist
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
+class LostProcessError(RuntimeError):
+    """Another process of the run has ended, or can't be reached."""
+
+
 def under_torchrun():
     """Whether torchrun started this process. Raises RuntimeError if it set only some of its variables."""
     found = [name for name in VARIABLES if name in os.environ]
@@ -43,7 +47,7 @@ def is_main():
 def process_group(device, timeout=timedelta(minutes=10)):
     """Connects the processes for the length of the block: NCCL on CUDA devices, gloo elsewhere.
 
-    A process that waits longer than `timeout` for the others gives up with an error."""
+    A process whose partner is gone, or that waits longer than `timeout`, gives up with LostProcessError."""
     if not under_torchrun():
         yield
         return
@@ -54,6 +58,14 @@ def process_group(device, timeout=timedelta(minutes=10)):
         dist.init_process_group("gloo", timeout=timeout)
     try:
         yield
+    except RuntimeError as error:
+        # what gloo raises has no class of its own
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise LostProcessError(
+                f"process {rank()} of {world_size()} lost the connection to the others, one of which has ended: "
+                + str(error).splitlines()[0]
+            ) from error
+        raise
     finally:
         dist.destroy_process_group()
 
@@ -74,6 +86,15 @@ def all_gather(value):
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def largest(number):
+    """The largest of the processes' integers, in each of them."""
+    if not dist.is_initialized():
+        return number
+    value = torch.tensor(number, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value.item()
 
 
 def from_main(value):

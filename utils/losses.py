@@ -132,7 +132,8 @@ class nDiceLoss(nn.Module):
             raise ValueError(f"nDiceLoss needs {expected}, got {tuple(inputs.shape)} and {tuple(target.shape)}")
         inputs = _full_precision(inputs)
         score = inputs.softmax(1) if softmax else inputs
-        one_hot = torch.zeros_like(score).scatter_(1, target.long()[:, None], 1)
+        classes = torch.arange(self.n_classes, device=target.device)[:, None, None]
+        one_hot = (target.long()[:, None] == classes).to(score.dtype)
         sums = torch.stack([(score * one_hot).sum((0, 2, 3)), score.square().sum((0, 2, 3)), one_hot.sum((0, 2, 3))])
         intersection, predicted, labelled = global_sums(sums)
         loss = 1 - (2 * intersection + 1e-5) / (predicted + labelled + 1e-5)  # (n,)

@@ -61,6 +61,13 @@ def scores_of_image(counts):
     return {f"{name}_class{c}": value for name, values in named.items() for c, value in enumerate(values)}
 
 
+def counts_of_image(counts):
+    """The counts of one image as plain integers, from (4,) or (classes, 4): `tp`, ... or `tp_class0`, ..."""
+    if counts.ndim == 1:
+        return dict(zip(("tp", "fp", "fn", "tn"), counts.tolist(), strict=True))
+    return {f"{name}_class{c}": n for c, row in enumerate(counts) for name, n in counts_of_image(row).items()}
+
+
 def summarize(counts):
     """Scores of a set from the counts of its images, as plain floats.
 

@@ -18,7 +18,10 @@ def build_optimizer(model, config, rows, overrides=None):
     """
     replaced = {name: getattr(config, name) for name in ("lr", "weight_decay") if getattr(config, name) is not None}
     values = _row(rows, "opt", config.opt, replaced | (overrides or {}), getattr(torch.optim, config.opt, None))
-    return getattr(torch.optim, config.opt)(_parameter_groups(model, config.decay), **values)
+    optimizer = getattr(torch.optim, config.opt)
+    if config.opt in ("Adam", "AdamW") and all(p.is_cuda or p.is_cpu for p in model.parameters()):
+        values.setdefault("fused", True)  # one kernel for all parameters; on CPUs also no temporary copies of them
+    return optimizer(_parameter_groups(model, config.decay), **values)
 
 
 def build_scheduler(optimizer, config, rows, overrides=None):

@@ -26,8 +26,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from datasets.files import reading
 from utils import distributed
 from utils.checkpoint import latest_paths, load_latest, write_atomically
+from utils.config_check import check_config
 
 log = logging.getLogger("vmunet")
 
@@ -58,9 +60,11 @@ class Run:
         Raises CheckpointError if there are checkpoints and all of them are damaged."""
         state = load_latest(self.checkpoints) if any(map(Path.exists, latest_paths(self.checkpoints))) else None
         epoch = 0 if state is None else state["epoch"]
-        log.info("resuming %s after epoch %d", self.folder, epoch)
+        begun = f" and {len(state['losses'])} batches of the next" if state and state.get("losses") else ""
+        log.info("resuming %s after epoch %d%s", self.folder, epoch, begun)
         if distributed.is_main() and self.metrics.exists():
-            write_rows(self.metrics, [row for row in read_rows(self.metrics) if int(row["epoch"]) <= epoch])
+            with reading(self.metrics):
+                write_rows(self.metrics, [row for row in read_rows(self.metrics) if int(row["epoch"]) <= epoch])
         return state
 
     def save_json(self, name, content):
@@ -124,19 +128,23 @@ def find_run(path):
 def config_of_run(config):
     """`config`, or with `config.resume` the configuration that this run was started under.
 
-    Raises ValueError if the stored values are not those of this kind of config."""
+    Raises ValueError if the values can't be meant (utils.config_check), or are not those of this kind of config."""
+    check_config(config)
     if config.resume is None:
         return config
     path = find_run(config.resume) / "config.json"
-    values = json.loads(path.read_text(encoding="utf-8"))
-    types = typing.get_type_hints(type(config))
-    if values.keys() != types.keys():
-        odd = ", ".join(sorted(values.keys() ^ types.keys()))
-        raise ValueError(f"{path}: found other fields than expected of a {type(config).__name__}: {odd}")
-    for name, kind in types.items():
-        if typing.get_origin(kind) is tuple:
-            values[name] = tuple(values[name])
-    return type(config)(**values | {"resume": config.resume})
+    with reading(path):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        types = typing.get_type_hints(type(config))
+        if not isinstance(values, dict) or values.keys() != types.keys():
+            odd = ", ".join(sorted(set(values) ^ types.keys())) if isinstance(values, dict) else repr(values)
+            raise ValueError(f"{path}: found other fields than expected of a {type(config).__name__}: {odd}")
+        for name, kind in types.items():
+            if typing.get_origin(kind) is tuple and isinstance(values[name], list):
+                values[name] = tuple(values[name])
+        stored = type(config)(**values | {"resume": config.resume})
+        check_config(stored)
+    return stored
 
 
 # ---- log, metrics
@@ -149,12 +157,20 @@ class _Console(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+class _LogFile(logging.FileHandler):
+    """log.txt. A disk that is full silences it, once it has said so; the console goes on."""
+
+    def handleError(self, record):  # noqa: N802, the name is logging's
+        log.removeHandler(self)
+        log.warning("%s: can't be written any more (%s)", self.baseFilename, sys.exc_info()[1])
+
+
 def start_log(folder):
     """Lets the logger "vmunet" write to the console and to folder/log.txt. Of the processes that are not the main one
     only warnings are heard, on the console."""
     stop_log()
     if distributed.is_main():
-        handlers = [_Console(), logging.FileHandler(Path(folder, "log.txt"), encoding="utf-8")]
+        handlers = [_Console(), _LogFile(Path(folder, "log.txt"), encoding="utf-8")]
         who = ""
     else:
         handlers = [_Console(logging.WARNING)]
@@ -179,7 +195,7 @@ def read_rows(path):
     """The rows of a CSV file as dicts of text; none if the file is not there."""
     if not Path(path).exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
+    with reading(path), open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

@@ -1,0 +1,148 @@
+"""Every reader of files against altered files: it reads them or raises OSError or ValueError, soon.
+
+    pip install atheris                                        # Linux
+    python tests/fuzz_readers.py png -atheris_runs=100000      # one of READERS; further flags are libFuzzer's
+
+test_untrusted.py does the same with fewer inputs."""
+
+import io
+import json
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import h5py  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from configs.config_setting import ISICConfig  # noqa: E402
+from datasets.isic import read_image, read_mask  # noqa: E402
+from datasets.synapse import SynapseSlices, SynapseVolumes, read_list  # noqa: E402
+from datasets.transforms import RandomGenerator  # noqa: E402
+from utils.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from utils.pretrained import read_weights  # noqa: E402
+from utils.run import config_of_run, read_rows  # noqa: E402
+
+PIXELS = np.random.default_rng(0).integers(0, 255, (9, 7, 3), dtype=np.uint8)
+LABELS = (PIXELS[..., 0] > 99).astype(np.float32)
+
+
+def picture(kind, **options):
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, kind, **options)
+    return file.getvalue()
+
+
+def masks():
+    file = io.BytesIO()
+    Image.fromarray(255 * LABELS.astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def npz():
+    file = io.BytesIO()
+    np.savez(file, image=LABELS, label=LABELS)
+    return file.getvalue()
+
+
+def h5():
+    file = io.BytesIO()
+    with h5py.File(file, "w") as arrays:
+        for name in ("image", "label"):
+            arrays.create_dataset(name, data=LABELS[None], compression="gzip")
+        arrays.attrs["spacing"] = (3.0, 1.0, 1.0)
+    return file.getvalue()
+
+
+def checkpoint(save=torch.save):
+    path = Path(tempfile.mkdtemp(), "c.pth")
+    state = {"model": {"weight": torch.ones(3, 2)}, "epoch": 1}
+    save(path, state) if save is save_checkpoint else save(state, path)
+    return path.read_bytes()
+
+
+def as_listed(kind):
+    """A reader of one slice or volume, with a list that names it."""
+
+    def read(path):
+        (path.parent / "train.txt").write_text(path.name.split(".")[0])
+        if kind is SynapseSlices:
+            return SynapseSlices(path.parent, path.parent, RandomGenerator(8))[0]
+        return SynapseVolumes(path.parent, path.parent, list_name="train.txt")[0]
+
+    return read
+
+
+def stored_config(path):
+    return config_of_run(ISICConfig(resume=str(path.parent)))
+
+
+READERS = {  # name of the file, a good one, what reads it
+    "png": ("a.png", picture("PNG"), read_image),
+    "jpeg": ("a.jpg", picture("JPEG"), read_image),
+    "bmp": ("a.bmp", picture("BMP"), read_image),
+    "tiff": ("a.tif", picture("TIFF", compression="tiff_lzw"), read_image),
+    "mask": ("a.png", masks(), read_mask),
+    "npz": ("case0001_slice000.npz", npz(), as_listed(SynapseSlices)),
+    "h5": ("case0001.npy.h5", h5(), as_listed(SynapseVolumes)),
+    "list": ("train.txt", b"case0001_slice000\ncase0002_slice000\n", lambda path: read_list(path.parent, path.name)),
+    "checkpoint": ("latest.pth", checkpoint(save_checkpoint), load_checkpoint),
+    "weights": ("best.pth", checkpoint(), lambda path: read_weights(path, "nowhere")),
+    "config": ("config.json", json.dumps(vars(ISICConfig())).encode(), stored_config),
+    "rows": ("metrics.csv", b"epoch,loss\n1,0.5\n", read_rows),
+}
+
+
+def altered(content, rng):
+    """A few changes to a good file: bytes and runs of bytes replaced, doubled or cut."""
+    content = bytearray(content)
+    for _ in range(rng.randint(1, 8)):
+        place = rng.randrange(len(content) + 1)
+        length = rng.choice((1, 1, 2, 4, rng.randint(0, 64)))
+        kind = rng.randrange(4)
+        if kind == 0:
+            content[place : place + length] = rng.randbytes(length)
+        elif kind == 1:
+            content[place : place + length] = rng.choice((b"\0", b"\xff", b"\x7f", b"\x80")) * length
+        elif kind == 2:
+            del content[place : place + rng.choice((length, len(content)))]
+        else:
+            content[place:place] = content[place : place + length]
+    return bytes(content)
+
+
+def feed(name, content, folder):
+    """Whether the reader took these bytes; whatever it raises but OSError and ValueError goes on."""
+    file, _, read = READERS[name]
+    path = Path(folder, file)
+    path.write_bytes(content)
+    try:
+        read(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def main():
+    import atheris
+
+    name = sys.argv.pop(1)
+    folder, good, counts = tempfile.mkdtemp(), READERS[name][1], [0, 0]
+
+    def one(data):
+        # half of the inputs are libFuzzer's own, half are changes to a good file that it steers
+        content = data if len(data) % 2 else altered(good, random.Random(data))
+        counts[feed(name, content, folder)] += 1
+        if sum(counts) % 10000 == 0:
+            print(f"{name}: {sum(counts)} inputs, {counts[1]} of them read", flush=True)
+
+    atheris.Setup(sys.argv, one)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,404 @@
+"""What a user can get wrong ends with one sentence that names it, exit status 2 and no traceback.
+
+What is merely unusual is read right."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import struct
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import train
+import train_synapse
+from configs.config_setting import ISICConfig
+from configs.config_setting_synapse import SynapseConfig
+from datasets.demo import make_demo_isic, make_demo_synapse
+from datasets.isic import ISICDataset
+from utils.command_line import run_command
+from utils.config_check import check_config
+from utils.run import start_run, stop_log
+
+SMALL = """--dataset own --image-size 32 --batch-size 4 --epochs 1 --dims 4 8 16 32 --d-state 2 --depths 1 1 1 1
+  --depths-decoder 1 1 1 1 --load-ckpt-path none --device cpu --num-workers 0""".split()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    make_demo_isic(folder / "isic", size=40, train=5, val=2, test=1)
+    make_demo_synapse(folder / "synapse", size=40, train=1, val=0, test=1, slices=5)
+    return folder
+
+
+@pytest.fixture
+def isic(made, tmp_path):
+    return Path(shutil.copytree(made / "isic", tmp_path / "isic"))
+
+
+@pytest.fixture
+def synapse(made, tmp_path):
+    return Path(shutil.copytree(made / "synapse", tmp_path / "synapse"))
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys, caplog):
+    """Runs a script's command line in this process: (exit status, the last thing it said)."""
+
+    def run(script, *flags):
+        with_defaults = [] if "--resume" in flags else [*SMALL, "--work-dir", str(tmp_path / "results")]
+        monkeypatch.setattr(sys, "argv", [script.__name__, *with_defaults, *map(str, flags)])
+        config_class = ISICConfig if script is train else SynapseConfig
+        status = 0
+        try:
+            run_command(script.main, config_class)
+        except SystemExit as end:
+            status = end.code
+        said = capsys.readouterr().err + caplog.text
+        assert "Traceback" not in said
+        return status, said[said.rfind("error: ") :] if "error: " in said else said
+
+    return run
+
+
+def refused(command, script, data, *words, flags=()):
+    status, said = command(script, "--data-path", data, *flags)
+    assert status == 2
+    for word in words:
+        assert word in said
+    assert said.count("\n") <= 1, "more than a sentence"
+
+
+# ---- images and masks
+
+IMAGE, MASK = "train/images/DEMO_0000002.jpg", "train/masks/DEMO_0000002_segmentation.png"
+
+
+def noise(*shape, dtype=np.uint8):
+    return np.random.default_rng(0).integers(0, 255, shape).astype(dtype)
+
+
+def put(root, picture, name="DEMO_0000002.png", **options):
+    """Puts a picture, a Pillow image or bytes, in the place of the third training image."""
+    (root / IMAGE).unlink()
+    path = root / "train" / "images" / name
+    path.write_bytes(picture) if isinstance(picture, bytes) else picture.save(path, **options)
+
+
+def png(width, height, bits, rows):
+    """A PNG of RGB colours, made by hand: Pillow writes neither what is wrong nor colours of 16 bits."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def rename(root, name):
+    os.rename(root / IMAGE, os.path.join(os.fsencode(root / "train/images"), os.fsencode(name) + b".jpg"))
+    os.rename(root / MASK, os.path.join(os.fsencode(root / "train/masks"), os.fsencode(name) + b".png"))
+
+
+def empty_all_masks(root):
+    for path in (root / "train" / "masks").iterdir():
+        Image.new("L", (40, 40)).save(path)
+
+
+def transparent_in_places():
+    return Image.fromarray(np.dstack([noise(40, 40, 3), np.arange(1600).reshape(40, 40) % 256]).astype(np.uint8))
+
+
+DAMAGE = {
+    "a missing folder": (shutil.rmtree, ["is not a folder"]),
+    "an empty folder": (lambda r: [p.unlink() for p in (r / "train/images").iterdir()], ["images", "no image"]),
+    "no partner": (lambda r: (r / MASK).unlink(), ["DEMO_0000002.jpg", "no partner"]),
+    "another size": (lambda r: put(r, Image.fromarray(noise(40, 50, 3))), ["50x40", "40x40", "DEMO_0000002"]),
+    "a folder": (lambda r: ((r / IMAGE).unlink(), (r / IMAGE).mkdir()), ["DEMO_0000002.jpg", "directory"]),
+    "no image": (lambda r: put(r, b"GIF or something else"), ["DEMO_0000002.png cannot be read: found no image"]),
+    "truncated": (lambda r: os.truncate(r / IMAGE, 500), ["DEMO_0000002.jpg cannot be read", "runcated"]),
+    "truncated mask": (lambda r: os.truncate(r / MASK, 60), ["DEMO_0000002_segmentation.png cannot be read"]),
+    "zero bytes": (lambda r: os.truncate(r / IMAGE, 0), ["DEMO_0000002.jpg cannot be read"]),
+    "CMYK": (lambda r: put(r, Image.new("CMYK", (40, 40), 7), "DEMO_0000002.jpg"), ["CMYK", "grey or RGB"]),
+    "16 bits a colour": (lambda r: put(r, png(40, 40, 16, os.urandom(40 * 241))), ["16 bits", "expected 8"]),
+    "RGBA": (lambda r: put(r, transparent_in_places()), ["transparent in places"]),
+    "animated": (
+        lambda r: put(r, Image.new("L", (40, 40)), save_all=True, append_images=[Image.new("L", (40, 40), 9)]),
+        ["DEMO_0000002.png", "2 pictures, expected one"],
+    ),
+    "several pages": (
+        lambda r: put(
+            r, Image.new("L", (40, 40)), "DEMO_0000002.tif", save_all=True, append_images=[Image.new("L", (40, 40))]
+        ),
+        ["DEMO_0000002.tif", "2 pictures, expected one"],
+    ),
+    "1x1": (lambda r: put(r, Image.new("RGB", (1, 1))), ["DEMO_0000002.png", "one pixel"]),
+    "20000x20000": (lambda r: put(r, png(20000, 20000, 8, bytes(1000))), ["DEMO_0000002.png", "400000000 pixels"]),
+    "9000x9000": (lambda r: put(r, png(9000, 9000, 8, bytes(1000))), ["9000x9000 pixels, expected at most"]),
+    "a program for Ghostscript": (
+        lambda r: put(r, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n"),
+        ["DEMO_0000002.png cannot be read: found no image, expected PNG"],
+    ),
+    "NaN": (
+        lambda r: put(r, Image.fromarray(np.full((40, 40), np.nan, np.float32)), "DEMO_0000002.tiff"),
+        ["DEMO_0000002.tiff", "NaN"],
+    ),
+    "constant image": (lambda r: put(r, Image.new("RGB", (40, 40), "red").convert("L")), ["same value in every pixel"]),
+    "values of a mask": (
+        lambda r: Image.fromarray(noise(40, 40) // 100 * 50).save(r / MASK),
+        ["DEMO_0000002_segmentation.png holds the values 0, 50, 100; expected two"],
+    ),
+    "all masks empty": (empty_all_masks, ["background only in all 5 training masks"]),
+    "duplicate names": (
+        lambda r: shutil.copy(r / IMAGE, (r / IMAGE).with_suffix(".png")),
+        ["several files for one pair", "DEMO_0000002"],
+    ),
+    "a long name": (lambda r: rename(r, "x" * 245), ["245 bytes, expected at most 240"]),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_bad_image_or_mask_is_named(what, command, isic):
+    damage, words = DAMAGE[what]
+    damage(isic)
+    refused(command, train, isic, *words)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name themselves")
+def test_a_name_that_is_no_text_is_refused(command, isic):
+    rename(isic, b"lesion\xff")
+    refused(command, train, isic, "lesion\\udcff", "UTF-8")
+
+
+def test_what_is_only_unusual_is_read(command, isic, tmp_path):
+    """Names of any script and 200 bytes, opaque RGBA, grey of 16 bits, 1-bit masks, a mask without a lesion."""
+    rename(isic, "皮肤 ñ 'quoted' & <b>" + "x" * 170)
+    opaque = np.dstack([noise(40, 40, 3), np.full((40, 40), 255, np.uint8)])
+    for number, picture in enumerate((noise(40, 40, dtype=np.uint16) * 200, opaque)):
+        (isic / f"train/images/DEMO_000000{number}.jpg").unlink()
+        Image.fromarray(picture).save(isic / f"train/images/DEMO_000000{number}.png")
+    Image.new("1", (40, 40)).save(isic / "train/masks/DEMO_0000000_segmentation.png")
+    os.rename(isic / "val/images/DEMO_0000005.jpg", isic / "val/images/ünï.jpg")
+    os.rename(isic / "val/masks/DEMO_0000005_segmentation.png", isic / "val/masks/ünï.png")
+    status, said = command(train, "--data-path", isic)
+    assert status == 0, said
+    (folder,) = (tmp_path / "results").iterdir()
+    assert (folder / "predictions" / "ünï_overlay.png").exists()
+    assert "ünï" in (folder / "test_images.csv").read_text(encoding="utf-8")
+
+
+def test_a_bad_file_found_by_a_worker_is_one_sentence_too(command, isic):
+    os.truncate(isic / IMAGE, 500)
+    refused(
+        command, train, isic, f"error: {isic / IMAGE}", "runcated",
+        flags=["--cache", "off", "--num-workers", "1", "--batch-size", "5"],
+    )  # fmt: skip
+
+
+# ---- slices and volumes
+
+
+def change_npz(root, **changes):
+    path = next((root / "train_npz").glob("*_slice002.npz"))
+    arrays = {**np.load(path), **changes}
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+
+
+def change_h5(root, **changes):
+    (path,) = (root / "test_vol_h5").iterdir()
+    with h5py.File(path, "r+") as file:
+        for name, array in changes.items():
+            del file[name]
+            if array is not None:
+                file[name] = array
+
+
+def listed(root, edit):
+    path = root / "lists/list_Synapse/train.txt"
+    path.write_text(edit(path.read_text(encoding="utf-8")))
+
+
+ONE, NAN, INF = np.ones((40, 40)), np.full((40, 40), np.nan), np.full((40, 40), np.inf)
+VOLUMES = {
+    "NaN": (lambda r: change_npz(r, image=NAN), ["_slice002.npz", "image holds NaN or infinite values"]),
+    "infinite": (lambda r: change_npz(r, image=INF), ["_slice002.npz", "image holds NaN or infinite values"]),
+    "NaN label": (lambda r: change_npz(r, label=NAN), ["_slice002.npz holds labels from nan"]),
+    "no label": (lambda r: change_npz(r, label=None), ["_slice002.npz holds image; expected image and label"]),
+    "text": (lambda r: change_npz(r, image=ONE.astype("U3")), ["_slice002.npz: image holds <U3, expected numbers"]),
+    "objects": (lambda r: change_npz(r, label=ONE.astype(object)), ["_slice002.npz: label holds object"]),
+    "complex": (lambda r: change_npz(r, label=ONE * 1j), ["_slice002.npz: label holds complex128"]),
+    "three axes": (
+        lambda r: change_npz(r, image=ONE[None], label=ONE[None]),
+        ["(1, 40, 40)", "expected one 2-D shape"],
+    ),
+    "another shape": (lambda r: change_npz(r, label=ONE[1:]), ["(39, 40)", "expected one 2-D shape"]),
+    "nothing": (lambda r: change_npz(r, image=ONE[:0], label=ONE[:0]), ["image has the shape (0, 40)"]),
+    "labels": (lambda r: change_npz(r, label=9 * ONE), ["labels from 9 to 9; expected integers 0..8"]),
+    "all empty": (
+        lambda r: [np.savez(p, image=np.load(p)["image"], label=0 * ONE) for p in (r / "train_npz").iterdir()],
+        ["background only in all 5 training masks"],
+    ),
+    "absent": (lambda r: listed(r, lambda t: t + "case0099_slice001\n"), ["1 of 6 listed files", "case0099"]),
+    "twice": (lambda r: listed(r, lambda t: t + t.split()[0]), ["train.txt lists 1 names more than once"]),
+    "elsewhere": (lambda r: listed(r, lambda t: "../../secret"), ["train.txt: found the name '../../secret'"]),
+    "no list": (
+        lambda r: (r / "lists/list_Synapse/train.txt").write_bytes(b"\xff\xfe\0"),
+        ["train.txt cannot be read"],
+    ),
+    "NaN volume": (lambda r: change_h5(r, image=np.full((5, 40, 40), np.nan)), [".npy.h5: image holds NaN"]),
+    "no image": (lambda r: change_h5(r, image=None), [".npy.h5 holds label; expected image and label"]),
+    "text volume": (lambda r: change_h5(r, image=["text"]), [".npy.h5: image holds object, expected numbers"]),
+    "shape of a volume": (lambda r: change_h5(r, image=np.zeros((4, 40, 40))), ["(4, 40, 40)", "expected one 3-D"]),
+    "another file": (
+        lambda r: change_h5(r, image=h5py.ExternalLink("/etc/secret.h5", "image")),
+        [".npy.h5 cannot be read: image is not in the file itself"],
+    ),
+    "truncated volume": (
+        lambda r: [os.truncate(p, 3000) for p in (r / "test_vol_h5").iterdir()],
+        [".npy.h5", "truncated"],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", VOLUMES)
+def test_a_bad_slice_volume_or_list_is_named(what, command, synapse):
+    damage, words = VOLUMES[what]
+    damage(synapse)
+    refused(command, train_synapse, synapse, *words)
+
+
+def test_a_volume_too_large_for_any_memory_is_refused(command, synapse):
+    """A few hundred bytes of h5 can claim any number of values."""
+    (path,) = (synapse / "test_vol_h5").iterdir()
+    with h5py.File(path, "w") as file:
+        for name in ("image", "label"):
+            file.create_dataset(name, (10**5, 10**5, 10**5), "f4", chunks=(1, 512, 512))
+    refused(command, train_synapse, synapse, "image has the shape (100000, 100000, 100000), expected between")
+
+
+def test_a_slice_too_large_for_any_memory_is_refused(command, synapse):
+    path = next((synapse / "train_npz").iterdir())
+    head = f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({10**9}, {10**9})}}".ljust(117) + "\n"
+    array = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head.encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("image.npy", "label.npy"):
+            archive.writestr(name, array)
+    refused(command, train_synapse, synapse, path.name, "image has the shape (1000000000, 1000000000)")
+
+
+# ---- options
+
+
+FLAGS = {
+    "misspelt": (["--epoch-count", "3"], "--epoch-count"),
+    "no number": (["--epochs", "many"], "--epochs"),
+    "no epochs": (["--epochs", "0"], "--epochs: found 0, expected at least 1"),
+    "negative rate": (["--lr", "-1"], "--lr: found -1.0"),
+    "NaN as rate": (["--lr", "nan"], "--lr: found nan"),
+    "threshold": (["--threshold", "2"], "--threshold: found 2.0, expected 0 to 1"),
+    "small images": (["--image-size", "16"], "--image-size: found 16, expected 32"),
+    "interval": (["--print-interval", "0"], "--print-interval: found 0"),
+    "no loss": (["--loss-weight", "0", "0"], "--loss-weight: found (0"),
+    "large batch": (["--batch-size", "6"], "--batch-size 6: found 5 samples to train on"),
+    "unknown backend": (["--scan-backend", "magic"], "magic"),
+    "backend not there": (["--scan-backend", "mamba_ssm"], "--scan-backend mamba_ssm: "),
+    "unknown device": (["--device", "gpu"], "--device: found 'gpu', expected auto"),
+    "absent device": (["--device", "cuda:99"], "--device cuda:99: found"),
+    "unknown optimizer": (["--opt", "Adamm"], "unknown opt 'Adamm'"),
+    "contradiction": (["--resume", "x", "--test-only", "y"], "found also --test-only"),
+    "resumed under other values": (["--resume", "x", "--epochs", "9"], "--resume: found also --epochs"),
+    "values of classes": (["--num-classes", "3", "--mask-values", "0", "255"], "2 values; expected 3"),
+    "no checkpoint": (["--load-ckpt-path", "nowhere.pth"], "nowhere.pth: there is no such file"),
+    "nothing to test": (["--test-only", "nowhere.pth"], "nowhere.pth: there is no such file"),
+    "no folder for results": (["--work-dir", "/proc/results"], "--work-dir /proc/results: found"),
+}
+
+
+@pytest.mark.parametrize("what", FLAGS)
+def test_a_bad_option_is_named(what, command, made):
+    flags, words = FLAGS[what]
+    if "--resume" not in flags:
+        flags = ["--data-path", made / "isic", *flags]
+    status, said = command(train, *flags)
+    assert status == 2 and words in said
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """The config.json of a run."""
+    folder = start_run(ISICConfig(work_dir=str(tmp_path / "results"), dataset="own")).folder
+    stop_log()
+    return folder / "config.json"
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"epcohs": 3}, "config.json: found other fields than expected of a ISICConfig: epcohs"),
+        ({"epochs": "three"}, "config.json cannot be read: --epochs: found 'three', expected int"),
+        ({"epochs": True}, "--epochs: found True, expected int"),
+        ({"depths": [2, 2, 2]}, "--depths: found (2, 2, 2)"),
+        ({"batch_size": -4}, "--batch-size: found -4, expected at least 1"),
+        ({"opt_args": {"eps": 1}}, "--opt-args: found {'eps': 1}"),
+        ({"precision": "fp8"}, "--precision: found 'fp8', expected one of fp32, bf16, fp16"),
+    ],
+)
+def test_a_stored_config_is_checked(change, words, stored, command):
+    stored.write_text(json.dumps(json.loads(stored.read_text(encoding="utf-8")) | change))
+    status, said = command(train, "--resume", stored.parent)
+    assert status == 2 and words in said
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", "null", '{"epochs": NaN}'])
+def test_a_stored_config_that_is_none_is_named(content, stored, command):
+    stored.write_text(content)
+    status, said = command(train, "--resume", stored.parent)
+    assert status == 2 and "config.json" in said
+
+
+@pytest.mark.parametrize("kind", [ISICConfig, SynapseConfig])
+def test_the_published_values_pass(kind):
+    check_config(kind())
+    check_config(dataclasses.replace(kind(), lr=1, clip_grad_norm=1, weight_decay=0, loss_weight=(1, 0)))
+
+
+def test_debug_shows_where_an_error_comes_from(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["train", "--debug", "--dataset", "nothing", "--work-dir", str(tmp_path)])
+    with pytest.raises(ValueError, match="nothing"):
+        run_command(train.main, ISICConfig)
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(2**60), lambda: np.empty(2**50)])
+def test_too_little_memory_ends_with_advice(allocate, command, made, monkeypatch):
+    """Neither PyTorch nor NumPy can have so much."""
+    monkeypatch.setattr(train, "build_model", lambda config: allocate())
+    refused(command, train, made / "isic", "the memory is not enough", "smaller --batch-size", "--use-checkpoint")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_worker_killed_by_the_system_is_explained(command, made, monkeypatch):
+    monkeypatch.setattr(ISICDataset, "__getitem__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    flags = ["--num-workers", "1"]
+    refused(command, train, made / "isic", "DataLoader worker (pid", "try fewer --num-workers", flags=flags)
+
+
+def test_nothing_is_left_behind_by_a_refusal(command, made, tmp_path):
+    """A wrong value is found before a run folder is made."""
+    command(train, "--data-path", made / "isic", "--epochs", "0")
+    assert not (tmp_path / "results").exists()

@@ -1,0 +1,98 @@
+"""Whether the values of a config can be meant: their types, ranges, and which exclude each other.
+
+Command-line flags have their types from tyro; a stored config.json may have been edited, or altered."""
+
+import math
+import types
+import typing
+from dataclasses import MISSING, fields
+
+POSITIVE = 1e-12
+RANGES = {  # lowest and highest value; of a tuple, of each of its numbers
+    "num_classes": (1, 255),
+    "input_channels": (1, 1024),
+    "depths": (1, 1000),
+    "depths_decoder": (1, 1000),
+    "dims": (1, 65536),
+    "d_state": (1, 1024),
+    "drop_path_rate": (0, 0.99),
+    "image_size": (32, 65536),
+    "batch_size": (1, math.inf),
+    "num_workers": (-1, 1024),
+    "epochs": (1, math.inf),
+    "seed": (0, 2**31),
+    "lr": (POSITIVE, 1e6),
+    "weight_decay": (0, 1e6),
+    "accumulation_steps": (1, math.inf),
+    "clip_grad_norm": (POSITIVE, math.inf),
+    "print_interval": (1, math.inf),
+    "save_interval": (1, math.inf),
+    "val_interval": (1, math.inf),
+    "loss_weight": (0, 1e6),
+    "threshold": (0, 1),
+    "z_spacing": (POSITIVE, 1e6),
+    "folds": (0, math.inf),
+    "fold": (0, math.inf),
+}
+NOT_OF_THE_RUN = ("resume", "debug")  # what can be said beside --resume
+
+
+def check_config(config):
+    """Raises ValueError that names the first value of another type than its field's, or out of range, and options that
+    contradict each other."""
+    for name, kind in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if not fits(value, kind):
+            raise ValueError(f"{flag(name)}: found {value!r}, expected {describe(kind)}")
+        low, high = RANGES.get(name, (-math.inf, math.inf))
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and not low <= number <= high:
+                more = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+                raise ValueError(f"{flag(name)}: found {number!r}, expected {more}")
+    if config.resume is not None and config.test_only is not None:
+        raise ValueError("--resume and --test-only: found both, expected one of them")
+    if sum(config.loss_weight) == 0:
+        raise ValueError(f"--loss-weight: found {config.loss_weight}, expected one of them above 0")
+
+
+def check_alone(config):
+    """Raises ValueError if anything but --resume was said: a resumed run has the values that it was started under."""
+    if getattr(config, "resume", None) is None:
+        return
+    said = [field.name for field in fields(config) if getattr(config, field.name) != default(field)]
+    others = [flag(name) for name in said if name not in NOT_OF_THE_RUN]
+    if others:
+        raise ValueError(f"--resume: found also {', '.join(others)}, expected none: the run has its own config.json")
+
+
+def default(field):
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def flag(name):
+    return "--" + name.replace("_", "-")
+
+
+def fits(value, kind):
+    """Whether a value is of a field's type; whole numbers are also floats."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return value in parts
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, part) for part in parts)
+    if origin is tuple:
+        parts = parts[:1] * len(value) if isinstance(value, tuple) and parts[1:] == (...,) else parts
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(fits, value, parts))
+    if origin is dict:
+        return isinstance(value, dict) and all(fits(k, parts[0]) and fits(v, parts[1]) for k, v in value.items())
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def describe(kind):
+    if typing.get_origin(kind) is typing.Literal:
+        return "one of " + ", ".join(typing.get_args(kind))
+    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
