@@ -33,7 +33,7 @@ def test_true_cost(cost):
 
 @pytest.mark.parametrize("case, num_classes, size", [("synapse_224", 9, 224), ("isic_64", 1, 64)])
 def test_other_sizes_match_the_analytic_count(shared, case, num_classes, size):
-    golden = json.loads((shared / "oracle/golden/flops.json").read_text())[case]
+    golden = json.loads((shared / "oracle/golden/flops.json").read_text(encoding="utf-8"))[case]
     cost = measure_cost(VMUNet(num_classes=num_classes), size, size)
     assert cost.product_macs == golden["dense_macs"]
     assert cost.scan_flops == golden["scan_flops_9BLDN_plus_D"]

@@ -95,7 +95,7 @@ def test_a_picture_is_saved_as_it_is(tmp_path):
 
 
 def test_tensorboard_gets_scalars_and_panels(tmp_path):
-    writer = plots.summary_writer(tmp_path)
+    writer = plots.EventWriter(tmp_path)
     writer.add_scalar("loss/train", 0.5, 3)
     plots.add_panels(writer, "predictions", [("a", np.zeros((1, 32, 32)), np.zeros((32, 32)), np.ones((32, 32)))], 3)
     writer.close()
@@ -107,7 +107,7 @@ def test_tensorboard_gets_scalars_and_panels(tmp_path):
 def test_only_the_main_process_writes_to_tensorboard(tmp_path, monkeypatch):
     for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
-    writer = plots.summary_writer(tmp_path)
+    writer = plots.EventWriter(tmp_path)
     writer.add_scalar("loss/train", 0.5, 3)
     writer.close()
     assert not list(tmp_path.iterdir())

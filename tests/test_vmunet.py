@@ -23,7 +23,7 @@ def small(**changes):
 
 
 def test_state_dict_has_the_originals_names_shapes_and_order():
-    layout = json.loads((GOLDEN / "layout.json").read_text())["isic"]
+    layout = json.loads((GOLDEN / "layout.json").read_text(encoding="utf-8"))["isic"]
     assert [[name, list(t.shape)] for name, t in VMUNet().state_dict().items()] == layout
 
 
@@ -61,7 +61,7 @@ def test_golden_numbers_of_the_whole_network(shared):
     command = [sys.executable, str(judge), "adapter:build", "--path", str(ROOT), "--path", str(judge.parent)]
     command += ["--quick", "--items", "1,2,3", "--f64", "require"]
     command += ["--loss", "utils.losses:BceDiceLoss,utils.losses:CeDiceLoss"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=600, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "ALL PASSED" in result.stdout
 

@@ -5,6 +5,10 @@ Images are (C, H, W) or (H, W) tensors or arrays of any range; masks and labels 
 """
 
 import colorsys
+import io
+import os
+import time
+from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,9 +17,12 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Patch
 from PIL import Image
 from scipy.ndimage import binary_erosion
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from utils import distributed
+from utils.checkpoint import write_atomically
 from utils.run import read_rows
 
 TRUTH, PREDICTION = (0, 200, 80), (255, 60, 40)
@@ -54,7 +61,14 @@ def save_curves(metrics, path):
         if len(names) > 1:
             axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
+    save_figure(path, figure)
+
+
+def save_figure(path, figure):
+    """Writes a figure as a PNG, in one step."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=100)
+    write_atomically(path, picture.getvalue())
 
 
 # ---- predictions
@@ -91,6 +105,16 @@ def draw_labels(image, labels, opacity=0.55):
     return np.where(labels[..., None] > 0, coloured.round().astype(np.uint8), picture)
 
 
+def draw_class_outlines(image, labels):
+    """The image, uint8 (H, W, 3), with the outline of each class from 1 on in its colour."""
+    picture, labels = for_display(image), _flat(labels).astype(int)
+    width = max(1, min(labels.shape) // 150)
+    for number, colour in enumerate(class_colours(labels.max()), 1):
+        mask = labels == number
+        picture[mask & ~binary_erosion(mask, iterations=width)] = colour
+    return picture
+
+
 def class_colours(number):
     """The colours of the classes 1, ..., number."""
     more = (colorsys.hsv_to_rgb(i * 0.618 % 1, 0.8, 0.9) for i in range(number - len(CLASS_COLOURS)))
@@ -114,15 +138,41 @@ def make_panels(samples, class_names=None):
             axis.set_title(_drawable(what), fontsize="small", parse_math=False)
             axis.set_axis_off()
     if class_names is not None:
-        colours = np.array(class_colours(len(class_names))) / 255
-        patches = [Patch(color=colour, label=name) for colour, name in zip(colours, class_names, strict=True)]
-        figure.legend(handles=patches, loc="outside lower center", ncols=4, fontsize="small")
+        figure.legend(handles=class_patches(class_names), loc="outside lower center", ncols=4, fontsize="small")
     return figure
 
 
 def save_panels(path, samples, class_names=None):
     """Writes `make_panels` as a PNG."""
-    make_panels(samples, class_names).savefig(path, dpi=100)
+    save_figure(path, make_panels(samples, class_names))
+
+
+def make_montage(slices, labels, class_names, spacing=None, shown=12):
+    """A figure of slices of a volume (S, H, W), window 0..1, under the colours of its classes.
+
+    Shown are slices evenly from the first to the last that holds a class, from all where none does; pixels have the
+    shape that the spacing, in mm along the axes, gives them."""
+    found = np.flatnonzero(np.any(labels > 0, axis=(1, 2)))
+    first, last = (found[0], found[-1]) if len(found) else (0, len(slices) - 1)
+    numbers = np.unique(np.linspace(first, last, min(shown, last - first + 1)).round().astype(int))
+    columns = min(4, len(numbers))
+    rows = -(-len(numbers) // columns)
+    aspect = 1 if spacing is None else spacing[1] / spacing[2]
+    figure = Figure(figsize=(2.6 * columns, 2.6 * rows * aspect * labels.shape[1] / labels.shape[2] + 0.9))
+    figure.set_layout_engine("constrained")
+    for axis in figure.subplots(rows, columns, squeeze=False).flat:
+        axis.set_axis_off()
+    for axis, number in zip(figure.axes, numbers, strict=False):
+        axis.imshow(draw_labels(slices[number], labels[number]), aspect=aspect)
+        axis.set_title(f"slice {number}", fontsize="small")
+    figure.legend(handles=class_patches(class_names), loc="outside lower center", ncols=4, fontsize="small")
+    return figure
+
+
+def class_patches(class_names):
+    """What a legend needs to show the colours of the classes 1, 2, ..."""
+    colours = np.array(class_colours(len(class_names))) / 255
+    return [Patch(color=colour, label=name) for colour, name in zip(colours, class_names, strict=True)]
 
 
 def save_picture(path, picture):
@@ -144,15 +194,42 @@ def _flat(mask):
 # ---- TensorBoard
 
 
-def summary_writer(folder, step=0):
-    """A tensorboardX writer; of several processes only the main one's writes to the disk.
+class EventWriter:
+    """Writes TensorBoard's event files; of several processes only the main one does.
 
-    A run resumed after `step` steps takes back what it had written beyond them."""
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None, write_to_disk=distributed.is_main())
+    A run resumed after `step` steps takes back what it had written beyond them. tensorboardX's own SummaryWriter hands
+    everything to a thread; when the disk is full that thread dies, and the run waits for it forever."""
+
+    def __init__(self, folder, step=0):
+        self.writer = None
+        if distributed.is_main():
+            Path(folder).mkdir(exist_ok=True)
+            suffix = f".{os.getpid()}.{time.time_ns()}"  # a run stopped and resumed within a second has two files
+            self.writer = EventsWriter(str(Path(folder, "events")), suffix)
+            self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def add_scalar(self, tag, value, step):
+        self._write(step=step, summary=summary.scalar(tag, value))
+
+    def add_image(self, tag, picture, step):
+        """`picture`: uint8 (H, W, 3)."""
+        self._write(step=step, summary=summary.image(tag, picture, dataformats="HWC"))
+
+    def _write(self, **event):
+        if self.writer is not None:
+            self.writer.write_event(Event(wall_time=time.time(), **event))
+
+    def flush(self):
+        if self.writer is not None:
+            self.writer.flush()
+
+    def close(self):
+        if self.writer is not None:
+            self.writer.close()
 
 
 def add_panels(writer, tag, samples, step, class_names=None):
     """Shows `make_panels` in TensorBoard."""
     canvas = FigureCanvasAgg(make_panels(samples, class_names))
     canvas.draw()
-    writer.add_image(tag, np.asarray(canvas.buffer_rgba())[..., :3], step, dataformats="HWC")
+    writer.add_image(tag, np.asarray(canvas.buffer_rgba())[..., :3], step)

@@ -1,0 +1,258 @@
+"""Rows of the paper's tables, run with several seeds and set beside the published numbers.
+
+    python -m experiments isic17-none                        train.py with 3 seeds, then results/table.md
+    python -m experiments isic17-none isic17-unet-none       several rows, one after the other
+    python -m experiments isic17-none --seeds 42 --epochs 1  every other flag goes to the training script
+    python -m experiments isic17-none --dry-run              says what is finished and what would be run
+    python -m experiments                                    makes the table anew from the runs that are there
+
+The same command again goes on where it stopped: finished runs are recognised by their config.json, whoever started
+them, and killed ones are resumed. Don't start it while one of these runs is still in training elsewhere.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import tyro
+from filelock import FileLock, Timeout
+
+from configs.config_setting import ISICConfig
+from configs.config_setting_synapse import SynapseConfig
+from utils.checkpoint import write_atomically
+from utils.compare import group_runs, mean_and_deviation
+from utils.published import CONFIRMED, EXECUTION, ROWS, row_name
+from utils.records import Record
+
+log = logging.getLogger("vmunet")
+
+ROOT = Path(__file__).parent
+SEEDS = (42, 43, 44)
+STOPPED = (75, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of a training that somebody stopped
+BASELINES = [
+    f"{dataset}-unet-{weights}" for dataset in ("isic17", "isic18", "synapse") for weights in ("none", "imagenet")
+]
+NAMES = [*ROWS, *BASELINES]
+WEIGHTS = {  # the first file that is there is taken
+    "vmamba-s": ("vmamba_small_e238_ema.pth", "vssmsmall_dp03_ckpt_epoch_238.pth"),
+    "vmamba-t": ("vssmtiny_dp01_ckpt_epoch_292.pth", "vmamba_tiny_e292.pth"),
+}
+COLUMNS = {  # of the two tables: score, label, factor
+    False: [("miou", "mIoU", 100), ("dsc", "DSC", 100)],
+    True: [("dice_transunet", "DSC", 100), ("hd95_transunet", "HD95", 1)],
+}
+
+
+# ---- what there is to run
+
+
+def config_of(name, seed, work_dir, flags):
+    """The config of a row's run with one seed; `flags` are further flags of the training script.
+
+    Raises ValueError for an unknown name, and for flags that make another row of it."""
+    if name not in NAMES:
+        raise ValueError(f"found no experiment {name!r}, expected some of {', '.join(NAMES)}")
+    dataset, _, rest = name.partition("-")
+    network, weights = ("unet", rest.removeprefix("unet-")) if rest.startswith("unet-") else ("vmunet", rest)
+    kind = SynapseConfig if dataset == "synapse" else ISICConfig
+    row = kind(dataset=dataset, network=network, load_ckpt_path=weights_file(weights), seed=seed, work_dir=work_dir)
+    config = tyro.cli(kind, prog=f"experiments {name}", default=row, args=flags)
+    found = row_name(dataclasses.asdict(config))
+    if found != name or config.seed != seed or config.work_dir != work_dir or config.resume is not None:
+        raise ValueError(
+            f"{name}: found flags {shlex.join(flags)}, expected none of --dataset, --network, --seed (--seeds), "
+            "--resume and --test-only, and --load-ckpt-path only for a file whose name says small or tiny like the row"
+        )
+    return config
+
+
+def weights_file(weights):
+    """The value of load_ckpt_path for none, imagenet, vmamba-t or vmamba-s."""
+    paths = [f"pretrained_weights/{file}" for file in WEIGHTS.get(weights, ())]
+    return next((path for path in paths if Path(path).is_file()), paths[0]) if paths else weights
+
+
+def find_runs(work_dir):
+    """The records of all run folders in `work_dir`, oldest first; damaged ones are named and left out."""
+    runs = []
+    for path in sorted(Path(work_dir).glob("*/config.json"), key=lambda path: path.stat().st_mtime):
+        try:
+            runs.append(Record(path.parent))
+        except (ValueError, OSError) as error:
+            log.warning("left out: %s", error)
+    return runs
+
+
+def same_run(run, config):
+    """Whether a run was started under these values, but for those that can't change a score."""
+    wanted = json.loads(json.dumps(dataclasses.asdict(config)))
+    return all(run.values.get(name) == value for name, value in wanted.items() if name not in EXECUTION)
+
+
+def plan(name, seeds, work_dir, flags):
+    """[(seed, state, command)] of a row: "finished in FOLDER" without a command, "resume" or "start" with one."""
+    steps, runs = [], find_runs(work_dir)
+    for seed in seeds:
+        config = config_of(name, seed, work_dir, flags)
+        script = str(ROOT / ("train_synapse.py" if isinstance(config, SynapseConfig) else "train.py"))
+        there = [run for run in runs if same_run(run, config)]
+        finished = [run for run in there if run.finished]
+        if finished:
+            steps.append((seed, f"finished in {finished[-1].folder}", None))
+        elif there and there[-1].config.keys() == there[-1].defaults.keys():  # or it can't be resumed: too old
+            steps.append((seed, "resume", [sys.executable, script, "--resume", str(there[-1].folder)]))
+        else:
+            row = {"dataset": config.dataset, "network": config.network, "load-ckpt-path": config.load_ckpt_path,
+                   "seed": seed, "work-dir": work_dir}  # fmt: skip
+            values = [text for flag, value in row.items() for text in (f"--{flag}", str(value))]
+            steps.append((seed, "start", [sys.executable, script, *values, *flags]))
+    return steps
+
+
+# ---- the table
+
+
+def table(work_dir):
+    """The text of table.md: every row of the paper, and every finished run in `work_dir` that belongs to one."""
+    runs = [run for run in find_runs(work_dir) if run.row is not None and run.finished]
+    lines = [
+        "# Results beside the paper's",
+        "",
+        "Made by `python -m experiments` from the runs in this folder. mIoU and DSC in percent, HD95 in voxels; mean ±",
+        "standard deviation over the seeds. † quoted from memory of the paper's tables, not checked yet. The published",
+        "split of ISIC was never released: the paper's test images are others.",
+    ]
+    for of_volumes, columns in COLUMNS.items():
+        header = [
+            "Row",
+            *(f"{label} {whose}" for _, label, _ in columns for whose in ("paper", "here")),
+            "Seeds",
+            "Remarks",
+        ]
+        lines += ["", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+        here = [run for run in runs if run.of_volumes is of_volumes]
+        rows = [row for row in ROWS if row.startswith("synapse") is of_volumes]
+        for row in dict.fromkeys([*rows, *(run.row for run in here)]):
+            groups = group_runs([run for run in here if run.row == row])
+            lines += [table_row(row, columns, group) for group in groups or [None]]
+    return "\n".join(lines) + "\n"
+
+
+def table_row(row, columns, group):
+    cells = [row]
+    for score, _, factor in columns:
+        number = ROWS.get(row, {}).get(score)
+        doubt = "" if (row, score) in CONFIRMED else " †"
+        cells.append("" if number is None else f"{number:.2f}{doubt}")
+        cells.append("not run yet" if group is None else mean_and_deviation(group.scores(score), factor))
+    if group is None:
+        return "| " + " | ".join([*cells, "", ""]) + " |"
+    reasons = group.runs[0].differences
+    remark = f"not comparable: {'; '.join(reasons)}" if reasons else "as published"
+    seeds = ", ".join(str(run.config["seed"]) for run in group.runs)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in [*cells, seeds, remark]) + " |"
+
+
+def write_table(work_dir):
+    """Writes table.md into `work_dir` and returns its path."""
+    path = Path(work_dir, "table.md")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, table(work_dir).encode())
+    return path
+
+
+# ---- the command
+
+
+def run_row(name, options, flags):
+    """Runs what is left of a row, or says it with --dry-run. Returns the seeds whose training failed."""
+    failed = []
+    for seed, state, command in plan(name, options.seeds, options.work_dir, flags):
+        log.info("%s, seed %d: %s", name, seed, state if command is None else f"{state}: {shlex.join(command)}")
+        if command is None or options.dry_run:
+            continue
+        status = launch(command)
+        if status in STOPPED:
+            raise KeyboardInterrupt
+        if status == 2:
+            raise ValueError(f"{name}, seed {seed}: the training script refused its flags or data, see above")
+        if status != 0:
+            log.error("%s, seed %d: the training ended with status %d", name, seed, status)
+            failed.append(seed)
+        write_table(options.work_dir)
+    return failed
+
+
+def launch(command):
+    """Runs a training in a process of its own and returns its exit status. If this process is stopped, so is that one,
+    which gets the time to save what it has."""
+    training = subprocess.Popen(command)
+    try:
+        return training.wait()
+    except KeyboardInterrupt:  # the training got its own Ctrl-C from the terminal
+        training.wait()
+        raise
+    except SystemExit:  # SIGTERM, see below
+        training.terminate()
+        training.wait()
+        raise
+
+
+def stop_on_sigterm():
+    """SIGTERM raises SystemExit, so that the training ends with this process."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def main(arguments=None):
+    arguments = sys.argv[1:] if arguments is None else arguments
+    first_flag = next((i for i, text in enumerate(arguments) if text.startswith("-")), len(arguments))
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments", usage="%(prog)s [NAME...] [--seeds SEED...] [--dry-run] [FLAGS OF TRAIN.PY]",
+        description=__doc__, epilog="NAME is one of " + ", ".join(NAMES), allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help=f"one run each (default {SEEDS})")
+    parser.add_argument("--work-dir", default="results", help="folder of the runs and of table.md (default results)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be run")
+    options, flags = parser.parse_known_args(arguments[first_flag:])
+    names = arguments[:first_flag]
+    logging.basicConfig(format="%(message)s")
+    log.setLevel(logging.INFO)
+    try:
+        if flags and not names:
+            raise ValueError(f"found {shlex.join(flags)} without an experiment, expected its name first")
+        failed = run_rows(names, options, flags)
+    except (ValueError, OSError) as error:
+        log.error("error: %s", error)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        log.error("stopped; the same command goes on from here")
+        sys.exit(130)
+    sys.exit(1 if failed else 0)
+
+
+def run_rows(names, options, flags):
+    """All rows, while no other process works on this folder, and the table. Returns what failed."""
+    for name in names:
+        plan(name, options.seeds, options.work_dir, flags)  # mistakes are found before the first training
+    if options.dry_run:
+        return [seed for name in names for seed in run_row(name, options, flags)]
+    Path(options.work_dir).mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(Path(options.work_dir, ".experiments.lock"), timeout=0):
+            failed = [seed for name in names for seed in run_row(name, options, flags)]
+            log.info("table: %s", write_table(options.work_dir))
+            return failed
+    except Timeout as error:
+        raise ValueError(f"{options.work_dir}: another process of this command is at work in it") from error
+
+
+if __name__ == "__main__":
+    stop_on_sigterm()
+    main()

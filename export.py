@@ -1,0 +1,248 @@
+"""A trained network as a file that runs without this repository: ONNX, TorchScript, or an exported PyTorch program.
+
+    python export.py results/<run>/checkpoints/best.pth --format onnx            # ONNX Runtime and others
+    python export.py best.pth --format torchscript --output model.pt             # torch.jit.load, also from C++
+    python export.py best.pth --format torch                                     # torch.export.load, .pt2
+
+The exported network maps `images`, float32 (batch, channels, height, width), to `probabilities` (batch, classes,
+height, width), for any batch and any size from 33 x 33 on (sides are padded to multiples of 32 and cropped inside). How
+images must be prepared is in the file's metadata: input size, normalisation, classes, threshold. The scan consists of
+standard operators and loops; nothing is unrolled, so the graph has one size for all image sizes.
+
+Before the file is written it is run, at several sizes and batches, on the images of --images or on random ones, and
+compared with this code; a difference above 1e-4 is an error. How long both take is said at the end.
+"""
+
+import io
+import json
+import logging
+import time
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import torch.fx.experimental._config as shape_config
+import torch.nn.functional as F
+import tyro
+from torch import nn
+from torch.export import Dim
+
+from configs.config_setting_synapse import SynapseConfig
+from datasets.inputs import find_inputs, read_picture
+from datasets.transforms import NORMALIZATIONS
+from models.cross_scan import backends, exportable
+from models.network import STRIDE
+from models.vmunet.ss2d import SS2D
+from utils.checkpoint import write_atomically
+from utils.command_line import run_command
+from utils.trained import describe, load_trained
+
+log = logging.getLogger("vmunet")
+
+ENDINGS = {"onnx": ".onnx", "torchscript": ".pt", "torch": ".pt2"}
+TOLERANCE = 1e-4  # of probabilities
+LARGEST = 8192  # side of an image that torch.export must be told
+TIMED = 3  # runs
+# log at every Split that no constant is folded there, and at every empty list that its type is assumed
+TALKATIVE = ("onnxscript", "torch._export.serde.serialize")
+
+
+@dataclass(kw_only=True)
+class ExportConfig:
+    checkpoint: Annotated[str, tyro.conf.Positional]  # of train.py, train_synapse.py or the original
+    format: Literal["onnx", "torchscript", "torch"] = "onnx"
+    output: str | None = None  # file to write; none: beside the checkpoint, with its name
+    images: tuple[str, ...] = ()  # image files or folders to compare the outputs on
+    kind: Literal["images", "volumes"] | None = None  # what a checkpoint without a stored configuration is for
+    image_size: int | None = None  # side of the network's input; none: from the checkpoint
+    debug: bool = False  # show the traceback of errors
+
+
+class Exported(nn.Module):
+    """What is exported: `SegmentationNetwork.predict` without its checks, which no exporter can carry.
+
+    channels: of the images; 1 if the network was trained on grey slices."""
+
+    def __init__(self, network, channels):
+        super().__init__()
+        self.network = network
+        self.repeat = network.input_channels // channels
+
+    def forward(self, images):
+        H, W = images.shape[2:]
+        images = images.repeat(1, self.repeat, 1, 1) if self.repeat > 1 else images
+        rows, columns = (H + STRIDE - 1) // STRIDE * STRIDE, (W + STRIDE - 1) // STRIDE * STRIDE
+        logits = self.network.logits(F.pad(images, (0, columns - W, 0, rows - H)))[:, :, :H, :W]
+        return logits.sigmoid() if self.network.num_classes == 1 else logits.softmax(1)
+
+
+def main(config):
+    log.setLevel(logging.INFO)
+    output = Path(config.output or Path(config.checkpoint).with_suffix(ENDINGS[config.format]))
+    if output.exists():
+        raise ValueError(f"--output {output}: there is such a file; remove it or name another")
+    network, trained, sha256 = load_trained(config.checkpoint, config.kind, image_size=config.image_size)
+    metadata = describe(trained) | {"checkpoint_sha256": sha256, "pytorch": torch.__version__}
+    channels = 1 if isinstance(trained, SynapseConfig) else trained.input_channels
+    batches = list(sample_batches(config.images, trained, channels))
+    with torch.inference_mode():
+        expected = [network.predict(images) for images in batches]  # before the network is changed
+        ours = seconds(network.predict, batches[0])
+    content = export(network, channels, config.format, metadata)
+    call = load(content, config.format)
+    with torch.inference_mode():
+        for images, probabilities in zip(batches, expected, strict=True):
+            error = (call(images) - probabilities).abs().max().item()
+            log.info("%s: largest difference from this code %.1e", " x ".join(map(str, images.shape)), error)
+            if not error <= TOLERANCE:
+                what = f"--format {config.format}: differs by {error:.1e} from this code"
+                raise ValueError(f"{what}, expected at most {TOLERANCE:.0e}; nothing is written")
+        theirs = seconds(call, batches[0])
+    write_atomically(output, content)
+    what = f"{' x '.join(map(str, batches[0].shape))}, {torch.get_num_threads()} threads"
+    log.info("on the CPU (%s): %s %.3f s, this code %.3f s", what, config.format, theirs, ours)
+    log.info("%s, %.1f MB", output, len(content) / 1e6)
+
+
+# ---- exporting
+
+
+def export(network, channels, format, metadata):
+    """The bytes of a network in one of the formats. It is a VMUNet, whose scan is replaced, or a baseline."""
+    backends.resolve("exportable", "cpu", torch.float32)  # held against the definition once, outside of any tracing
+    for module in network.modules():
+        if isinstance(module, SS2D):
+            module.scan_backend = "exportable"
+    write = {"onnx": to_onnx, "torchscript": to_torchscript, "torch": to_torch}[format]
+    with torch.no_grad():
+        return write(Exported(network.eval().float().cpu(), channels).eval(), channels, metadata)
+
+
+def to_onnx(model, channels, metadata):
+    onnx = import_onnx("onnx")
+    import_onnx("onnxscript")
+    from models.cross_scan import onnx_loops
+
+    program = exported_program(model, channels, onnx_loops.ONNX_LOOPS)
+    with deliberate_warnings():
+        proto = torch.onnx.export(
+            program, input_names=["images"], output_names=["probabilities"], opset_version=onnx_loops.OPSET,
+            verbose=False,
+        ).model_proto  # fmt: skip
+    called = {node.op_type for node in proto.graph.node if node.domain == onnx_loops.DOMAIN}
+    proto.functions.extend(function for function in onnx_loops.functions() if function.name in called)
+    if called and all(entry.domain != onnx_loops.DOMAIN for entry in proto.opset_import):
+        proto.opset_import.append(onnx.helper.make_opsetid(onnx_loops.DOMAIN, 1))
+    for name, value in metadata.items():
+        proto.metadata_props.add(key=name, value=value if isinstance(value, str) else json.dumps(value))
+    onnx.checker.check_model(proto)
+    return proto.SerializeToString()
+
+
+def to_torchscript(model, channels, metadata):
+    buffer = io.BytesIO()
+    with deliberate_warnings(), exportable.using(exportable.torchscript_loops()):
+        traced = torch.jit.trace(model, torch.rand(2, channels, 70, 100), check_trace=False)
+        torch.jit.save(traced, buffer, _extra_files={"metadata.json": json.dumps(metadata)})
+    return buffer.getvalue()
+
+
+def to_torch(model, channels, metadata):
+    program, buffer = exported_program(model, channels, exportable.torch_export_loops()), io.BytesIO()
+    with deliberate_warnings():
+        torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata)})
+    return buffer.getvalue()
+
+
+def exported_program(model, channels, loops):
+    """torch.export's program with free batch, height and width.
+
+    Sizes are treated as unknown even where the example would decide ("backed_size_oblivious"): else what it happens to
+    be, such as more than one image, becomes a condition on all inputs."""
+    height, width = (Dim(name, min=STRIDE + 1, max=LARGEST) for name in ("height", "width"))
+    shapes = {"images": {0: Dim("batch"), 2: height, 3: width}}
+    example = torch.rand(3, channels, 70, 100)
+    with deliberate_warnings(), exportable.using(loops), shape_config.patch(backed_size_oblivious=True):
+        program = torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
+    # What is left as a condition is that a batch has several images: oneDNN chooses its memory layout by it. One image
+    # goes through the same operators; the comparison with this code includes it.
+    program._guards_code = [guard for guard in program._guards_code if "size()[0] > 1" not in guard]
+    return program
+
+
+@contextmanager
+def deliberate_warnings():
+    """Without the warnings of PyTorch's exporters that were looked at and found to say nothing about the result."""
+    with warnings.catch_warnings():
+        # TorchScript is deprecated as a whole; who asks for the format by name knows why
+        warnings.filterwarnings("ignore", ".*torch.jit.* is deprecated", DeprecationWarning)
+        warnings.filterwarnings("ignore", ".*torch.jit.* is deprecated", FutureWarning)
+        # PyTorch's own code, deep inside torch.export
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
+        loggers = [logging.getLogger(name) for name in TALKATIVE]
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+# ---- the exported file at work
+
+
+def load(content, format):
+    """The exported network as a function of images, from the bytes of its file."""
+    if format == "onnx":
+        runtime = import_onnx("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    with deliberate_warnings():
+        if format == "torchscript":
+            return torch.jit.load(io.BytesIO(content))
+        return torch.export.load(io.BytesIO(content)).module()
+
+
+def sample_batches(paths, config, channels):
+    """Images as the network gets them, in several batches and sizes: of files, or random ones."""
+    size, generator = config.image_size, torch.Generator().manual_seed(0)
+    if paths and isinstance(config, SynapseConfig):
+        raise ValueError("--images: found a value, but the network is for volumes")
+    pictures = [read_picture(item).pixels for item in find_inputs(paths)[:3]] if paths else []
+    for batch, (height, width) in ((1, (size, size)), (3, (size, size)), (2, (size + 13, max(40, size - 7)))):
+        if not pictures:
+            yield torch.rand(batch, channels, height, width, generator=generator) * (255 if channels > 1 else 1)
+            continue
+        normalize = NORMALIZATIONS[config.normalization]
+        chosen = [normalize(pictures[i % len(pictures)]) for i in range(batch)]
+        yield torch.stack([F.interpolate(p[None], (height, width), mode="bilinear")[0].float() for p in chosen])
+
+
+def seconds(call, images):
+    """The shortest of a few runs, after one to warm up."""
+    call(images)
+    times = []
+    for _ in range(TIMED):
+        start = time.perf_counter()
+        call(images)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def import_onnx(name):
+    """One of the modules onnx, onnxscript, onnxruntime. Raises ValueError with the command that installs them."""
+    try:
+        return __import__(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--format onnx needs {error.name}; pip install -r requirements-extra.txt") from error
+
+
+if __name__ == "__main__":
+    run_command(main, ExportConfig)

@@ -1,0 +1,216 @@
+"""Rows of the paper's tables: what is run, what is recognised and resumed, and what the table says."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tyro
+from filelock import FileLock
+
+import experiments
+import train
+from configs.config_setting import ISICConfig
+from datasets.demo import make_demo_isic
+from tests.made_runs import make_run
+from utils.published import ROWS, differences, initial_weights
+from utils.records import Record
+from utils.run import read_rows
+
+SMALL = (
+    "--image-size 32 --batch-size 4 --depths 1 1 1 1 --depths-decoder 1 1 1 1 --dims 8 16 32 64 --d-state 4 "
+    "--num-workers 0 --device cpu --epochs 2"
+).split()
+
+
+def in_this_process(command):
+    train.main(tyro.cli(ISICConfig, args=command[2:]))
+    return 0
+
+
+def run(*arguments):
+    """The exit status of the command."""
+    with pytest.raises(SystemExit) as end:
+        experiments.main([str(argument) for argument in arguments])
+    return end.value.code
+
+
+def row_of(work_dir, name):
+    lines = (Path(work_dir) / "table.md").read_text(encoding="utf-8").splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith(f"| {name} ")]
+
+
+def test_seeds_are_run_recognised_and_resumed(tmp_path, monkeypatch):
+    data, work = make_demo_isic(tmp_path / "data", size=40, train=6, val=3, test=1), tmp_path / "results"
+    command = ["isic17-none", "--seeds", 1, 2, "--work-dir", work, "--data-path", data, *SMALL]
+    started = []
+
+    def launch(parts):
+        started.append(parts)
+        return in_this_process(parts)
+
+    def killed(parts):
+        """The second seed is stopped after its first epoch, as by Ctrl-C."""
+        if len(started) == 0:
+            return launch(parts)
+
+        def stop_after_one(progress, row, *args):
+            finish_epoch(progress, row, *args)
+            raise KeyboardInterrupt
+
+        finish_epoch = train.Progress.finish_epoch
+        with monkeypatch.context() as patch:
+            patch.setattr(train.Progress, "finish_epoch", stop_after_one)
+            return launch(parts)
+
+    monkeypatch.setattr(experiments, "launch", killed)
+    assert run(*command) == 130
+    assert [parts[1].rsplit("/", 1)[-1] for parts in started] == ["train.py"] * 2
+    assert row_of(work, "isic17-none")[0][5] == "1"  # the table was made after the first seed
+
+    monkeypatch.setattr(experiments, "launch", launch)
+    assert run(*command) == 0
+    (_, resumed) = [record for record in experiments.find_runs(work)]
+    assert started[2][2:] == ["--resume", str(resumed.folder)]
+    assert [row["epoch"] for row in read_rows(resumed.folder / "metrics.csv")] == ["1", "2"]
+    assert run(*command) == 0 and len(started) == 3  # nothing left to do
+
+    records = [Record(path.parent) for path in work.glob("*/config.json")]
+    assert sorted(record.config["seed"] for record in records) == [1, 2]
+    scores = [100 * record.scores["miou"] for record in records]
+    mean, deviation = sum(scores) / 2, abs(scores[0] - scores[1]) / 2**0.5
+    ((name, paper, here, *_, seeds, remarks),) = row_of(work, "isic17-none")
+    assert (name, paper, here) == ("isic17-none", "77.59 †", f"{mean:.2f} ± {deviation:.2f}")
+    assert sorted(seeds.split(", ")) == ["1", "2"]
+    assert remarks.startswith("not comparable: ") and "epochs is 2, published 300" in remarks
+    assert "tested on 3 images or volumes, published 650" in remarks
+
+
+def test_dry_run_runs_and_writes_nothing(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(experiments, "launch", lambda command: pytest.fail("was started"))
+    assert (
+        run("isic18-none", "synapse-vmamba-s", "--seeds", 7, "--dry-run", "--work-dir", tmp_path / "r", "--epochs", 1)
+        == 0
+    )
+    assert not (tmp_path / "r").exists()
+    isic, synapse = caplog.messages
+    assert "isic18-none, seed 7: start" in isic and "--dataset isic18 --network vmunet --load-ckpt-path none" in isic
+    assert "train_synapse.py --dataset synapse" in synapse and "--load-ckpt-path pretrained_weights/v" in synapse
+    assert synapse.endswith("--epochs 1")
+
+
+def test_other_values_are_another_run_and_execution_is_not(tmp_path):
+    make_run(tmp_path / "done", [0.8, 0.6], seed=1, num_workers=3, scan_backend="torch", work_dir="elsewhere")
+    ((_, state, command),) = experiments.plan("isic17-none", [1], str(tmp_path), ["--device", "cpu"])
+    assert state == f"finished in {tmp_path / 'done'}" and command is None
+    for flags in (["--epochs", "1"], ["--sch-args", "T_max", "300"]):
+        ((_, state, command),) = experiments.plan("isic17-none", [1], str(tmp_path), flags)
+        assert state == "start" and command[-len(flags) :] == flags
+    (tmp_path / "done" / "metrics.json").unlink()
+    ((_, state, command),) = experiments.plan("isic17-none", [1], str(tmp_path), [])
+    assert state == "resume" and command[-2:] == ["--resume", str(tmp_path / "done")]
+
+
+def test_table_has_every_row_of_the_paper_and_groups_of_equal_values(tmp_path):
+    make_run(tmp_path / "a", [0.9] * 650, seed=1)
+    make_run(tmp_path / "b", [0.8] * 650, seed=2)
+    make_run(tmp_path / "c", [0.7] * 650, seed=1, epochs=3)
+    make_run(tmp_path / "d", [0.6] * 650, seed=1, network="unet")
+    make_run(tmp_path / "tested", [0.1] * 650, test_only="best.pth")
+    make_run(tmp_path / "demo", [0.1] * 650, dataset="demo")
+    shutil.copytree(tmp_path / "a", tmp_path / "damaged")
+    (tmp_path / "damaged" / "config.json").write_text("{")
+    assert run("--work-dir", tmp_path) == 0
+    full, short = row_of(tmp_path, "isic17-none")
+    assert full[3:] == ["87.38 †", "85.00 ± 7.07", "1, 2", "as published"]
+    assert short[3:] == ["87.38 †", "70.00", "1", "not comparable: epochs is 3, published 300"]
+    assert row_of(tmp_path, "isic17-unet-none")[0][1:5] == ["", "30.00", "", "60.00"]
+    assert row_of(tmp_path, "synapse-vmamba-s") == [
+        ["synapse-vmamba-s", "81.08", "not run yet", "19.21", "not run yet", "", ""]
+    ]
+    assert all(row_of(tmp_path, row) for row in ROWS) and not row_of(tmp_path, "demo-none")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["isic19-none"], "found no experiment 'isic19-none', expected some of isic17-vmamba-s"),
+        (["isic17-none", "--dataset", "isic18"], "expected none of --dataset"),
+        (["isic17-none", "--seed", "3"], "expected none of --dataset, --network, --seed"),
+        (["isic17-none", "--resume", "somewhere"], "--resume"),
+        (["isic17-vmamba-s", "--load-ckpt-path", "vmamba_tiny.pth"], "whose name says small or tiny like the row"),
+        (["--epochs", "1"], "found --epochs 1 without an experiment"),
+    ],
+)
+def test_mistakes_are_said_before_anything_runs(arguments, message, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(experiments, "launch", lambda command: pytest.fail("was started"))
+    assert run(*arguments, "--work-dir", tmp_path / "results") == 2
+    assert message in caplog.text and not (tmp_path / "results").exists()
+
+
+def test_a_failed_seed_does_not_stop_the_others_a_refused_flag_does(tmp_path, monkeypatch, caplog):
+    statuses, started = [1, 0], []
+
+    def launch(command):
+        started.append(command)
+        return statuses[len(started) - 1]
+
+    monkeypatch.setattr(experiments, "launch", launch)
+    assert run("isic17-none", "--seeds", 1, 2, "--work-dir", tmp_path) == 1
+    assert len(started) == 2 and "seed 1: the training ended with status 1" in caplog.text
+    statuses[:] = [0, 0, 2]
+    assert run("isic17-none", "--seeds", 1, 2, "--work-dir", tmp_path) == 2
+    assert len(started) == 3
+    with FileLock(tmp_path / ".experiments.lock"):
+        assert run("isic17-none", "--seeds", 1, "--work-dir", tmp_path) == 2
+    assert "another process of this command" in caplog.text and len(started) == 3
+
+
+def test_a_training_that_was_stopped_stops_the_others(tmp_path, monkeypatch, caplog):
+    started = []
+    monkeypatch.setattr(experiments, "launch", lambda command: started.append(command) or 75)
+    assert run("isic17-none", "--seeds", 1, 2, "--work-dir", tmp_path) == 130
+    assert len(started) == 1 and "the same command goes on from here" in caplog.text
+
+
+def test_launch_returns_the_status_of_a_process_of_its_own():
+    assert experiments.launch([sys.executable, "-c", "raise SystemExit(3)"]) == 3
+
+
+def test_a_stopped_command_lets_its_training_save_and_end(tmp_path):
+    saves = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: (open('saved', 'w'), sys.exit(75)))"
+    training = f"{saves}; open('started', 'w'); time.sleep(60)"
+    launch = f"experiments.launch([sys.executable, '-c', {training!r}])"
+    command = f"import experiments, sys; experiments.stop_on_sigterm(); {launch}"
+    path = {**os.environ, "PYTHONPATH": str(experiments.ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", command], cwd=tmp_path, env=path)
+    while not (tmp_path / "started").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(30) == 143 and (tmp_path / "saved").exists()
+
+
+def test_initial_weights_come_from_the_files_names():
+    def weights(path):
+        return initial_weights({"load_ckpt_path": path})
+
+    assert weights("none") == "none" and weights("None") == "none"
+    assert weights("pretrained_weights/vssmsmall_dp03_ckpt_epoch_238.pth") == "vmamba-s"
+    assert weights("tiny/vmamba_small_e238_ema.pth") == "vmamba-s"  # a folder says nothing
+    assert weights("C:\\weights\\vssmtiny_dp01_ckpt_epoch_292.pth") == "vmamba-t"
+    assert weights("mine.pth") is None
+
+
+def test_published_values_alone_are_comparable():
+    defaults = json.loads(json.dumps(vars(ISICConfig())))
+    config = defaults | {"dataset": "isic18", "seed": 7, "num_workers": 4, "device": "cpu", "save_interval": 5}
+    assert differences(config, defaults, 808) == []
+    assert differences(config | {"lr": 0.1, "dims": [1, 2]}, defaults, 808) == [
+        "dims is 1 2, published 96 192 384 768", "lr is 0.1, published none",
+    ]  # fmt: skip
+    assert differences(config, defaults, 100) == ["tested on 100 images or volumes, published 808"]

@@ -1,0 +1,131 @@
+"""Exported networks: the same numbers at any size and batch, in a process without this repository."""
+
+import dataclasses
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import export
+from configs.config_setting import ISICConfig
+from configs.config_setting_synapse import SynapseConfig
+from export import TOLERANCE, ExportConfig, load
+from models.cross_scan import exportable, reference
+from utils.checkpoint import save_checkpoint
+from utils.training import build_model
+
+# one scan: every further one takes seconds to export
+SMALL = dict(
+    dataset="demo", image_size=64, depths=(1, 0, 0, 0), depths_decoder=(0, 0, 0, 0), dims=(8, 16, 32, 64), d_state=4,
+    load_ckpt_path="none", device="cpu", scan_backend="torch",
+)  # fmt: skip
+SIZES = [(1, 64, 64), (3, 64, 96), (2, 33, 70), (1, 131, 65)]
+
+
+ALONE = """
+import sys, torch
+file, images, extra = sys.argv[1], torch.load(sys.argv[2]), {"metadata.json": ""}
+if sys.argv[3] == "torchscript":
+    call = torch.jit.load(file, _extra_files=extra)
+else:
+    call = torch.export.load(file, extra_files=extra).module()
+with torch.inference_mode():
+    found = [call(batch) for batch in images]
+metadata = extra["metadata.json"]
+torch.save([found, metadata if isinstance(metadata, str) else metadata.decode()], sys.argv[4])
+assert not {name.split(".")[0] for name in sys.modules} & {"models", "utils", "configs", "export"}
+"""
+
+
+@pytest.fixture(scope="module", params=["onnx", "torchscript", "torch"])
+def exported(request, tmp_path_factory):
+    """(format, file, checkpoint, network): TorchScript's network is one for slices of volumes."""
+    if request.param == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    logging.getLogger("torch.__trace").setLevel(logging.WARNING)  # or pytest keeps every guard of every size
+    folder = tmp_path_factory.mktemp("export")
+    config = (SynapseConfig if request.param == "torchscript" else ISICConfig)(**SMALL)
+    torch.manual_seed(0)
+    network = build_model(config).eval()
+    with torch.no_grad():
+        network.vmunet.final_conv.weight *= 10  # probabilities far from one half
+    checkpoint, file = folder / "best.pth", folder / "network"
+    save_checkpoint(checkpoint, {"model": network.state_dict(), "epoch": 1, "config": dataclasses.asdict(config)})
+    export.main(ExportConfig(checkpoint=str(checkpoint), format=request.param, output=str(file)))
+    return request.param, file, checkpoint, network
+
+
+def images_of(network, size, seed=1):
+    batch, height, width = size
+    channels, scale = (3, 255) if network.num_classes == 1 else (1, 1)
+    return torch.rand(batch, channels, height, width, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def test_the_scan_of_exports_is_the_scan():
+    with torch.no_grad():
+        for shape in ((2, 5, 7, 16), (1, 1, 3, 8), (1, 4, 1, 8)):
+            inputs = reference.make_inputs(*shape, R=4, dtype=torch.float64)
+            torch.testing.assert_close(exportable.scan(*inputs), reference.scan(*inputs))
+        inputs = reference.make_inputs(1, 4, 3, 8)  # the steps themselves instead of their factors
+        torch.testing.assert_close(exportable.scan(*inputs), reference.scan(*inputs))
+
+
+def test_any_size_and_batch_gives_the_same_probabilities_without_this_repository(exported, tmp_path):
+    format, file, _, network = exported
+    images = [images_of(network, size) for size in SIZES]
+    with torch.inference_mode():
+        expected = [network.predict(batch) for batch in images]
+    if format == "onnx":  # ONNX Runtime knows no Python
+        found = list(map(load(file.read_bytes(), format), images))
+    else:
+        torch.save(images, tmp_path / "images.pt")
+        arguments = [file, tmp_path / "images.pt", format, tmp_path / "found.pt"]
+        subprocess.run([sys.executable, "-c", ALONE, *map(str, arguments)], check=True, cwd=tmp_path, timeout=120)
+        found, metadata = torch.load(tmp_path / "found.pt")
+        metadata = json.loads(metadata)
+        assert metadata["image_size"] == 64 and metadata["num_classes"] == network.num_classes
+        if network.num_classes == 9:
+            assert metadata["class_names"][:2] == ["background", "aorta"] and "-125..275" in metadata["preprocessing"]
+    for probabilities, right in zip(found, expected, strict=True):
+        assert right.std() > 0.01
+        torch.testing.assert_close(probabilities, right, atol=TOLERANCE, rtol=0)
+
+
+def test_the_graph_holds_standard_operators_and_does_not_grow(exported):
+    format, file, _, _ = exported
+    if format != "onnx":
+        pytest.skip("a question about ONNX")
+    import onnx
+
+    model = onnx.load_from_string(file.read_bytes())
+    functions = {function.name for function in model.functions}
+    for graph in (model.graph, *model.functions):
+        assert all(node.domain == "" or node.op_type in functions for node in graph.node)
+    assert functions == {"LastStates", "Outputs", "FirstStates"} and len(model.graph.node) < 500
+    image, probabilities = model.graph.input[0], model.graph.output[0]
+    assert (image.name, probabilities.name) == ("images", "probabilities")
+    free = [dimension.dim_param for dimension in image.type.tensor_type.shape.dim]
+    assert free[1] == "" and all(free[i] for i in (0, 2, 3))
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert metadata["image_size"] == "64" and metadata["normalization"] == "minmax"
+    assert json.loads(metadata["class_names"]) == ["foreground"] and metadata["threshold"] == "0.5"
+
+
+def test_files_are_not_overwritten(exported):
+    format, file, checkpoint, _ = exported
+    with pytest.raises(ValueError, match="there is such a file"):
+        export.main(ExportConfig(checkpoint=str(checkpoint), format=format, output=str(file)))
+
+
+def test_a_file_that_computes_something_else_is_not_written(exported, tmp_path, monkeypatch):
+    format, _, checkpoint, _ = exported
+    if format != "torchscript":
+        pytest.skip("the same for all formats")
+    monkeypatch.setattr(export.Exported, "forward", lambda self, images: images.sigmoid())
+    with pytest.raises(ValueError, match="differs by .* nothing is written"):
+        export.main(ExportConfig(checkpoint=str(checkpoint), format=format, output=str(tmp_path / "wrong")))
+    assert not (tmp_path / "wrong").exists()
