@@ -15,7 +15,7 @@ import pytest
 
 from datasets.demo import make_demo_isic, make_demo_synapse
 from tests.training_process import FLAGS, ROOT, differences, finish, kill, results, run, start, the_run, wait_for
-from utils.stopping import SAVED
+from utils.stopping import SAVED, Stopped, stopped_at_once
 
 KILLS = int(os.environ.get("VMUNET_KILLS", 2))
 SCRIPTS = {"isic": "train.py", "synapse": "train_synapse.py"}
@@ -123,6 +123,19 @@ def test_before_and_after_training_a_signal_ends_at_once(flags, tmp_path):
     process.send_signal(signal.SIGTERM)
     status, said = finish(process)
     assert status == 128 + signal.SIGTERM and "nothing new to save" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_a_library_can_neither_rename_nor_swallow_a_signal(swallowed):
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(Stopped) as stopped, stopped_at_once():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException:
+            if not swallowed:
+                raise AttributeError("a lock that was being made") from None
+    assert stopped.value.status == 128 + signal.SIGTERM
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
 def test_of_two_processes_the_survivor_ends_soon_and_says_why(flags, tmp_path):

@@ -11,7 +11,7 @@ from engine import NonFiniteLossError
 from utils.config_check import check_alone
 from utils.distributed import LostProcessError
 from utils.run import stop_log
-from utils.stopping import Stopped, on_signals, stop_at_once
+from utils.stopping import Stopped, stopped_at_once
 
 log = logging.getLogger("vmunet")
 
@@ -39,7 +39,7 @@ def run_command(main, config_class):
     logging.basicConfig(format="%(message)s")  # until the run has its own log
     config = tyro.cli(config_class, description=sys.modules[config_class.__module__].__doc__)
     try:
-        with on_signals(stop_at_once), explained():
+        with stopped_at_once(), explained():
             check_alone(config)
             main(config)
     except Stopped as stopped:

@@ -24,11 +24,6 @@ class Stopped(KeyboardInterrupt):
         return SAVED if self.saved else 128 + self.number
 
 
-def stop_at_once(number, frame):
-    """A handler for the time in which there is nothing to save."""
-    raise Stopped(number)
-
-
 @contextlib.contextmanager
 def on_signals(handler):
     """SIGTERM and Ctrl-C call `handler` in this block."""
@@ -38,6 +33,30 @@ def on_signals(handler):
     finally:
         for number, previous in before.items():
             signal.signal(number, previous or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def stopped_at_once():
+    """For the time in which there is nothing to save: SIGTERM and Ctrl-C raise Stopped wherever the program is.
+
+    That may be inside a library, which makes another error of it or swallows it; the block ends with Stopped anyway."""
+    received = []
+
+    def stop(number, frame):
+        received.append(number)
+        raise Stopped(number)
+
+    with on_signals(stop):
+        try:
+            yield
+        except Stopped:
+            raise
+        except BaseException as error:
+            if received:
+                raise Stopped(received[0]) from error
+            raise
+        if received:
+            raise Stopped(received[0])
 
 
 class StopRequest:
