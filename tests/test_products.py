@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from utils import products
@@ -20,3 +21,10 @@ def test_products_that_round_are_refused(monkeypatch):
     monkeypatch.setattr(products.F, "linear", lambda x, w: linear(x.bfloat16().float(), w.bfloat16().float()))
     assert not products.use_fast_products()
     assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+@pytest.mark.parametrize("supported", [False, True])
+def test_slow_bf16_is_said(supported, monkeypatch, caplog):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    products.warn_of_slow_bf16()
+    assert ("fp32 is faster here" in caplog.text) != supported

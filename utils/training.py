@@ -21,7 +21,7 @@ from utils.memory import keep_freed_memory
 from utils.optim import build_optimizer, build_scheduler, step_scheduler
 from utils.plots import EventWriter, add_panels, save_curves
 from utils.pretrained import load_vmamba
-from utils.products import use_fast_products
+from utils.products import use_fast_products, warn_of_slow_bf16
 from utils.stopping import Stopped, on_signals
 
 log = logging.getLogger("vmunet")
@@ -102,6 +102,8 @@ def prepare(model, config, device):
         keep_freed_memory()
         if config.precision == "fp32":
             use_fast_products()
+        elif config.precision == "bf16":
+            warn_of_slow_bf16()
     model = model.to(device)
     if config.compile:
         model.compile()
