@@ -59,11 +59,11 @@ def train(run, config, model, criterion, execution):
         load_initial_weights(model, config)
     model = prepare(model, config, execution.device)
     progress = Progress(run, config, model, execution, (OPTIMIZERS, SCHEDULERS), state)
-    metered = MeteredLoader(train_loader)
+    train_loader.batch_sampler.set_epoch(progress.epoch + 1, done=len(progress.losses))
+    metered = MeteredLoader(train_loader, done=len(progress.losses))
     with progress.saved_when_stopped():
         for epoch in progress.epochs():
             start, lr = time.perf_counter(), progress.lr
-            train_loader.batch_sampler.set_epoch(epoch, done=len(progress.losses))
             loss = train_one_epoch(
                 model, metered, progress.optimizer, criterion, execution, progress.on_step, progress.losses
             )

@@ -64,11 +64,11 @@ def train(run, config, model, execution):
     model = prepare(model, config, execution.device)
     criterion = CeDiceLoss(config.num_classes, config.loss_weight)
     progress = Progress(run, config, model, execution, (SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS), state)
-    metered = MeteredLoader(loader)
+    loader.batch_sampler.set_epoch(progress.epoch + 1, done=len(progress.losses))
+    metered = MeteredLoader(loader, done=len(progress.losses))
     with progress.saved_when_stopped():
         for epoch in progress.epochs():
             start, lr = time.perf_counter(), progress.lr
-            loader.batch_sampler.set_epoch(epoch, done=len(progress.losses))
             loss = train_one_epoch(
                 model, metered, progress.optimizer, criterion, execution, progress.on_step, progress.losses
             )

@@ -37,9 +37,11 @@ class EpochBatchSampler(Sampler):
     The order depends on seed and epoch only, not on `rank` and `world_size`; rank r takes every world_size-th sample
     from the r-th on. When shuffling (training) a last batch with fewer samples than ranks is dropped, since every rank
     needs one; otherwise ranks without a share get no batch, and all ranks together see each sample exactly once.
+
+    endless: goes on with the next epoch, so that workers prepare its first batches while the network is evaluated.
     """
 
-    def __init__(self, length, batch_size, seed, shuffle, rank=0, world_size=1):
+    def __init__(self, length, batch_size, seed, shuffle, rank=0, world_size=1, endless=False):
         if batch_size < world_size:
             raise ValueError(f"batch_size {batch_size} is for all processes together; expected at least {world_size}")
         self.length = length
@@ -48,22 +50,29 @@ class EpochBatchSampler(Sampler):
         self.shuffle = shuffle
         self.rank = rank
         self.world_size = world_size
+        self.endless = endless
         self.epoch, self.done = 0, 0
 
     def set_epoch(self, epoch, done=0):
-        """`done` batches of the epoch are left out: an interrupted run has trained on them."""
+        """The epoch to begin with. `done` of its batches are left out: an interrupted run has trained on them."""
         self.epoch, self.done = epoch, done
 
     def __iter__(self):
-        order = list(range(self.length))
-        if self.shuffle:
-            random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
-        for start in self.starts()[self.done :]:
-            batch = order[start : start + self.batch_size][self.rank :: self.world_size]
-            yield [(self.epoch, index) for index in batch]
+        yield from self.batches(self.epoch)[self.done :]
+        if self.endless:
+            for epoch in itertools.count(self.epoch + 1):
+                yield from self.batches(epoch)
 
     def __len__(self):
+        """Batches of one epoch."""
         return len(self.starts())
+
+    def batches(self, epoch):
+        order = list(range(self.length))
+        if self.shuffle:
+            random.Random(f"{self.seed}/{epoch}").shuffle(order)
+        parts = (order[start : start + self.batch_size][self.rank :: self.world_size] for start in self.starts())
+        return [[(epoch, index) for index in part] for part in parts]
 
     def starts(self):
         """Where this rank's global batches begin."""
@@ -115,11 +124,13 @@ def check_foreground(dataset, folder):
 
 
 def make_loader(dataset, config, shuffle, rank, world_size):
-    """A DataLoader of (image, target, names) batches; loader.batch_sampler.set_epoch(e) before each epoch."""
+    """A DataLoader of (image, target, names) batches. For training (`shuffle`) it never ends: an epoch is the next
+    len(loader) batches, and loader.batch_sampler.set_epoch(e) tells where to begin."""
     if shuffle and config.batch_size > len(dataset):
         found = f"found {len(dataset)} samples to train on"
         raise ValueError(f"--batch-size {config.batch_size}: {found}, expected at least as many")
-    sampler = EpochBatchSampler(len(dataset), config.batch_size, config.seed, shuffle, rank, world_size)
+    length, seed = len(dataset), config.seed
+    sampler = EpochBatchSampler(length, config.batch_size, seed, shuffle, rank, world_size, endless=shuffle)
     batch_bytes = 4 * 4 * config.image_size**2 * -(-config.batch_size // world_size)
     workers = choose_workers(config, batch_bytes)
     return DataLoader(
@@ -133,7 +144,7 @@ def make_loader(dataset, config, shuffle, rank, world_size):
         # cached samples must reach the workers without a copy
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         # its own generator: the global one, which drop path uses, must not depend on how batches are loaded
-        generator=torch.Generator().manual_seed(config.seed),
+        generator=torch.Generator().manual_seed(seed),
     )
 
 

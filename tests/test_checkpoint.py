@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from utils.checkpoint import (
+    BackgroundSaver,
     CheckpointError,
     load_checkpoint,
     load_latest,
@@ -215,3 +216,25 @@ def test_a_kill_at_any_moment_leaves_a_complete_checkpoint(tmp_path):
         epoch = state["epoch"]
         assert epoch in (last - 1, last, last + 1)
         assert torch.equal(state["weights"], torch.full((1_000_000,), float(epoch)))
+
+
+def test_the_background_saver_writes_in_order_what_it_was_given(tmp_path):
+    weights = torch.zeros(3)
+    with BackgroundSaver() as saver:
+        for epoch in range(1, 4):
+            weights.fill_(epoch)
+            saver.save(tmp_path / "best.pth", {"epoch": epoch, "weights": weights})
+            saver.save_latest(tmp_path, {"epoch": epoch, "weights": weights})
+        weights.fill_(-1)  # as the next step of training does
+    assert torch.equal(load_checkpoint(tmp_path / "best.pth")["weights"], torch.full((3,), 3.0))
+    assert load_latest(tmp_path)["epoch"] == 3 and load_checkpoint(tmp_path / "latest.previous.pth")["epoch"] == 2
+
+
+def test_after_a_file_that_the_disk_did_not_take_the_background_saver_writes_none(tmp_path):
+    (tmp_path / "best.pth").mkdir()  # no file can take its place
+    with BackgroundSaver() as saver:
+        saver.save(tmp_path / "best.pth", {"epoch": 1})
+        saver.save_latest(tmp_path, {"epoch": 1})
+        with pytest.raises(OSError, match="best.pth: could not be written"):
+            saver.finish()
+    assert not (tmp_path / "latest.pth").exists()

@@ -48,7 +48,7 @@ def synapse_config(folder, **changes):
 
 def batches(loader, epoch):
     loader.batch_sampler.set_epoch(epoch)
-    return list(loader)
+    return list(itertools.islice(loader, len(loader)))
 
 
 def assert_equal_batches(some, others):
@@ -73,6 +73,13 @@ def test_an_epoch_has_every_sample_once_in_a_new_order():
     assert orders[0] != orders[1] != orders[2]
     sampler.set_epoch(0)
     assert [index for _, index in itertools.chain(*sampler)] == orders[0]
+
+
+def test_an_endless_sampler_goes_on_with_the_next_epoch():
+    sampler, endless = (EpochBatchSampler(10, 4, seed=1, shuffle=True, endless=endless) for endless in (False, True))
+    endless.set_epoch(5, done=2)
+    expected = sampler.batches(5)[2:] + sampler.batches(6) + sampler.batches(7)
+    assert list(itertools.islice(endless, len(expected))) == expected and len(endless) == 3
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -21,6 +21,7 @@ import io
 import logging
 import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +49,20 @@ def save_checkpoint(path, state):
     """Writes `state` to `path`, which holds either its old or its new content at any moment.
 
     Raises TypeError for values that `weights_only=True` would refuse, OSError if the disk does not take the file."""
+    write_packed(path, pack(state))
+
+
+def pack(state):
+    """The archive of a state as it is now, in memory. Raises TypeError for values that are not plain."""
     _check_plain(state, "state")
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    archive = buffer.getbuffer()[:-2]
+    return buffer
+
+
+def write_packed(path, packed):
+    """Writes what `pack` made, with its checksum, in one step."""
+    archive = packed.getbuffer()[:-2]
     end = (len(MARK) + DIGEST_BYTES).to_bytes(2, "little") + MARK
     digest = hashlib.sha256(archive)
     digest.update(end)
@@ -119,12 +130,54 @@ def verify_checksum(content, path):
 
 def save_latest(folder, state):
     """Replaces `folder`/latest.pth and keeps the one before it."""
+    write_latest(folder, pack(state))
+
+
+def write_latest(folder, packed):
     latest, previous = latest_paths(folder)
     fresh = latest.with_name("latest.next.pth")
-    save_checkpoint(fresh, state)
+    write_packed(fresh, packed)
     if latest.exists():
         os.replace(latest, previous)
     os.replace(fresh, latest)
+
+
+class BackgroundSaver:
+    """Writes checkpoints in a thread, in the order they are given, while training goes on; hashing and writing take
+    longer than copying. What a file will hold is fixed when it is given. Leaving the block waits for all of them.
+
+    Once a file could not be written, none after it is: a latest.pth must not name a best.pth that is not there."""
+
+    def __init__(self):
+        self.thread, self.pending = ThreadPoolExecutor(1, thread_name_prefix="checkpoints"), []
+        self.failed = False
+
+    def save(self, path, state):
+        """`save_checkpoint`; errors of the disk are raised by `finish`."""
+        self.pending.append(self.thread.submit(self._write, write_packed, path, pack(state)))
+
+    def save_latest(self, folder, state):
+        self.pending.append(self.thread.submit(self._write, write_latest, folder, pack(state)))
+
+    def finish(self):
+        """Waits for what was given so far. Raises OSError if the disk did not take a file."""
+        pending, self.pending = self.pending, []
+        for writing in pending:
+            writing.result()
+
+    def _write(self, write, place, packed):
+        if not self.failed:
+            self.failed = True
+            write(place, packed)
+            self.failed = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.thread.shutdown()
+        if error is None:
+            self.finish()
 
 
 def load_latest(folder):

@@ -14,7 +14,7 @@ from models.baselines import Baseline
 from models.cross_scan import backends
 from models.vmunet import VMUNet
 from utils import distributed
-from utils.checkpoint import restore, save_checkpoint, save_latest, training_state, unwrap
+from utils.checkpoint import BackgroundSaver, restore, training_state, unwrap
 from utils.flops import measure_cost
 from utils.graphs import GraphedModel
 from utils.memory import keep_freed_memory
@@ -132,15 +132,17 @@ class Progress:
             self.epoch, self.step, self.best = restore(state, model, self.optimizer, self.scheduler, self.scaler)
             self.losses = state["losses"]
         self.writer = EventWriter(run.folder / "tensorboard", self.step)
+        self.saver = BackgroundSaver()
 
     @contextlib.contextmanager
     def saved_when_stopped(self):
         """In this block SIGTERM and Ctrl-C let the batch finish; then everything is saved, and Stopped goes on."""
-        with on_signals(self.stop.remember), contextlib.closing(self.writer):
+        with on_signals(self.stop.remember), contextlib.closing(self.writer), self.saver:
             try:
                 yield
             except Stopped as stopped:
                 self._save_latest()
+                self.saver.finish()
                 stopped.saved = True
                 raise
 
@@ -167,6 +169,7 @@ class Progress:
         In this order, so that a run killed in between repeats the epoch and ends with the same files. Raises
         NonFiniteLossError instead of saving weights that nothing can go on from."""
         self._check_finite(row["epoch"], loss)
+        self.saver.finish()  # the checkpoints of the last epoch, or why there are none
         self.epoch, self.losses = row["epoch"], []
         step_scheduler(self.scheduler, loss)
         log.info(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
@@ -200,9 +203,9 @@ class Progress:
             dataclasses.asdict(self.config), self.losses,
         )  # fmt: skip
         if distributed.is_main():
-            save_latest(self.run.checkpoints, state)
+            self.saver.save_latest(self.run.checkpoints, state)
         distributed.barrier()
 
     def _save(self, name, weights):
         if distributed.is_main():
-            save_checkpoint(self.run.checkpoints / name, weights)
+            self.saver.save(self.run.checkpoints / name, weights)

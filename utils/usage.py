@@ -9,25 +9,28 @@ COLUMNS = ("seconds", "images_per_second", "waiting_share", "memory_gb")  # of m
 
 
 class MeteredLoader:
-    """The batches of a loader, with the time that the loop waits for each."""
+    """The batches of an endless loader epoch by epoch, with the time that the loop waits for each.
 
-    def __init__(self, loader):
-        self.loader = loader
+    done: batches of the first epoch that the loader leaves out"""
+
+    def __init__(self, loader, done=0):
+        self.loader, self.done = loader, done
+        self.source = None  # one for all epochs; made when the first begins, because it starts the workers
 
     def __len__(self):
         return len(self.loader)
 
     def __iter__(self):
         self.waited, self.batches, self.start = 0.0, 0, time.perf_counter()
-        batches = iter(self.loader)
-        while True:
+        if self.source is None:
+            self.source = iter(self.loader)
+        for _ in range(len(self) - self.done):
             asked = time.perf_counter()
-            batch = next(batches, None)
+            batch = next(self.source)
             self.waited += time.perf_counter() - asked
-            if batch is None:
-                return
             self.batches += 1
             yield batch
+        self.done = 0
 
     def usage(self, device):
         """The values of COLUMNS, but for `seconds`, of the pass that has just ended.
