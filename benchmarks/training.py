@@ -1,10 +1,12 @@
-"""Training on this machine's CPU as `train.py` does it: images a second, and the share of time spent waiting for data.
+"""Training on this machine's CPU as `train.py` does it: images a second, the share of time spent waiting for data, and
+what the checkpoints of an epoch take.
 
     python -m benchmarks.training [--output FILE]
 
 Trains on data/isic17 at 256 x 256 in the published batches of 32, or on the synthetic demo if that is not there."""
 
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from configs.config_setting import ISICConfig
 from configs.optim import OPTIMIZERS
 from datasets.loaders import ISIC_FOLDERS, build_isic_loader
 from engine import Execution, train_one_epoch
+from models.vmunet import VMUNet
+from utils.checkpoint import pack, write_latest
 from utils.losses import BceDiceWithLogitsLoss
 from utils.optim import build_optimizer
 from utils.run import set_seed
@@ -63,6 +67,29 @@ def measure(config):
     }
 
 
+def measure_checkpoint():
+    """A row: the seconds that training waits for its latest.pth, and those that a thread needs after that."""
+    model = VMUNet()
+    optimizer = build_optimizer(model, ISICConfig(), OPTIMIZERS)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # now it has its moments
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    packing, writing = [], []
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        for _ in range(BATCHES):
+            start = time.perf_counter()
+            packed = pack(state)
+            packing.append(time.perf_counter() - start)
+            write_latest(folder, packed)
+            writing.append(time.perf_counter() - start - packing[-1])
+    return {
+        "latest.pth": f"{packed.getbuffer().nbytes / 1e6:.0f} MB",
+        "packing, s": statistics.median(packing),
+        "hashing and writing, in a thread, s": statistics.median(writing),
+    }
+
+
 def main():
     report = common.Report(common.start(__doc__, "training"))
     prepared = Path(ISIC_FOLDERS["isic17"]).is_dir()
@@ -71,6 +98,7 @@ def main():
     dataset = "isic17" if prepared else "demo"
     rows = [measure(ISICConfig(dataset=dataset, device="cpu", precision=precision)) for precision in ("fp32", "bf16")]
     report.table("training", rows)
+    report.table("checkpoint", [measure_checkpoint()])
     print(f"\nwritten to {report.path}")
 
 
