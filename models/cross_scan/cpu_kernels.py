@@ -326,9 +326,13 @@ def scratch(size):
 def gather(array, strides, image, k, rows, width, tile, tile_width):
     """tile[t, :width] = array[image, rows[t], k, :width]"""
     start = image * strides[0] + k * strides[2]
+    whole = width - width % LANES
     for t in range(rows.size):
-        for j in range(width):
-            tile[t * tile_width + j] = array[start + rows[t] * strides[1] + j]
+        row = start + rows[t] * strides[1]
+        for j in range(0, whole, LANES):
+            store(tile, t * tile_width + j, load(array, row + j))
+        for j in range(whole, width):
+            tile[t * tile_width + j] = array[row + j]
 
 
 @kernel
