@@ -21,6 +21,7 @@ from models.vmunet import VMUNet
 from utils.checkpoint import pack, write_latest
 from utils.losses import BceDiceWithLogitsLoss
 from utils.optim import build_optimizer
+from utils.products import has_bf16
 from utils.run import set_seed
 from utils.training import build_model, prepare
 
@@ -96,7 +97,8 @@ def main():
     if not prepared:
         print("data/isic17 is not there (data/README.md says how to make it): the images are those of the demo")
     dataset = "isic17" if prepared else "demo"
-    rows = [measure(ISICConfig(dataset=dataset, device="cpu", precision=precision)) for precision in ("fp32", "bf16")]
+    precisions = ("fp32", "bf16") if has_bf16() else ("fp32",)
+    rows = [measure(ISICConfig(dataset=dataset, device="cpu", precision=precision)) for precision in precisions]
     report.table("training", rows)
     report.table("checkpoint", [measure_checkpoint()])
     print(f"\nwritten to {report.path}")
