@@ -155,6 +155,27 @@ def test_a_backend_that_returns_zeros_is_passed_over(monkeypatch, caplog):
     assert "broken: its self-test on cpu in torch.float32 is off by 1.0e+00" in caplog.text
 
 
+def test_a_backend_that_can_not_be_compiled_is_passed_over(monkeypatch, caplog):
+    """As Triton without a C compiler. Asked for by name it says so."""
+
+    def forward(*inputs, save):
+        raise RuntimeError("Failed to find C compiler.\nTraceback of many lines")
+
+    broken = type("Broken", (), {"why_not": lambda *_: None, "forward": forward})
+    monkeypatch.setattr(backends, "load", lambda name, load=backends.load: broken if name == "triton" else load(name))
+    monkeypatch.setattr(backends, "PREFERENCE", ("triton", "torch"))
+    for cached in (backends.choose, backends.why_not):
+        cached.cache_clear()
+    said = "its self-test on cpu in torch.float32 ended with RuntimeError: Failed to find C compiler."
+    with caplog.at_level("INFO", logger="vmunet"):
+        assert backends.choose("cpu", torch.float32) == "torch"
+    assert f"(triton: {said})" in caplog.text
+    with pytest.raises(RuntimeError, match=f"'triton' can't be used: {said}"):
+        backends.resolve("triton", "cpu", torch.float32)
+    for cached in (backends.choose, backends.why_not):
+        cached.cache_clear()
+
+
 def test_reference_refuses_long_sequences_with_gradients():
     inputs = [t.requires_grad_() for t in make_inputs(1, 33, 33, I=2, N=1, R=1)]
     with pytest.raises(RuntimeError, match="found 1089 steps with gradients, expected at most 1024"):

@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import models.vmunet.layer_norm as layer_norm_module
 from models.cross_scan import triton_scan
-from models.vmunet.layer_norm import LayerNorm, layer_norm, layer_norm_backward
+from models.vmunet.layer_norm import LayerNorm, kernels_work, layer_norm, layer_norm_backward
 
 CASES = {  # shape, dtype of the input, of the output
     "fewer channels than a power of two": ((2, 3, 5, 24), torch.float32, torch.float32),
@@ -66,5 +67,18 @@ def test_on_a_cpu_it_is_pytorchs():
     assert torch.equal(norm(x), F.layer_norm(x, (24,)))
 
 
+def test_without_a_c_compiler_it_is_pytorchs_and_the_log_says_so(monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr(layer_norm_module, "layer_norm", fail)
+    layer_norm_module._try_kernels.cache_clear()
+    choose = torch.compile(lambda x: x + kernels_work("cpu"), backend="eager", fullgraph=True)  # a constant for it
+    assert torch.equal(choose(torch.zeros(2)), torch.zeros(2))
+    layer_norm_module._try_kernels.cache_clear()
+    assert caplog.text.count("ended with RuntimeError: Failed to find C compiler.") == 1
+
+
 if __name__ == "__main__":
+    assert kernels_work("cpu")
     print(json.dumps({case: errors(*arguments) for case, arguments in CASES.items()}))

@@ -33,18 +33,27 @@ def load(name):
 
 
 def _self_test(name, device, dtype):
-    """None if the backend agrees with the definition on a tiny input, otherwise the sentence that says how far it is.
-
-    On cards that a kernel was not built for, some libraries return zeros without an error."""
-    inputs = reference.make_inputs(b=1, H=3, W=5, I=32, R=4, dtype=dtype, device=device)
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        expected = reference.scan(*(t.double() for t in inputs))
-        backend = load(name)
-        found = backend.scan(*inputs) if name in DIFFERENTIABLE else backend.forward(*inputs, save=False)[0]
-    error = ((found.double() - expected).norm() / expected.norm()).item()
+    """None if the backend agrees with the definition on a tiny input, otherwise a sentence: how far it is, or why it
+    can't be run. On cards that a kernel was not built for, some libraries return zeros without an error; others need a
+    C compiler at run time."""
+    what = f"its self-test on {device.type} in {dtype}"
+    try:
+        inputs = reference.make_inputs(b=1, H=3, W=5, I=32, R=4, dtype=dtype, device=device)
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            expected = reference.scan(*(t.double() for t in inputs))
+            backend = load(name)
+            found = backend.scan(*inputs) if name in DIFFERENTIABLE else backend.forward(*inputs, save=False)[0]
+        error = ((found.double() - expected).norm() / expected.norm()).item()
+    except Exception as failure:  # whatever a compiler or a driver raises
+        return f"{what} ended with {describe_failure(failure)}"
     if not error < SELF_TEST_TOLERANCE[dtype]:
-        return f"its self-test on {device.type} in {dtype} is off by {error:.1e} of the reference"
+        return f"{what} is off by {error:.1e} of the reference"
     return None
+
+
+def describe_failure(failure):
+    """An exception in one line."""
+    return f"{type(failure).__name__}: {(str(failure).strip() or 'no message').splitlines()[0]}"
 
 
 @functools.cache

@@ -3,13 +3,20 @@
 PyTorch's kernels give every row a block of threads of its own, which at the network's end, with two million rows of 24
 channels in a batch, cost more than all its matrix products. Here a program takes as many rows as fill it."""
 
+import functools
+import logging
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from models.cross_scan import triton_scan
+from models.cross_scan.backends import describe_failure
 
 if triton_scan.IMPORT_ERROR is None:
     from . import layer_norm_kernels as kernels
+
+log = logging.getLogger("vmunet")
 
 
 class LayerNorm(nn.LayerNorm):
@@ -23,13 +30,33 @@ class LayerNorm(nn.LayerNorm):
         self.for_product = for_product
 
     def forward(self, x):
-        if not x.is_cuda or x.dtype == torch.float64 or triton_scan.IMPORT_ERROR is not None:
+        if not x.is_cuda or x.dtype == torch.float64 or not kernels_work("cuda"):
             return super().forward(x)
         autocast = torch.is_autocast_enabled(x.device.type)
         dtype = torch.get_autocast_dtype(x.device.type) if autocast and self.for_product else x.dtype
         if autocast and not self.for_product:
             dtype = torch.float32  # as autocast's own LayerNorm
         return layer_norm(x, self.weight, self.bias, self.eps, dtype)
+
+
+@torch.compiler.assume_constant_result
+def kernels_work(device_type):
+    """Whether Triton's kernels run and agree with PyTorch's on a tiny input. The log says why not."""
+    return _try_kernels(device_type)
+
+
+@functools.cache
+def _try_kernels(device_type):
+    try:
+        x = torch.arange(48.0, device=device_type).view(2, 24)
+        weight, bias = torch.ones_like(x[0]), torch.zeros_like(x[0])
+        error = (layer_norm(x, weight, bias, 1e-5, x.dtype) - F.layer_norm(x, (24,))).abs().max().item()
+    except Exception as failure:  # without Triton, without the C compiler that it needs, or on a card it does not know
+        log.warning("LayerNorm: PyTorch's, which is slower; Triton's ended with %s", describe_failure(failure))
+        return False
+    if not error < 1e-5:
+        log.warning("LayerNorm: PyTorch's, which is slower; Triton's is off by %.1e", error)
+    return error < 1e-5
 
 
 @torch.library.custom_op("vmunet::layer_norm", mutates_args=())
