@@ -138,6 +138,15 @@ def test_a_library_can_neither_rename_nor_swallow_a_signal(swallowed):
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
+def test_a_command_may_have_its_own_way_to_stop():
+    """As predict.py, which says how to go on."""
+    with pytest.raises(SystemExit, match="130"), stopped_at_once():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+
+
 def test_of_two_processes_the_survivor_ends_soon_and_says_why(flags, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -49,7 +49,7 @@ def stopped_at_once():
     with on_signals(stop):
         try:
             yield
-        except Stopped:
+        except (Stopped, SystemExit):  # the latter from a command that has its own way to stop
             raise
         except BaseException as error:
             if received:
