@@ -70,15 +70,6 @@ def process_group(device, timeout=timedelta(minutes=10)):
         dist.destroy_process_group()
 
 
-def all_reduce_sum(tensor):
-    """The sum of `tensor` over the processes, in each of them; `tensor` itself is left alone."""
-    if not dist.is_initialized():
-        return tensor
-    total = tensor.clone()
-    dist.all_reduce(total)
-    return total
-
-
 def all_gather(value):
     """[value of rank 0, value of rank 1, ...] in each process; any picklable value."""
     if not dist.is_initialized():
