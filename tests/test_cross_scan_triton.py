@@ -5,16 +5,15 @@ The interpreter has to be chosen before Triton is imported, so its cases run in 
 
 import inspect
 import json
-import os
 import re
 import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from models.cross_scan import reference, triton_scan
+from tests.interpreter import run_interpreted
 
 if triton_scan.IMPORT_ERROR is not None:
     pytest.skip(f"needs Triton: {triton_scan.IMPORT_ERROR}", allow_module_level=True)
@@ -75,12 +74,7 @@ def errors(b, H, W, I, N, R, dtype, gated, chunked):
 @pytest.fixture(scope="module")
 def interpreted():
     """Errors of all cases, from one interpreting process."""
-    run = subprocess.run(
-        [sys.executable, __file__], capture_output=True, encoding="utf-8", timeout=600,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-3000:]
-    return json.loads(run.stdout)
+    return run_interpreted(__file__)
 
 
 @pytest.mark.parametrize("case", CASES)

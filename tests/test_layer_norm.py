@@ -1,9 +1,6 @@
 """The channels-last LayerNorm: on CPUs PyTorch's, on GPUs Triton's, which run here in the interpreter."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,6 +9,7 @@ import torch.nn.functional as F
 import models.vmunet.layer_norm as layer_norm_module
 from models.cross_scan import triton_scan
 from models.vmunet.layer_norm import LayerNorm, kernels_work, layer_norm, layer_norm_backward
+from tests.interpreter import run_interpreted
 
 CASES = {  # shape, dtype of the input, of the output
     "fewer channels than a power of two": ((2, 3, 5, 24), torch.float32, torch.float32),
@@ -45,12 +43,7 @@ def errors(shape, dtype, out):
 def interpreted():
     if triton_scan.IMPORT_ERROR is not None:
         pytest.skip(f"needs Triton: {triton_scan.IMPORT_ERROR}")
-    run = subprocess.run(
-        [sys.executable, __file__], capture_output=True, encoding="utf-8", timeout=300,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-3000:]
-    return json.loads(run.stdout)
+    return run_interpreted(__file__)
 
 
 @pytest.mark.parametrize("case", CASES)
