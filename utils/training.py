@@ -166,9 +166,10 @@ class Progress:
         """Steps the schedule and records an epoch: TensorBoard, a row of metrics.csv, curves, best.pth if `loss` is the
         lowest so far, latest.pth. `samples` are shown as prediction panels.
 
-        In this order, so that a run killed in between repeats the epoch, or two if the thread that writes checkpoints is
-        behind, and ends with the same files. Raises NonFiniteLossError instead of saving weights that nothing can go on
-        from."""
+        In this order, so that a run killed in between repeats the epoch, or two if the thread that writes checkpoints
+        is behind, and ends with the same files.
+
+        Raises NonFiniteLossError instead of saving weights that nothing can go on from."""
         self._check_finite(row["epoch"], loss)
         self.saver.finish()  # the checkpoints of the last epoch, or why there are none
         self.epoch, self.losses = row["epoch"], []
