@@ -1,18 +1,19 @@
 """One epoch: `train_one_epoch` serves both scripts, `evaluate` serves validation and test."""
 
 import contextlib
+import math
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 from tqdm import tqdm
 
-from utils.metrics import class_counts_per_image, confusion_counts_per_image, gather_over_ranks, summarize
-from utils.stopping import StopRequest
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss or a weight became NaN or infinite; the message says where."""
+from utils.distributed import gather_over_ranks
+from utils.errors import NonFiniteLossError
+from utils.metrics import class_counts_per_image, confusion_counts_per_image, summarize
+from utils.runs.batches import Batches
+from utils.runs.stopping import StopRequest
 
 
 @dataclass
@@ -31,40 +32,47 @@ class Execution:
     def __post_init__(self):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
-    def autocast(self):
+    def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
         dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
         return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
 
 def train_one_epoch(
-    model, loader, optimizer, criterion, execution, on_step=lambda loss, images_per_second: None, losses=None
-):
-    """One pass over `loader`, which yields (images, targets, names). Returns the mean of the batches' losses.
-
-    losses    of the batches that an interrupted run has done of this epoch; the loader yields the rest of its
-              len(loader) batches, whose losses are added to the list
+    model: torch.nn.Module,
+    batches: Batches,
+    optimizer: torch.optim.Optimizer,
+    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    execution: Execution,
+    on_step: Callable[[float, float], None] = lambda loss, images_per_second: None,
+) -> float:
+    """One pass over the `batches` of (images, targets, names) that remain of an epoch. Returns the mean loss of all its
+    batches. `on_step` gets the loss and the images per second of each.
 
     Raises NonFiniteLossError before a step that would spoil the weights, Stopped after one if a signal asked for it."""
     model.train()
     optimizer.zero_grad()
-    losses, scaler = [] if losses is None else losses, execution.scaler
+    scaler, together = execution.scaler, execution.accumulation_steps
     bar = tqdm(
-        loader, "train", len(loader), initial=len(losses), unit="batch", leave=False, disable=not execution.progress
+        batches, "train", len(batches), initial=batches.done, unit="batch", leave=False, disable=not execution.progress
     )
-    for step, (images, targets, names) in enumerate(bar, len(losses)):
+    for images, targets, names in bar:
         start = time.perf_counter()
-        images = images.to(execution.device, non_blocking=True)
-        targets = targets.to(execution.device, non_blocking=True)
+        images, targets = execution.to_device(images), execution.to_device(targets)
         with execution.autocast():
             logits = model(images)
         loss = criterion(logits, targets)
-        losses.append(loss.item())
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(f"the loss is {losses[-1]} at batch {step + 1} of the epoch: {', '.join(names)}")
-        first = step - step % execution.accumulation_steps  # of the batches that share this optimizer step
-        group = min(execution.accumulation_steps, len(loader) - first)
+        value = loss.item()
+        batches.record(value)
+        if not math.isfinite(value):
+            raise NonFiniteLossError(f"the loss is {value} at batch {batches.done} of the epoch: {', '.join(names)}")
+        first = (batches.done - 1) // together * together  # of the batches that share this optimizer step
+        group = min(together, len(batches) - first)
         scaler.scale(loss / group).backward()
-        if step + 1 == first + group:
+        step_is_due = batches.done == first + group
+        if step_is_due:
             if execution.clip_grad_norm is not None:
                 scaler.unscale_(optimizer)
                 torch.nn.utils.clip_grad_norm_(model.parameters(), execution.clip_grad_norm)
@@ -72,15 +80,22 @@ def train_one_epoch(
             scaler.update()
             optimizer.zero_grad()
         rate = len(images) / (time.perf_counter() - start)
-        bar.set_postfix(loss=f"{losses[-1]:.4f}", lr=f"{optimizer.param_groups[0]['lr']:.2e}", img_s=f"{rate:.1f}")
-        on_step(losses[-1], rate)
-        if step + 1 == first + group:
+        bar.set_postfix(loss=f"{value:.4f}", lr=f"{optimizer.param_groups[0]['lr']:.2e}", img_s=f"{rate:.1f}")
+        on_step(value, rate)
+        if step_is_due:
             execution.stop.check()
-    return sum(losses) / len(losses)
+    return batches.mean_loss
 
 
 @torch.inference_mode()
-def evaluate(model, loader, criterion, execution, threshold=0.5, on_batch=lambda images, targets, probs, names: None):
+def evaluate(
+    model: torch.nn.Module,
+    loader: Iterable,
+    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    execution: Execution,
+    threshold: float = 0.5,
+    on_batch: Callable[..., None] = lambda images, targets, probs, names: None,
+) -> tuple[dict, list]:
     """Loss and scores over `loader`: a dict with `loss` and the scores of `utils.metrics.summarize`, and a list of
     (name, confusion counts) for each image. `on_batch` sees every prediction; the test run saves its figures there.
 
@@ -92,8 +107,7 @@ def evaluate(model, loader, criterion, execution, threshold=0.5, on_batch=lambda
     for images, targets, names in bar:
         if execution.stop.number:
             break
-        images = images.to(execution.device, non_blocking=True)
-        targets = targets.to(execution.device, non_blocking=True)
+        images, targets = execution.to_device(images), execution.to_device(targets)
         with execution.autocast():
             logits = model(images)
         logits = logits.float()

@@ -4,7 +4,7 @@ import torch
 from tqdm import tqdm
 
 from engine import train_one_epoch
-from utils.metrics import gather_over_ranks
+from utils.distributed import gather_over_ranks
 from utils.volume import evaluate_volume, summarize_cases
 
 __all__ = ["evaluate", "train_one_epoch"]

@@ -25,10 +25,10 @@ from filelock import FileLock, Timeout
 
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
-from utils.checkpoint import write_atomically
-from utils.compare import group_runs, mean_and_deviation
-from utils.published import CONFIRMED, EXECUTION, ROWS, row_name
-from utils.records import Record
+from utils.files import write_atomically
+from utils.report.compare_page import group_runs, mean_and_deviation
+from utils.report.published import CONFIRMED, EXECUTION, ROWS, row_name
+from utils.report.records import Record
 
 log = logging.getLogger("vmunet")
 
@@ -100,12 +100,12 @@ def plan(name, seeds, work_dir, flags):
     steps, runs = [], find_runs(work_dir)
     for seed in seeds:
         config = config_of(name, seed, work_dir, flags)
-        script = str(ROOT / ("train_synapse.py" if isinstance(config, SynapseConfig) else "train.py"))
+        script = str(ROOT / ("train_synapse.py" if config.of_volumes else "train.py"))
         there = [run for run in runs if same_run(run, config)]
         finished = [run for run in there if run.finished]
         if finished:
             steps.append((seed, f"finished in {finished[-1].folder}", None))
-        elif there and there[-1].config.keys() == there[-1].defaults.keys():  # or it can't be resumed: too old
+        elif there and there[-1].config.keys() == dataclasses.asdict(config).keys():  # or it can't be resumed: too old
             steps.append((seed, "resume", [sys.executable, script, "--resume", str(there[-1].folder)]))
         else:
             row = {"dataset": config.dataset, "network": config.network, "load-ckpt-path": config.load_ckpt_path,

@@ -30,15 +30,14 @@ import tyro
 from torch import nn
 from torch.export import Dim
 
-from configs.config_setting_synapse import SynapseConfig
-from datasets.inputs import find_inputs, read_picture
 from datasets.transforms import NORMALIZATIONS
+from inference.inputs import find_inputs, read_picture
+from inference.trained import describe, load_trained
 from models.cross_scan import backends, exportable
 from models.network import STRIDE
 from models.vmunet.ss2d import SS2D
-from utils.checkpoint import write_atomically
-from utils.command_line import run_command
-from utils.trained import describe, load_trained
+from utils.files import write_atomically
+from utils.runs.command_line import run_command
 
 log = logging.getLogger("vmunet")
 
@@ -86,7 +85,7 @@ def main(config):
         raise ValueError(f"--output {output}: there is such a file; remove it or name another")
     network, trained, sha256 = load_trained(config.checkpoint, config.kind, image_size=config.image_size)
     metadata = describe(trained) | {"checkpoint_sha256": sha256, "pytorch": torch.__version__}
-    channels = 1 if isinstance(trained, SynapseConfig) else trained.input_channels
+    channels = 1 if trained.of_volumes else trained.input_channels
     batches = list(sample_batches(config.images, trained, channels))
     with torch.inference_mode():
         expected = [network.predict(images) for images in batches]  # before the network is changed
@@ -213,7 +212,7 @@ def load(content, format):
 def sample_batches(paths, config, channels):
     """Images as the network gets them, in several batches and sizes: of files, or random ones."""
     size, generator = config.image_size, torch.Generator().manual_seed(0)
-    if paths and isinstance(config, SynapseConfig):
+    if paths and config.of_volumes:
         raise ValueError("--images: found a value, but the network is for volumes")
     pictures = [read_picture(item).pixels for item in find_inputs(paths)[:3]] if paths else []
     for batch, (height, width) in ((1, (size, size)), (3, (size, size)), (2, (size + 13, max(40, size - 7)))):

@@ -4,25 +4,29 @@ python train.py --help
 torchrun --nproc_per_node=2 train.py
 """
 
-import utils.openmp  # noqa: F401  isort: skip (before torch)
+import utils.machine.openmp  # noqa: F401  isort: skip (before torch)
 
 import logging
 import time
 
 from configs.config_setting import ISICConfig
 from configs.optim import OPTIMIZERS, SCHEDULERS
+from configs.recipes import parse_config
+from configs.stored import config_of_run
 from datasets.loaders import build_isic_loader, build_isic_loaders, check_isic_parts
 from engine import Execution, evaluate, train_one_epoch
+from models.build import build_model, load_initial_weights, prepare
 from utils import distributed
-from utils.command_line import run_command
+from utils.files import write_rows
 from utils.losses import BceDiceWithLogitsLoss, CeDiceLoss
+from utils.machine.device import choose_device
 from utils.metrics import counts_of_image, scores_of_image
 from utils.plots import draw_labels, draw_outlines, save_panels, save_picture
-from utils.pretrained import load_checkpoint_weights
 from utils.report import report_at_end
-from utils.run import choose_device, config_of_run, start_run, write_rows
-from utils.training import Progress, build_model, load_initial_weights, prepare
-from utils.usage import MeteredLoader
+from utils.runs.command_line import run_command
+from utils.runs.progress import Progress
+from utils.runs.run import start_run
+from utils.runs.weights import load_checkpoint_weights
 
 log = logging.getLogger("vmunet")
 PANELS = 4  # images of a set of prediction panels
@@ -58,16 +62,12 @@ def train(run, config, model, criterion, execution):
     if state is None:
         load_initial_weights(model, config)
     model = prepare(model, config, execution.device)
-    progress = Progress(run, config, model, execution, (OPTIMIZERS, SCHEDULERS), state)
-    train_loader.batch_sampler.set_epoch(progress.epoch + 1, done=len(progress.losses))
-    metered = MeteredLoader(train_loader, done=len(progress.losses))
+    progress = Progress(run, config, model, train_loader, execution, (OPTIMIZERS, SCHEDULERS), state)
     with progress.saved_when_stopped():
         for epoch in progress.epochs():
             start, lr = time.perf_counter(), progress.lr
-            loss = train_one_epoch(
-                model, metered, progress.optimizer, criterion, execution, progress.on_step, progress.losses
-            )
-            usage = metered.usage(execution.device)
+            loss = train_one_epoch(model, progress.batches, progress.optimizer, criterion, execution, progress.on_step)
+            usage = progress.batches.usage(execution.device)
             panels = Panels(config)
             scores, _ = evaluate(model, val_loader, criterion, execution, config.threshold, panels.add)
             row = {"epoch": epoch, "lr": lr, "train_loss": loss, "val_loss": scores.pop("loss")} | plain(scores)
@@ -141,4 +141,4 @@ def plain(scores):
 
 
 if __name__ == "__main__":
-    run_command(main, ISICConfig)
+    run_command(main, ISICConfig, parse_config)

@@ -1,10 +1,10 @@
 """VM-UNet on Synapse abdominal CT, or other volumes in its layout: trains on slices, tests on volumes.
 
-    python train_synapse.py --help
-    torchrun --nproc_per_node=2 train_synapse.py
+python train_synapse.py --help
+torchrun --nproc_per_node=2 train_synapse.py
 """
 
-import utils.openmp  # noqa: F401  isort: skip (before torch)
+import utils.machine.openmp  # noqa: F401  isort: skip (before torch)
 
 import logging
 import time
@@ -13,22 +13,25 @@ from torch.utils.data import Subset
 
 from configs.config_setting_synapse import SynapseConfig
 from configs.optim import SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS
-from datasets.files import some
+from configs.recipes import parse_config
+from configs.stored import config_of_run
 from datasets.loaders import build_synapse_loaders, build_synapse_volumes, check_synapse_parts
+from datasets.nifti import write_nifti
 from datasets.synapse import cases_of_slices
 from engine import Execution, train_one_epoch
 from engine_synapse import evaluate
+from models.build import build_model, load_initial_weights, prepare
 from utils import distributed
-from utils.command_line import run_command
+from utils.files import some, write_rows
 from utils.losses import CeDiceLoss
+from utils.machine.device import choose_device
 from utils.plots import save_panels
-from utils.pretrained import load_checkpoint_weights
 from utils.report import report_at_end
-from utils.run import choose_device, config_of_run, start_run, write_rows
-from utils.trained import class_names
-from utils.training import Progress, build_model, load_initial_weights, prepare
-from utils.usage import MeteredLoader
-from utils.volume import SCORE_NAMES, write_nifti
+from utils.runs.command_line import run_command
+from utils.runs.progress import Progress
+from utils.runs.run import start_run
+from utils.runs.weights import load_checkpoint_weights
+from utils.volume import SCORE_NAMES
 
 log = logging.getLogger("vmunet")
 PANELS = 4  # cases of the prediction panels
@@ -63,16 +66,12 @@ def train(run, config, model, execution):
         load_initial_weights(model, config)
     model = prepare(model, config, execution.device)
     criterion = CeDiceLoss(config.num_classes, config.loss_weight)
-    progress = Progress(run, config, model, execution, (SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS), state)
-    loader.batch_sampler.set_epoch(progress.epoch + 1, done=len(progress.losses))
-    metered = MeteredLoader(loader, done=len(progress.losses))
+    progress = Progress(run, config, model, loader, execution, (SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS), state)
     with progress.saved_when_stopped():
         for epoch in progress.epochs():
             start, lr = time.perf_counter(), progress.lr
-            loss = train_one_epoch(
-                model, metered, progress.optimizer, criterion, execution, progress.on_step, progress.losses
-            )
-            usage = metered.usage(execution.device)
+            loss = train_one_epoch(model, progress.batches, progress.optimizer, criterion, execution, progress.on_step)
+            usage = progress.batches.usage(execution.device)
             row, selected = {"epoch": epoch, "lr": lr, "train_loss": loss}, loss
             if epoch % config.val_interval == 0 or config.protocol == "holdout":
                 scores, _ = evaluate(model, share(volumes), execution, config)
@@ -92,7 +91,7 @@ SELECTION = {
 def test(run, config, model, execution):
     """Scores of the test volumes; writes them, a row for each case, and every prediction as NIfTI."""
     volumes, samples = build_synapse_volumes(config, "test_vol.txt"), []
-    names = class_names(config)
+    names = config.class_names
 
     def save(case, pred, scores):
         image, label, name, spacing = case
@@ -129,4 +128,4 @@ def share(volumes):
 
 
 if __name__ == "__main__":
-    run_command(main, SynapseConfig)
+    run_command(main, SynapseConfig, parse_config)

@@ -1,1 +1,1 @@
-import utils.openmp  # noqa: F401  (before torch)
+import utils.machine.openmp  # noqa: F401  (before torch)

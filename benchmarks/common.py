@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from datasets.cache import available_cpus
-from utils.checkpoint import write_atomically
-from utils.memory import keep_freed_memory
-from utils.products import use_fast_products
+from utils.files import write_atomically
+from utils.machine.device import available_cpus
+from utils.machine.fast_matmul import use_fast_matmuls
+from utils.machine.memory import keep_freed_memory
 
 
 def start(description, name):
@@ -38,7 +38,7 @@ def environment():
         "threads": torch.get_num_threads(),
         "spin count": os.environ.get("GOMP_SPINCOUNT", "default"),
         "vectors": torch.backends.cpu.get_cpu_capability(),
-        "fast products": use_fast_products(),
+        "fast products": use_fast_matmuls(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "torchvision", "numba", "numpy")},
     }

@@ -246,8 +246,8 @@ def determinism():
 
 def check_graphs():
     """Losses of four training steps and of inference, as usual and through CUDA graphs: the same to the bit."""
+    from models.cuda_graphs import GraphedModel
     from models.vmunet import VMUNet
-    from utils.graphs import GraphedModel
 
     images = torch.randn(4, 3, 64, 64, device="cuda")
     masks = torch.rand(4, 1, 64, 64, device="cuda").round()

@@ -1,7 +1,7 @@
 """A Swin transformer U-Net of VM-UNet's size, to compare speed with: the same patch layers, stages and additive skips,
 with torchvision's Swin blocks in place of the VSS blocks. 26.7 M parameters."""
 
-import utils.torchvision_compat  # noqa: F401  (before torchvision)
+import models.torchvision_compat  # noqa: F401  (before torchvision)
 
 from torch import nn  # isort: skip
 from torchvision.models.swin_transformer import SwinTransformerBlock  # isort: skip

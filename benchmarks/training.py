@@ -17,13 +17,14 @@ from configs.config_setting import ISICConfig
 from configs.optim import OPTIMIZERS
 from datasets.loaders import ISIC_FOLDERS, build_isic_loader
 from engine import Execution, train_one_epoch
+from models.build import build_model, prepare
 from models.vmunet import VMUNet
-from utils.checkpoint import pack, write_latest
 from utils.losses import BceDiceWithLogitsLoss
+from utils.machine.fast_matmul import has_bf16
 from utils.optim import build_optimizer
-from utils.products import has_bf16
-from utils.run import set_seed
-from utils.training import build_model, prepare
+from utils.runs.batches import Batches
+from utils.runs.checkpoint import pack, write_latest
+from utils.runs.run import set_seed
 
 BATCHES = 5  # after a first one, in which memory is taken and the scan's code loaded
 
@@ -54,7 +55,9 @@ def measure(config):
     loader = FirstBatches(build_isic_loader(config, "train"), 1 + BATCHES)
     model = prepare(build_model(config), config, device)
     execution = Execution(device, config.precision, progress=False)
-    train_one_epoch(model, loader, build_optimizer(model, config, OPTIMIZERS), BceDiceWithLogitsLoss(), execution)
+    train_one_epoch(
+        model, Batches(loader), build_optimizer(model, config, OPTIMIZERS), BceDiceWithLogitsLoss(), execution
+    )
     batches = [after - before for before, after in zip(loader.asked[1:], loader.asked[2:], strict=False)]
     waits = [given - asked for asked, given in zip(loader.asked[1:], loader.given[1:], strict=False)]
     return {

@@ -6,6 +6,8 @@ from typing import Literal
 
 @dataclass(kw_only=True)
 class BaseConfig:
+    recipe: Literal["published", "stable"] = "published"  # a row of configs.recipes.RECIPES
+
     # --- model (paper section 3; the released configuration, 27.43 M parameters) ---
     network: str = "vmunet"  # or a baseline: unet, smp:<architecture>[-<encoder>] (models/baselines.py)
     num_classes: int  # 1: binary masks; more: class 0 is the background
@@ -54,3 +56,13 @@ class BaseConfig:
     resume: str | None = None  # a run folder to go on with, under the configuration stored in it
     test_only: str | None = None  # a checkpoint to evaluate instead of training
     debug: bool = False  # show the traceback of errors
+
+    @property
+    def of_volumes(self) -> bool:
+        """Whether it is about volumes, cut into slices, or about images."""
+        return False
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes 1, 2, ...; a binary network has one structure."""
+        return ["foreground"] if self.num_classes == 1 else [f"class {c}" for c in range(1, self.num_classes)]

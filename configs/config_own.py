@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from configs.config_setting import ISICConfig
-from train import main
-from utils.command_line import run_command
 
 
 @dataclass(kw_only=True)
@@ -34,4 +32,8 @@ class OwnConfig(ISICConfig):
 
 
 if __name__ == "__main__":
-    run_command(main, OwnConfig)
+    from configs.recipes import parse_config
+    from train import main
+    from utils.runs.command_line import run_command
+
+    run_command(main, OwnConfig, parse_config)

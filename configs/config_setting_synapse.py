@@ -10,6 +10,8 @@ from typing import Literal
 
 from configs.base import BaseConfig
 
+ORGANS = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")  # 1..8
+
 
 @dataclass(kw_only=True)
 class SynapseConfig(BaseConfig):
@@ -24,3 +26,11 @@ class SynapseConfig(BaseConfig):
     volume_resize: Literal["labels", "logits"] = "labels"  # labels: argmax, then nearest zoom, as published
     z_spacing: float = 1  # mm between slices in the NIfTI files where the volume does not say it
     val_interval: int = 100  # epochs between two evaluations of the volumes
+
+    @property
+    def of_volumes(self) -> bool:
+        return True
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(ORGANS) if self.num_classes == len(ORGANS) + 1 else super().class_names

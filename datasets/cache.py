@@ -1,29 +1,10 @@
 """Decoded samples kept in memory, and how much memory there is."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from torch.utils.data import Dataset
 
-
-def available_cpus():
-    """CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def free_memory():
-    """Bytes of main memory that can still be used, within the limit of the container; 0 where it can't be told."""
-    try:
-        kibibytes = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
-    except FileNotFoundError:  # not Linux
-        names = getattr(os, "sysconf_names", ())
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if "SC_PHYS_PAGES" in names else 0
-    free = int(kibibytes["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and limit.read_text(encoding="utf-8").strip().isdigit():
-        free = min(free, int(limit.read_text(encoding="utf-8")) - int(used.read_text()))
-    return free
+from utils.machine.device import available_cpus
 
 
 def split_key(key):

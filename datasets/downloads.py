@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from datasets.files import reading, some
+from utils.files import reading, some
 
 LIMIT = 256 * 2**20  # bytes of one file: the largest official image has 20 MB, the largest volume about 150 MB
 

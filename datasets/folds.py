@@ -4,9 +4,8 @@ import random
 import re
 from pathlib import Path
 
-from datasets.files import some
 from datasets.isic import find_pairs
-from utils.run import read_rows
+from utils.files import read_rows, some
 
 SPLIT_LIST = "split.csv"  # written by datasets.prepare_isic: a row for each id, a column for each protocol
 

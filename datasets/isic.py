@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from datasets.cache import CachedDataset, split_key
-from datasets.files import check_name, check_training_image, open_image, some
+from datasets.files import check_training_image
+from utils.files import check_name, open_image, some
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MASK_SUFFIX = "_segmentation"  # of ISIC's ground truth files

@@ -14,14 +14,15 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from datasets.cache import available_cpus, free_memory
 from datasets.demo import make_demo_isic, make_demo_synapse
-from datasets.files import some
 from datasets.folds import find_split
 from datasets.isic import ISICDataset, parse_mask_values
 from datasets.synapse import HOLDOUT_LISTS, SynapseSlices, SynapseVolumes, cases_of_slices, read_list
 from datasets.transforms import ISICTransform, RandomGenerator, run_angle
-from utils.stopping import leave_signals_to_main
+from utils.files import some
+from utils.machine.device import available_cpus
+from utils.machine.memory import free_memory
+from utils.runs.stopping import leave_signals_to_main, signals_held
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +124,14 @@ def check_foreground(dataset, folder):
         raise ValueError(f"{folder}: found background only in all {len(dataset)} training masks, expected foreground")
 
 
+class Loader(DataLoader):
+    """A DataLoader whose workers can't be ended by a signal to the run while they start."""
+
+    def __iter__(self):
+        with signals_held():
+            return super().__iter__()
+
+
 def make_loader(dataset, config, shuffle, rank, world_size):
     """A DataLoader of (image, target, names) batches. For training (`shuffle`) it never ends: an epoch is the next
     len(loader) batches, and loader.batch_sampler.set_epoch(e) tells where to begin."""
@@ -133,7 +142,7 @@ def make_loader(dataset, config, shuffle, rank, world_size):
     sampler = EpochBatchSampler(length, config.batch_size, seed, shuffle, rank, world_size, endless=shuffle)
     batch_bytes = 4 * 4 * config.image_size**2 * -(-config.batch_size // world_size)
     workers = choose_workers(config, batch_bytes)
-    return DataLoader(
+    return Loader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,

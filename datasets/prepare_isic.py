@@ -27,15 +27,13 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.cache import available_cpus
+from datasets.check.duplicates import Fingerprint, find_duplicates, fingerprint
 from datasets.downloads import Download, find_downloads
-from datasets.duplicates import Fingerprint, find_duplicates, fingerprint
-from datasets.files import some
 from datasets.folds import SPLIT_LIST
 from datasets.isic import MASK_SUFFIX, find_pairs, read_image, read_mask
-from utils.checkpoint import write_atomically
-from utils.command_line import run_command
-from utils.run import read_rows, write_rows
+from utils.files import read_rows, some, write_atomically, write_rows
+from utils.machine.device import available_cpus
+from utils.runs.command_line import run_command
 
 OFFICIAL = {  # set: (images, masks)
     "isic17": {

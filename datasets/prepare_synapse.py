@@ -38,14 +38,13 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from tqdm import tqdm
 
+from configs.config_setting_synapse import ORGANS
 from datasets.downloads import Download, by_name, find_downloads, zip_members
-from datasets.files import reading, some
+from datasets.nifti import to_slices
 from datasets.prepare_isic import RECORD
-from datasets.synapse import HOLDOUT_LISTS, HU_WINDOW, ORGANS, ORIENTATION, read_list, scale_hu
-from utils.checkpoint import write_atomically
-from utils.command_line import run_command
-from utils.run import read_rows, write_rows
-from utils.volume import to_slices
+from datasets.synapse import HOLDOUT_LISTS, HU_WINDOW, ORIENTATION, read_list, scale_hu
+from utils.files import read_rows, reading, some, write_atomically, write_rows
+from utils.runs.command_line import run_command
 
 # BTCV's label 1, 2, ...; those that Synapse has not become background
 BTCV_ORGANS = (

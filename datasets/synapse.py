@@ -12,9 +12,9 @@ import torch
 from torch.utils.data import Dataset
 
 from datasets.cache import CachedDataset, split_key
-from datasets.files import check_name, check_numbers, reading, some
+from datasets.files import check_numbers
+from utils.files import check_name, reading, some
 
-ORGANS = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")  # 1..8
 HOLDOUT_LISTS = "list_Synapse_holdout"  # the lists with a val_vol.txt, beside list_Synapse
 HU_WINDOW = (-125, 275)  # Hounsfield units that become 0 and 1
 # Arrays are (S, H, W): slices from foot to head, rows from front to back, columns from the patient's right to the left.

@@ -56,7 +56,7 @@ def parse(network):
 def import_library():
     """segmentation_models_pytorch. Raises ValueError with the command that installs it."""
     try:
-        import utils.torchvision_compat  # noqa: F401, I001  before the library, which imports torchvision
+        import models.torchvision_compat  # noqa: F401, I001  before the library, which imports torchvision
         import segmentation_models_pytorch
     except ModuleNotFoundError as error:
         raise ValueError(f"--network: found no module {error.name!r}, which baselines need; {INSTALL}") from error

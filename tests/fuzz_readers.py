@@ -20,12 +20,13 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from configs.config_setting import ISICConfig  # noqa: E402
+from configs.stored import config_of_run  # noqa: E402
 from datasets.isic import read_image, read_mask  # noqa: E402
 from datasets.synapse import SynapseSlices, SynapseVolumes, read_list  # noqa: E402
 from datasets.transforms import RandomGenerator  # noqa: E402
-from utils.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
-from utils.pretrained import read_weights  # noqa: E402
-from utils.run import config_of_run, read_rows  # noqa: E402
+from utils.files import read_rows  # noqa: E402
+from utils.runs.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from utils.runs.weights import read_weights  # noqa: E402
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (9, 7, 3), dtype=np.uint8)
 LABELS = (PIXELS[..., 0] > 99).astype(np.float32)

@@ -3,7 +3,7 @@
 import json
 
 from configs.config_setting import ISICConfig
-from utils.run import write_rows
+from utils.files import write_rows
 
 
 def make_run(folder, dice, truth=1000, **config):

@@ -8,14 +8,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from utils.command_line import run_command  # noqa: E402
+from utils.runs.command_line import run_command  # noqa: E402
 
 
-class DoubleLoader:
-    """A loader whose floating tensors are float64."""
+class Doubled:
+    """A loader, or an epoch's batches, whose floating tensors are float64."""
 
     def __init__(self, loader):
         self.loader = loader
+
+    def __getattr__(self, name):
+        return getattr(self.loader, name)
 
     def __len__(self):
         return len(self.loader)
@@ -26,7 +29,7 @@ class DoubleLoader:
 
 
 def in_double(loop):
-    return lambda model, loader, *rest: loop(model, DoubleLoader(loader), *rest)
+    return lambda model, loader, *rest: loop(model, Doubled(loader), *rest)
 
 
 script = importlib.import_module(sys.argv.pop(1).removesuffix(".py"))
@@ -35,7 +38,7 @@ script.build_model = lambda config: build_model(config).double()
 script.train_one_epoch = in_double(train_one_epoch)
 if script.__name__ == "train":
     script.evaluate = in_double(script.evaluate)
-    run_command(script.main, script.ISICConfig)
+    run_command(script.main, script.ISICConfig, script.parse_config)
 else:
     script.test = lambda *args: None  # volumes go through the network in float32
-    run_command(script.main, script.SynapseConfig)
+    run_command(script.main, script.SynapseConfig, script.parse_config)

@@ -21,16 +21,17 @@ from PIL import Image
 
 import train
 import train_synapse
+from configs.check import check_config
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
+from configs.recipes import parse_config
 from datasets.demo import make_demo_isic, make_demo_synapse
 from datasets.isic import ISICDataset
-from utils.command_line import run_command
-from utils.config_check import check_config
-from utils.run import start_run, stop_log
+from tests.tiny import TRAINING_FLAGS
+from utils.runs.command_line import run_command
+from utils.runs.run import start_run, stop_log
 
-SMALL = """--dataset own --image-size 32 --batch-size 4 --epochs 1 --dims 4 8 16 32 --d-state 2 --depths 1 1 1 1
-  --depths-decoder 1 1 1 1 --load-ckpt-path none --device cpu --num-workers 0""".split()
+SMALL = ["--dataset", "own", "--epochs", "1", *TRAINING_FLAGS]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def command(tmp_path, monkeypatch, capsys, caplog):
         config_class = ISICConfig if script is train else SynapseConfig
         status = 0
         try:
-            run_command(script.main, config_class)
+            run_command(script.main, config_class, parse_config)
         except SystemExit as end:
             status = end.code
         said = capsys.readouterr().err + caplog.text

@@ -17,14 +17,12 @@ import train
 from configs.config_setting import ISICConfig
 from datasets.demo import make_demo_isic
 from tests.made_runs import make_run
-from utils.published import ROWS, differences, initial_weights
-from utils.records import Record
-from utils.run import read_rows
+from tests.tiny import NETWORK_FLAGS
+from utils.files import read_rows
+from utils.report.published import ROWS, differences, initial_weights
+from utils.report.records import Record
 
-SMALL = (
-    "--image-size 32 --batch-size 4 --depths 1 1 1 1 --depths-decoder 1 1 1 1 --dims 8 16 32 64 --d-state 4 "
-    "--num-workers 0 --device cpu --epochs 2"
-).split()
+SMALL = [*NETWORK_FLAGS, *"--image-size 32 --batch-size 4 --num-workers 0 --device cpu --epochs 2".split()]
 
 
 def in_this_process(command):

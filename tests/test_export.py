@@ -13,15 +13,15 @@ import export
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
 from export import TOLERANCE, ExportConfig, load
+from models.build import build_model
 from models.cross_scan import exportable, reference
-from utils.checkpoint import save_checkpoint
-from utils.training import build_model
+from tests.tiny import TRAINING
+from utils.runs.checkpoint import save_checkpoint
 
 # one scan: every further one takes seconds to export
-SMALL = dict(
-    dataset="demo", image_size=64, depths=(1, 0, 0, 0), depths_decoder=(0, 0, 0, 0), dims=(8, 16, 32, 64), d_state=4,
-    load_ckpt_path="none", device="cpu", scan_backend="torch",
-)  # fmt: skip
+SMALL = TRAINING | dict(
+    dataset="demo", image_size=64, depths=(1, 0, 0, 0), depths_decoder=(0, 0, 0, 0), scan_backend="torch"
+)
 SIZES = [(1, 64, 64), (3, 64, 96), (2, 33, 70), (1, 131, 65)]
 
 

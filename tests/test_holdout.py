@@ -12,12 +12,10 @@ import train_synapse
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
 from datasets.demo import make_demo_isic, make_demo_synapse
-from utils.run import read_rows
+from tests.tiny import TRAINING
+from utils.files import read_rows
 
-SMALL = dict(
-    dataset="demo", image_size=32, batch_size=4, depths=(1, 1, 1, 1), depths_decoder=(1, 1, 1, 1), dims=(8, 16, 32, 64),
-    d_state=4, load_ckpt_path="none", num_workers=0, device="cpu", epochs=1, protocol="holdout",
-)  # fmt: skip
+SMALL = TRAINING | dict(dataset="demo", epochs=1, protocol="holdout")
 
 
 def run_of(main, config):

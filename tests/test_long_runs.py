@@ -8,9 +8,11 @@ import torch
 import train
 from configs.config_setting import ISICConfig
 from datasets.demo import make_demo_isic
-from engine import Execution, NonFiniteLossError, evaluate
+from engine import Execution, evaluate
+from tests.tiny import TRAINING
+from utils.errors import NonFiniteLossError
 from utils.losses import BceDiceWithLogitsLoss
-from utils.run import stop_log
+from utils.runs.run import stop_log
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +21,9 @@ def data(tmp_path_factory):
 
 
 def config(data, tmp_path, **changes):
-    small = dict(image_size=32, batch_size=4, depths=(1, 1, 1, 1), depths_decoder=(1, 1, 1, 1), dims=(4, 8, 16, 32),
-                 d_state=2, load_ckpt_path="none", num_workers=0, device="cpu", dataset="demo")  # fmt: skip
-    return ISICConfig(**small | dict(data_path=str(data), work_dir=str(tmp_path / "runs"), epochs=2) | changes)
+    return ISICConfig(
+        **TRAINING | dict(dataset="demo", data_path=str(data), work_dir=str(tmp_path / "runs"), epochs=2) | changes
+    )
 
 
 @pytest.mark.parametrize("spoil", ["weights", "score"])

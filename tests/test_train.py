@@ -19,16 +19,15 @@ import train_synapse
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
 from datasets.demo import make_demo_isic, make_demo_synapse
-from engine import Execution, NonFiniteLossError, train_one_epoch
+from engine import Execution, train_one_epoch
 from models.vmunet import VMUNet
-from utils import usage
+from tests.tiny import NETWORK, ROOT, TRAINING, TRAINING_FLAGS
+from utils.errors import NonFiniteLossError
 from utils.losses import BceDiceWithLogitsLoss
+from utils.runs import usage
+from utils.runs.batches import Batches
 
-ROOT = Path(__file__).parents[1]
-SMALL = dict(
-    dataset="demo", image_size=32, batch_size=5, depths=(1, 1, 1, 1), depths_decoder=(1, 1, 1, 1), dims=(8, 16, 32, 64),
-    d_state=4, load_ckpt_path="none", num_workers=0, device="cpu",
-)  # fmt: skip
+SMALL = TRAINING | dict(dataset="demo", batch_size=5)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +146,7 @@ def test_checkpoints_of_the_original_can_be_tested(data, tmp_path):
     """Its ISIC checkpoints hold thop's counters beside the weights."""
     torch.manual_seed(3)
     config = isic(data, tmp_path)
-    model = VMUNet(depths=config.depths, depths_decoder=config.depths_decoder, dims=config.dims, d_state=config.d_state)
+    model = VMUNet(**NETWORK)
     state = {**model.state_dict(), "vmunet.total_ops": torch.zeros(1).double(), "total_params": torch.zeros(1).double()}
     torch.save(state, tmp_path / "original.pth")
     scores = train.main(replace(config, test_only=str(tmp_path / "original.pth"), work_dir=str(tmp_path / "runs")))
@@ -166,7 +165,12 @@ def test_several_classes_from_folders(data, tmp_path):
             mask = np.repeat(np.array([0, 128, 255], np.uint8), [10, 10, 20])[None].repeat(40, 0)
             Image.fromarray(mask).save(folder / split / "masks" / f"{i}.png")
     config = isic(
-        data, tmp_path / "runs", dataset="own", data_path=str(folder), num_classes=3, mask_values=("0", "128", "255"),
+        data,
+        tmp_path / "runs",
+        dataset="own",
+        data_path=str(folder),
+        num_classes=3,
+        mask_values=("0", "128", "255"),
         batch_size=2,
     )
     scores = train.main(config)
@@ -183,7 +187,7 @@ def test_a_loss_that_is_not_finite_names_the_batch_and_leaves_the_weights():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     execution = Execution(torch.device("cpu"), progress=False)
     with pytest.raises(NonFiniteLossError, match="the loss is nan at batch 1 of the epoch: ISIC_1, ISIC_2"):
-        train_one_epoch(model, loader, optimizer, BceDiceWithLogitsLoss(), execution)
+        train_one_epoch(model, Batches(loader), optimizer, BceDiceWithLogitsLoss(), execution)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
@@ -193,7 +197,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch():
         model = torch.nn.Conv2d(1, 1, 3, padding=1)
         execution = Execution(torch.device("cpu"), accumulation_steps=accumulation_steps, progress=False)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        train_one_epoch(model, batches, optimizer, BceDiceWithLogitsLoss(), execution)
+        train_one_epoch(model, Batches(batches), optimizer, BceDiceWithLogitsLoss(), execution)
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     images, names = torch.rand(6, 1, 8, 8), [str(i) for i in range(6)]
@@ -210,7 +214,7 @@ def test_clipping_bounds_the_step():
     images = torch.rand(2, 1, 4, 4)
     execution = Execution(torch.device("cpu"), clip_grad_norm=1e-3, progress=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    train_one_epoch(model, [(images, images, ["a", "b"])], optimizer, BceDiceWithLogitsLoss(), execution)
+    train_one_epoch(model, Batches([(images, images, ["a", "b"])]), optimizer, BceDiceWithLogitsLoss(), execution)
     after = torch.cat([p.detach().flatten() for p in model.parameters()])
     assert 0 < (after - before).norm().item() <= 1.001e-3
 
@@ -236,9 +240,7 @@ def test_two_processes_follow_one_processs_losses(script, kind, data, tmp_path):
     for processes in (1, 2):
         work_dir = tmp_path / str(processes)
         flags = ["--dataset", "demo", "--data-path", str(data / kind), "--work-dir", str(work_dir), "--epochs", "2"]
-        flags += ["--image-size", "32", "--batch-size", "5", "--dims", "8", "16", "32", "64", "--d-state", "4"]
-        flags += ["--depths", "1", "1", "1", "1", "--depths-decoder", "1", "1", "1", "1", "--drop-path-rate", "0"]
-        flags += ["--load-ckpt-path", "none", "--device", "cpu", "--num-workers", "0"]
+        flags += [*TRAINING_FLAGS, "--batch-size", "5", "--drop-path-rate", "0"]
         flags += ["--val-interval", "1" if kind == "isic" else "3"]  # volumes go through the network in float32
         result = run_script("tests/run_in_float64.py", processes, [script, *flags])
         assert result.returncode == 0, result.stderr

@@ -8,7 +8,6 @@ import os
 import pickle
 import random
 import zipfile
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -19,10 +18,11 @@ from hypothesis import strategies as st
 
 from datasets.synapse import SynapseSlices, SynapseVolumes
 from tests.fuzz_readers import READERS, altered, feed
-from utils.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from utils.pretrained import read_weights
+from tests.tiny import ROOT
+from utils.errors import CheckpointError
+from utils.runs.checkpoint import load_checkpoint, save_checkpoint
+from utils.runs.weights import read_weights
 
-ROOT = Path(__file__).parents[1]
 SOURCES = [path for path in ROOT.rglob("*.py") if not {".venv", "tests", "results"} & set(path.relative_to(ROOT).parts)]
 
 

@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from utils import usage
+from tests.tiny import ROOT, TRAINING_FLAGS
+from utils.runs import usage
 
-ROOT = Path(__file__).parents[1]
-FLAGS = """--dataset demo --image-size 32 --batch-size 4 --dims 8 16 32 64 --d-state 4 --depths 1 1 1 1
-  --depths-decoder 1 1 1 1 --load-ckpt-path none --device cpu --num-workers 0 --print-interval 1""".split()
+FLAGS = ["--dataset", "demo", *TRAINING_FLAGS, "--print-interval", "1"]
 
 
 def start(script, *flags, **options):

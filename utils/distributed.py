@@ -1,6 +1,6 @@
 """Several processes under torchrun, each with its share of every batch. In a single process all of this does nothing.
 
-    torchrun --nproc_per_node=2 train.py
+torchrun --nproc_per_node=2 train.py
 """
 
 import os
@@ -10,11 +10,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from utils.errors import LostProcessError
+
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-
-
-class LostProcessError(RuntimeError):
-    """Another process of the run has ended, or can't be reached."""
 
 
 def under_torchrun():
@@ -101,3 +99,12 @@ def barrier():
     """Waits for the other processes."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def gather_over_ranks(rows):
+    """The lists of all ranks, of any lengths, as one in the order of the ranks; `rows` itself in a single process."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return rows
+    parts = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]

@@ -5,7 +5,6 @@ scores pool the pixels of the whole set; the mean over images stands beside them
 """
 
 import torch
-import torch.distributed as dist
 
 
 def confusion_counts_per_image(prob, mask, threshold=0.5):
@@ -93,12 +92,3 @@ def _mean_over_classes(counts):
     foreground = counts[..., 1:, :].cpu()
     occurs = foreground[..., :3].sum(-1) > 0
     return {name: values[occurs].mean().item() if occurs.any() else 0.0 for name, values in scores(foreground).items()}
-
-
-def gather_over_ranks(rows):
-    """The lists of all ranks, of any lengths, as one in the order of the ranks; `rows` itself in a single process."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return rows
-    parts = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, rows)
-    return [row for part in parts for row in part]

@@ -22,8 +22,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from utils import distributed
-from utils.checkpoint import write_atomically
-from utils.run import read_rows
+from utils.files import read_rows, write_atomically
 
 TRUTH, PREDICTION = (0, 200, 80), (255, 60, 40)
 # class 1, 2, ...: told apart by people with any kind of colour vision

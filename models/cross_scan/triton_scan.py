@@ -106,7 +106,6 @@ class Problem:
             N=self.N, T=T, BD=32, num_warps=1, num_stages=1, enable_fp_fusion=True,
         )  # fmt: skip
 
-
     def scan(self, starts, planes, slots, stride, save):
         """Launches the recurrence: `planes` and, with `save`, the kept states."""
         kernels.scan_kernel[(self.blocks, self.chunks, self.b * 4)](

@@ -1,0 +1,50 @@
+"""Configs as plain values and back: what config.json and checkpoints hold."""
+
+import json
+import typing
+
+from configs.base import BaseConfig
+from configs.check import check_config
+from configs.config_setting import ISICConfig
+from configs.config_setting_synapse import SynapseConfig
+from utils.files import reading
+from utils.runs.run import find_run, of_volumes
+
+CONFIGS = {"images": ISICConfig, "volumes": SynapseConfig}  # what a network was trained on, and under
+ADDED_LATER = {"recipe"}  # fields that runs may have been started without
+
+
+def kind_of(values: dict) -> str:
+    """ "images" or "volumes", whichever these values are of a training on."""
+    return "volumes" if of_volumes(values) else "images"
+
+
+def config_from_values(config_class: type[BaseConfig], values: dict) -> BaseConfig:
+    """A config of plain values, in which JSON has made lists of the tuples. What is not named has its default; what is
+    no field raises TypeError."""
+    types = typing.get_type_hints(config_class)
+    tuples = {name for name, kind in types.items() if typing.get_origin(kind) is tuple}
+    values = {
+        name: tuple(value) if name in tuples and isinstance(value, list) else value for name, value in values.items()
+    }
+    return config_class(**values)
+
+
+def config_of_run(config: BaseConfig) -> BaseConfig:
+    """`config`, or with `config.resume` the configuration that this run was started under.
+
+    Raises ValueError if the values can't be meant (configs.check), or if the stored ones are not of this kind of
+    config. A value that did not exist yet when the run was started has its default."""
+    check_config(config)
+    if config.resume is None:
+        return config
+    path = find_run(config.resume) / "config.json"
+    with reading(path):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        known = typing.get_type_hints(type(config)).keys()
+        if not isinstance(values, dict) or not known - ADDED_LATER <= values.keys() <= known:
+            odd = ", ".join(sorted(values.keys() ^ known - ADDED_LATER)) if isinstance(values, dict) else values
+            raise ValueError(f"{path}: found other fields than expected of a {type(config).__name__}: {odd}")
+        stored = config_from_values(type(config), values | {"resume": config.resume})
+        check_config(stored)
+    return stored

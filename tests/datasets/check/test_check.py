@@ -1,0 +1,292 @@
+import shutil
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets.check.__main__ import Check, command, main
+from datasets.check.contact_sheet import GAP, LINE, SIDE
+from datasets.demo import make_demo_isic, make_demo_synapse
+from datasets.synthetic import lesion
+from tests.tiny import write_slice
+from utils.files import read_rows
+from utils.runs.command_line import run_command
+
+IMAGE, MASK = "val/images/DEMO_0000007.jpg", "val/masks/DEMO_0000007_segmentation.png"
+OTHER = "train/images/DEMO_0000001.jpg"
+SLICE = "train_npz/case0001_slice001"
+COLOURS = np.array([(0, 0, 0), (255, 0, 0), (0, 0, 255)], np.uint8)
+
+
+def write_pairs(folder, masks, start=0, **save):
+    """images/<n>.png, all different, and masks/<n>.png of the arrays."""
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    for number, mask in enumerate(masks, start):
+        image = lesion(np.random.default_rng(number), 48)[0]
+        Image.fromarray(image).save(folder / "images" / f"{number}.png")
+        mask = mask if isinstance(mask, Image.Image) else Image.fromarray(mask)
+        mask.save(folder / "masks" / f"{number}.png")
+
+
+def square(number, high=255, low=0):
+    mask = np.full((48, 48), low, np.uint8)
+    mask[10 : 20 + number, 10:40] = high
+    return mask
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """run(folder, flags) -> (exit status, text of the report, output folder)."""
+
+    def run(folder, **options):
+        output = tmp_path / "report"
+        shutil.rmtree(output, ignore_errors=True)
+        status = main(Check(folder=str(folder), output=str(output), **options))
+        text = (output / "report.txt").read_text(encoding="utf-8")
+        assert capsys.readouterr().out.startswith(text[:200])
+        return status, text, output
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    return make_demo_isic(tmp_path_factory.mktemp("demo") / "isic", size=48, train=6, val=4, test=3)
+
+
+@pytest.fixture
+def good(tmp_path, demo):
+    shutil.copytree(demo, tmp_path / "data")
+    return tmp_path / "data"
+
+
+# ---- what is right
+
+
+def test_a_good_folder_has_no_problems(demo, run):
+    status, text, output = run(demo)
+    assert status == 0 and "Problems: none" in text and "Warnings: none" in text
+    assert "  train      6 pairs   sizes 48x48 (6)   images RGB (6)" in text
+    assert f"Train with: python train.py --dataset isic --data-path {demo}\n" in text
+    assert sorted(path.name for path in output.iterdir()) == [
+        "files.csv",
+        "report.txt",
+        "test.png",
+        "train.png",
+        "val.png",
+    ]
+    rows = read_rows(output / "files.csv")
+    mask = np.asarray(Image.open(demo / "val" / "masks" / f"{rows[6]['name']}_segmentation.png")) >= 128
+    assert len(rows) == 13 and rows[6]["part"] == "val" and float(rows[6]["class_1"]) == mask.mean()
+
+
+def test_class_shares_are_those_of_the_pixels(tmp_path, run):
+    write_pairs(tmp_path / "data" / "train", [square(0), square(10)])  # 10 and 20 rows of 30 in 48 x 48
+    write_pairs(tmp_path / "data" / "val", [square(20)], start=2)
+    _, text, _ = run(tmp_path / "data")
+    share = 100 * (300 + 600 + 900) / (3 * 48 * 48)
+    assert f"  object{share:26.3f} %        3" in text
+    assert f"covers {100 * 300 / 2304:.2f} to {100 * 900 / 2304:.2f} % of an image, {100 * 600 / 2304:.2f} %" in text
+
+
+def test_contact_sheets_show_image_and_outline(demo, run):
+    _, _, output = run(demo, thumbnails=2)
+    sheet = np.asarray(Image.open(output / "train.png")).astype(int)
+    top = 2 * LINE + GAP + LINE
+    assert sheet.shape == (top + SIDE + LINE + 2 * GAP, 4 * (SIDE + GAP) + GAP, 3)  # one row
+    images = sorted((demo / "train" / "images").iterdir())
+    for place, path in enumerate((images[0], images[-1])):  # evenly spread
+        shown = sheet[top : top + SIDE, GAP + place * (SIDE + GAP) :][:, :SIDE]
+        outline = (shown == (0, 200, 80)).all(-1)
+        stored = np.asarray(Image.open(path)).astype(int).repeat(SIDE // 48, 0).repeat(SIDE // 48, 1)
+        assert np.array_equal(shown[~outline], stored[~outline]) and outline.any()
+
+
+@pytest.mark.parametrize(
+    "masks, flags, said",
+    [
+        ([square(n, 1) for n in range(3)], "", "2 values, 0, 1"),
+        ([square(1, 1), square(2, 255), square(3, 1)], "", "others 0 and 255; both are read"),
+        ([square(1, 200, 10), square(2, 10, 10)], " --mask-values 10 200", "2 values, 10, 200"),
+        ([square(1, 1), square(2, 2)], " --num-classes 3", "3 values, 0, 1, 2"),
+        ([square(1, 128), square(2, 255)], " --num-classes 3 --mask-values 0 128 255", "3 values, 0, 128, 255"),
+        ([COLOURS[square(0, n)] for n in (1, 2)], " --num-classes 3 --mask-values '#000000' '#0000ff' '#ff0000'", ""),
+        ([COLOURS[square(n, 1)] for n in (1, 2)], " --mask-values '#000000' '#ff0000'", "2 colours"),
+        ([np.linspace(0, 255, 2304).astype(np.uint8).reshape(48, 48)], "", "1 of 1 with grey outlines"),
+    ],
+)  # fmt: skip
+def test_masks_say_what_the_classes_are(masks, flags, said, tmp_path, run):
+    """The flags that the report proposes read every mask."""
+    write_pairs(tmp_path / "own data", masks)
+    status, text, output = run(tmp_path / "own data")
+    assert status == 0 and said in text
+    assert text.split("Train with: ")[1].splitlines()[0] == (
+        f"python train.py --dataset 'own data' --data-path '{tmp_path}/own data'{flags} --folds 5 --fold 0"
+    )
+    assert (output / "all.png").is_file()
+
+
+def test_palette_masks_are_read_by_index(tmp_path, run):
+    masks = []
+    for high in (1, 2):
+        mask = Image.fromarray(square(1, high))
+        mask.putpalette(COLOURS.tobytes())
+        masks.append(mask)
+    write_pairs(tmp_path / "data", masks)
+    status, text, _ = run(tmp_path / "data")
+    assert status == 0 and "3 indices of a palette, 0, 1, 2" in text and "--num-classes 3 --folds" in text
+
+
+def test_given_classes_are_held_to(tmp_path, run):
+    write_pairs(tmp_path / "data", [square(1, 1), square(2, 2)])
+    status, text, _ = run(tmp_path / "data", num_classes=2)
+    assert status == 1 and "masks/1.png holds the value 2; expected one of mask_values (0, 1)" in text
+    status, text, _ = run(tmp_path / "data", mask_values=("0", "1", "2", "3"))
+    assert status == 0 and "class 3 is nowhere" in text
+
+
+# ---- what is wrong
+
+
+def problems(text):
+    return text.split("Problems: ")[1].split("\n\nWarnings")[0]
+
+
+def warnings(text):
+    return text.split("Warnings: ")[1]
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda f: (f / IMAGE).write_bytes(b"no"), IMAGE),
+        (lambda f: (f / MASK).write_bytes(b"no"), MASK),
+        (lambda f: (f / IMAGE).unlink(), "1 files have no partner of the same stem"),
+        (lambda f: shutil.rmtree(f / "val/masks"), "val/masks is not a folder"),
+        (lambda f: Image.new("L", (40, 48)).save(f / MASK), "7.jpg is 48x48 but its mask"),
+        (lambda f: Image.new("RGB", (48, 48)).save(f / "val/images/DEMO_0000007.png"), "several files for one pair"),
+        (lambda f: shutil.copy(f / OTHER, f / IMAGE),
+         "1 pairs of images with same pixels in different parts: train/DEMO_0000001 = val/DEMO_0000007"),
+        (lambda f: [(f / part).rename(f / str(part).replace("0007", "0001")) for part in
+                    (IMAGE, MASK)],
+         "1 names are in several parts: DEMO_0000001 (train and val)"),
+        (lambda f: Image.new("RGB", (48, 48), (9, 9, 9)).save(f / IMAGE), "the same value in every pixel"),
+    ],
+)  # fmt: skip
+def test_what_stands_against_training_is_a_problem(spoil, message, good, run):
+    spoil(good)
+    status, text, _ = run(good)
+    assert status == 1 and message in problems(text)
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda f: Image.new("L", (48, 48)).save(f / MASK), "empty mask, in 1 pairs"),
+        (lambda f: Image.new("L", (48, 48), 255).save(f / MASK), "mask without background"),
+        (lambda f: Image.open(f / OTHER).save(f / IMAGE, quality=40),
+         "1 similar pairs in different parts: train/DEMO_0000001 = val/DEMO_0000007"),
+        (lambda f: shutil.copy(f / "val/images/DEMO_0000006.jpg", f / IMAGE),
+         "1 pairs of images with same pixels in one part: val/DEMO_0000006 = val/DEMO_0000007"),
+        (lambda f: turned_by_exif(f / IMAGE), "image with a note to turn it (EXIF"),
+    ],
+)  # fmt: skip
+def test_the_unusual_is_a_warning_and_shown(spoil, message, good, run):
+    spoil(good)
+    status, text, output = run(good)
+    assert status == 0 and message in warnings(text)
+    assert (output / "suspects.png").is_file()
+
+
+def turned_by_exif(path):
+    image = Image.open(path)
+    exif = image.getexif()
+    exif[274] = 6
+    image.save(path, exif=exif)
+
+
+def test_many_problems_are_cut_on_the_screen_only(tmp_path, capsys):
+    write_pairs(tmp_path / "data", [square(0)] * 25)
+    for path in (tmp_path / "data" / "masks").iterdir():
+        path.write_bytes(b"no")
+    assert main(Check(folder=str(tmp_path / "data"), output=str(tmp_path / "out"))) == 1
+    said, kept = capsys.readouterr().out, (tmp_path / "out" / "report.txt").read_text(encoding="utf-8")
+    assert "and 5 more, see report.txt" in said
+    assert said.count("/masks/") == 20 and kept.count("/masks/") == 25
+
+
+def test_exit_status_of_the_command(good, tmp_path, monkeypatch, caplog):
+    def status(folder):
+        monkeypatch.setattr(sys, "argv", ["check", str(folder), "--output", str(tmp_path / "out")])
+        with pytest.raises(SystemExit) as exit:
+            run_command(command, Check)
+        return exit.value.code
+
+    assert status(good) == 0
+    (good / IMAGE).unlink()
+    assert status(good) == 1
+    (tmp_path / "empty").mkdir()
+    assert status(tmp_path / "empty") == 2
+    assert "holds neither train/images and train/masks, nor images and masks" in caplog.text
+
+
+# ---- Synapse
+
+
+@pytest.fixture
+def synapse(tmp_path):
+    return make_demo_synapse(tmp_path / "synapse", size=48, train=2, val=1, test=1, slices=3)
+
+
+def edit_list(folder, name, lines):
+    (folder / "lists" / "list_Synapse" / name).write_text("".join(f"{line}\n" for line in lines))
+
+
+def test_synapse_has_no_problems(synapse, run):
+    status, text, output = run(synapse)
+    assert status == 0 and "Problems: none" in text
+    assert "train.txt         6 slices   sizes 48x48 (6)" in text
+    assert "test_vol.txt      1 volumes   sizes 3x48x48 (1)   spacing in mm" in text
+    assert {"train.png", "val_vol.png", "test_vol.png"} <= {path.name for path in output.iterdir()}
+    with np.load(synapse / "train_npz" / "case0001_slice000.npz") as arrays:
+        row = read_rows(output / "files.csv")[0]
+        assert row["name"] == "case0001_slice000" and float(row["class_5"]) == (arrays["label"] == 5).mean()
+
+
+def test_other_lists_may_divide_the_cases_otherwise(synapse, run):
+    """Cases 1, 2 | 3 | 4 in one folder of lists and 1 | 2 | 4 in another; only within a folder they must differ."""
+    lists = synapse / "lists" / "list_Synapse_holdout"
+    shutil.copytree(synapse / "lists" / "list_Synapse", lists)
+    train = (lists / "train.txt").read_text(encoding="utf-8").splitlines()
+    (lists / "train.txt").write_text("".join(f"{name}\n" for name in train if name.startswith("case0001")))
+    (lists / "val_vol.txt").write_text("case0002\n")
+    with h5py.File(synapse / "test_vol_h5" / "case0002.npy.h5", "w") as file:
+        slices = [np.load(synapse / "train_npz" / f"case0002_slice{index:03d}.npz") for index in range(3)]
+        file["image"], file["label"] = (np.stack([arrays[kind] for arrays in slices]) for kind in ("image", "label"))
+    assert run(synapse)[0] == 0
+    (lists / "train.txt").write_text("".join(f"{name}\n" for name in train))
+    status, text, _ = run(synapse)
+    assert status == 1 and f"{lists}: 3 slices with equal values are in train.txt and val_vol.txt" in problems(text)
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda f: (f / f"{SLICE}.npz").write_bytes(b"no"), "case0001_slice001.npz cannot be read"),
+        (lambda f: (f / f"{SLICE}.npz").unlink(), "1 of 6 listed files are not in"),
+        (lambda f: write_slice(f, SLICE, label=np.full((20, 24), 9.0)), "labels from 9 to 9"),
+        (lambda f: np.savez(f / SLICE, image=np.full((4, 4), -900.0), label=np.zeros((4, 4))),
+         "case0001_slice001.npz holds values from -900 to -900; expected 0..1"),
+        (lambda f: edit_list(f, "test_vol.txt", ["case0003"]), "1 cases are in several lists: case0003 (val"),
+        (lambda f: (f / "test_vol_h5/case0004.npy.h5").write_bytes((f / "test_vol_h5/case0003.npy.h5").read_bytes()),
+         "3 slices with equal values are in val_vol.txt and test_vol.txt: case0003 slice 0 = case0004 slice 0"),
+        (lambda f: shutil.rmtree(f / "lists"), "holds no folder with train.txt and test_vol.txt"),
+    ],
+)  # fmt: skip
+def test_what_stands_against_training_on_volumes_is_a_problem(spoil, message, synapse, run):
+    spoil(synapse)
+    status, text, _ = run(synapse)
+    assert status == 1 and message in problems(text)

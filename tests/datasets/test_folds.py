@@ -1,0 +1,113 @@
+from collections import Counter
+
+import pytest
+from PIL import Image
+
+from datasets.demo import make_demo_isic
+from datasets.folds import find_split, fold_of
+from tests.tiny import isic_config
+
+PATIENTS = [f"p{patient:02d}_{shot}" for patient in range(12) for shot in range(1 + patient % 4)]
+
+
+def fold_config(folder, fold=0, **changes):
+    return isic_config(folder, **dict(folds=3, fold=fold, fold_seed=42, fold_group="") | changes)
+
+
+def stems(folder, split, config):
+    return [stem for stem, _, _ in find_split(folder, split, config)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_demo_isic(tmp_path_factory.mktemp("demo") / "isic", size=16, train=7, val=4, test=2)
+
+
+def flat_folder(root, names):
+    for kind in ("images", "masks"):
+        (root / kind).mkdir(parents=True)
+        for name in names:
+            Image.new("L", (4, 4)).save(root / kind / f"{name}.png")
+    return root
+
+
+def test_every_image_is_validated_on_once(folder):
+    parts = [stems(folder, "val", fold_config(folder, fold)) for fold in range(3)]
+    assert sorted(map(len, parts)) == [3, 4, 4]
+    everything = sorted(stem for part in parts for stem in part)
+    assert everything == sorted(
+        stems(folder, part, isic_config(folder))[i] for part, n in (("train", 7), ("val", 4)) for i in range(n)
+    )
+    for fold, part in enumerate(parts):
+        assert stems(folder, "train", fold_config(folder, fold)) == [stem for stem in everything if stem not in part]
+
+
+def test_the_test_set_stays_out_of_the_folds(folder):
+    assert stems(folder, "test", fold_config(folder)) == stems(folder, "test", isic_config(folder))
+    pooled = stems(folder, "train", fold_config(folder)) + stems(folder, "val", fold_config(folder))
+    assert len(pooled) == 11 and not set(pooled) & set(stems(folder, "test", fold_config(folder)))
+
+
+def test_images_and_masks_without_train_and_val_are_enough(tmp_path):
+    flat_folder(tmp_path, PATIENTS)
+    config = fold_config(tmp_path, fold_group=r"^p\d+")
+    train, val = (stems(tmp_path, part, config) for part in ("train", "val"))
+    assert sorted(train + val) == sorted(PATIENTS) and val
+
+
+def test_a_patient_stays_in_one_fold():
+    for group in (r"^[^_]+", r"^p(\d+)_"):
+        fold = fold_of(PATIENTS, 5, 42, group)
+        by_patient = {}
+        for stem in PATIENTS:
+            by_patient.setdefault(stem[:3], set()).add(fold[stem])
+        assert all(len(folds) == 1 for folds in by_patient.values())
+        sizes = Counter(fold.values())
+        assert len(sizes) == 5 and max(sizes.values()) - min(sizes.values()) <= 1  # 30 images, groups of 1 to 4
+
+
+def test_the_seed_decides_and_the_order_of_files_does_not():
+    assert fold_of(PATIENTS, 5, 1) == fold_of(PATIENTS[::-1], 5, 1) != fold_of(PATIENTS, 5, 2)
+    assert [fold_of("abcdefgh", 2, 42)[letter] for letter in "abcdefgh"] == FOLDS_OF_EIGHT
+
+
+# written down once: another Python or a change of the code must not deal other folds
+FOLDS_OF_EIGHT = [0, 1, 0, 0, 1, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(fold=3), r"fold is 3; expected 0..2 for folds 3"),
+        (dict(folds=12), r"folds is 12; expected 2..11, the number of images"),
+        (dict(folds=1), r"folds is 1; expected 2..11"),
+        (dict(fold_group="^DEMO"), r"folds is 3; expected 2..1, the number of groups of 11 images"),
+        (dict(fold_group="patient"), r"fold_group 'patient' matches nothing in the name DEMO_0000000"),
+        (dict(fold_group="("), r"fold_group is '\(', not a regular expression"),
+    ],
+)
+def test_impossible_folds_are_named(folder, changes, message):
+    with pytest.raises(ValueError, match=message):
+        find_split(folder, "val", fold_config(folder, **changes))
+
+
+def test_a_name_in_train_and_val_is_refused(tmp_path):
+    flat_folder(tmp_path / "train", ["a", "b"])
+    flat_folder(tmp_path / "val", ["b", "c"])
+    with pytest.raises(ValueError, match="1 names are in both train and val of .*: b; expected each once"):
+        find_split(tmp_path, "train", fold_config(tmp_path))
+
+
+def test_missing_folders_and_lists_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no images and masks, nor train/images"):
+        find_split(tmp_path, "train", fold_config(tmp_path))
+    flat_folder(tmp_path / "train", ["a", "b"])
+    with pytest.raises(FileNotFoundError, match="has no folder test; expected train, val and test, or a list split"):
+        find_split(tmp_path, "test", isic_config(tmp_path, protocol="holdout"))
+    (tmp_path / "split.csv").write_text("name\na\n")
+    with pytest.raises(ValueError, match="split.csv has no columns id and holdout"):
+        find_split(tmp_path, "test", isic_config(tmp_path, protocol="holdout"))
+    (tmp_path / "split.csv").write_text("id,holdout\na,train\nx,test\n")
+    with pytest.raises(ValueError, match="split.csv lists 1 pairs for test, 1 are not there: x"):
+        find_split(tmp_path, "test", isic_config(tmp_path, protocol="holdout"))
+    assert stems(tmp_path, "train", isic_config(tmp_path, protocol="holdout")) == ["a"]

@@ -1,0 +1,332 @@
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets import prepare_isic
+from datasets.folds import find_split
+from datasets.isic import find_pairs, read_image, read_mask
+from datasets.prepare_isic import KNOWN_DUPLICATES, OFFICIAL, PrepareISIC, draw, draw_splits, leave_out, prepare
+from tests.tiny import isic_config, tree
+from utils.files import read_rows
+
+COUNTS = {"training": 7, "validation": 3, "test": 2}
+
+
+def write_pair(images, masks, id, seed, size=(48, 32)):
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(images / f"{id}.jpg", quality=95)
+    mask = np.zeros(size[::-1], np.uint8)
+    mask[4:12, 5:16] = 255
+    Image.fromarray(mask).save(masks / f"{id}_segmentation.png")
+
+
+@pytest.fixture
+def source(request, tmp_path):
+    """The official folders of 2018 with few pairs, and what else lies in them."""
+    year = getattr(request, "param", "isic18")
+    folder = tmp_path / "source"
+    for number, (key, count) in enumerate(COUNTS.items()):
+        images, masks = (folder / name for name in OFFICIAL[year][key])
+        images.mkdir(parents=True)
+        masks.mkdir()
+        for i in range(count):
+            write_pair(images, masks, f"ISIC_{number}{i:06d}", seed=10 * number + i)
+        Image.new("L", (48, 32)).save(images / "ISIC_0000000_superpixels.png")
+        (images / "ATTRIBUTION.txt").write_text("not an image")
+    return folder
+
+
+def zipped(source):
+    """The same folder with zip archives instead of the official folders."""
+    out = source.parent / "zips"
+    out.mkdir()
+    for folder in source.iterdir():
+        shutil.make_archive(out / folder.name, "zip", source, folder.name)
+    return out
+
+
+def options(source, out, **changes):
+    return PrepareISIC(source=str(source), out=str(out), **{"seed": 1} | changes)
+
+
+# ---- splits
+
+
+@pytest.mark.parametrize("name, train, val", [("isic17", 1500, 650), ("isic18", 1815, 779)])
+def test_the_published_lists_are_what_the_seed_draws(name, train, val, monkeypatch):
+    listed = prepare_isic.published_split(name)
+    sets = {"training": list(listed)}
+    from_list = draw_splits(name, sets)
+    monkeypatch.setattr(prepare_isic, "published_split", lambda name: {})
+    drawn = draw_splits(name, sets)
+    assert {id: (drawn["paper"][id], drawn["holdout"][id]) for id in listed} == listed and from_list == drawn
+    assert Counter(drawn["paper"].values()) == {"train": train, "val": val}
+    assert {id for id, part in drawn["holdout"].items() if part == "test"} == {
+        id for id, part in drawn["paper"].items() if part == "val"
+    }
+
+
+def test_with_the_validation_set_2018_has_the_papers_sizes():
+    training = list(prepare_isic.published_split("isic18"))
+    validation = [f"ISIC_9{number:06d}" for number in range(100)]
+    both = draw_splits("isic18", {"training": training, "validation": validation})
+    assert Counter(both["paper"].values()) == {"train": 1886, "val": 808}
+    alone = draw_splits("isic18", {"training": training})
+    assert all(both[key][id] == part for key in both for id, part in alone[key].items())
+
+
+def test_an_incomplete_download_keeps_the_sides_of_the_list(capsys):
+    listed = prepare_isic.published_split("isic17")
+    some = draw_splits("isic17", {"training": list(listed)[::3]})
+    assert all(some["paper"][id] == listed[id][0] for id in some["paper"]) and len(some["paper"]) == 717
+    assert "717 of the 2150 official pairs" in capsys.readouterr().out
+
+
+def test_the_seed_decides_the_split():
+    ids = [f"ISIC_{number:07d}" for number in range(50)]
+    assert draw(ids, 35, 1) == draw(ids[::-1], 35, 1) != draw(ids, 35, 2)
+    assert Counter(draw(ids, 35, 1).values()) == {("train", "train"): 30, ("train", "val"): 5, ("val", "test"): 15}
+
+
+def test_of_a_pair_of_duplicates_the_one_that_counts_less_is_left_out():
+    parts = dict(a="train", b="test", c="val", d="train", e="train", f="train", g="")
+    leave_out(parts, [("a", "b"), ("c", "d"), ("e", "f"), ("f", "g"), ("b", "not there")])
+    assert parts == dict(a="", b="test", c="val", d="", e="train", f="train", g="")
+    for name in ("isic17", "isic18"):
+        holdout = {id: part for id, (_, part) in prepare_isic.published_split(name).items()}
+        assert all(len({holdout.get(id, "") for id in pair} - {""}) <= 1 for pair in KNOWN_DUPLICATES)
+
+
+# ---- the folder
+
+
+@pytest.mark.parametrize("source, train", [("isic17", 7), ("isic18", 4 + 2)], indirect=["source"])
+def test_archives_and_folders_give_the_same_files(source, train, tmp_path):
+    assert prepare(options(source, tmp_path / "a")) == {"train": train, "val": 10 - train}
+    prepare(options(zipped(source), tmp_path / "b"))
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    for row in read_rows(tmp_path / "a" / "split.csv"):
+        for kind in ("image", "mask"):
+            content = (tmp_path / "a" / row[kind]).read_bytes()
+            assert hashlib.sha256(content).hexdigest() == row[f"{kind}_sha256"]
+            assert content == next(source.rglob(Path(row[kind]).name)).read_bytes()
+            assert row[kind].startswith(row["paper"])
+
+
+def test_one_folder_serves_both_protocols(source, tmp_path):
+    out = tmp_path / "out"
+    prepare(options(source, out))
+    stems = {
+        (protocol, part): {stem for stem, _, _ in find_split(out, part, isic_config(out, protocol=protocol))}
+        for protocol, part in [
+            ("paper", "train"),
+            ("paper", "val"),
+            *(("holdout", p) for p in ("train", "val", "test")),
+        ]
+    }
+    assert stems["holdout", "test"] == stems["paper", "val"]
+    assert stems["holdout", "train"] | stems["holdout", "val"] == stems["paper", "train"]
+    assert not stems["holdout", "train"] & stems["holdout", "val"] and stems["holdout", "val"]
+
+
+def test_official_sets_stay_as_they_are(source, tmp_path):
+    assert prepare(options(source, tmp_path / "out", split="official")) == {"train": 7, "val": 3, "test": 2}
+    assert not find_pairs(*(tmp_path / "out" / "test" / kind for kind in ("images", "masks")))[0][0].startswith(
+        "ISIC_0"
+    )
+    shutil.rmtree(source / OFFICIAL["isic18"]["test"][0])
+    shutil.rmtree(source / OFFICIAL["isic18"]["test"][1])
+    with pytest.raises(FileNotFoundError, match="has no test set; --split official needs ISIC2018_Task1-2_Test_Input"):
+        prepare(options(source, tmp_path / "other", split="official"))
+
+
+def test_links_point_to_the_unpacked_files(source, tmp_path):
+    prepare(options(source, tmp_path / "out", link=True))
+    assert all(p.is_symlink() and p.resolve().is_relative_to(source) for p in (tmp_path / "out").rglob("*.jpg"))
+    with pytest.raises(ValueError, match="--link needs unpacked files; .*zip is an archive"):
+        prepare(options(zipped(source), tmp_path / "other", link=True))
+
+
+def test_resized_files_hold_what_the_filter_makes(source, tmp_path):
+    prepare(options(source, tmp_path / "out", resize=16, filter="lanczos"))
+    row = read_rows(tmp_path / "out" / "split.csv")[0]
+    official = next(source.rglob(f"{row['id']}.jpg"))
+    expected = Image.open(official).resize((16, 16), Image.Resampling.LANCZOS)
+    assert torch.equal(read_image(tmp_path / "out" / row["image"]).permute(1, 2, 0), torch.tensor(np.array(expected)))
+    assert row["official_image_sha256"] == hashlib.sha256(official.read_bytes()).hexdigest()
+    mask = read_mask(tmp_path / "out" / row["mask"])
+    # rows 4..11 in pairs, columns 5..15 in threes: of the first and the last three only one is lesion
+    expected = torch.zeros(16, 16, dtype=torch.uint8)
+    expected[2:6, 2:5] = 255
+    assert torch.equal(mask[0], expected)
+
+
+# ---- stopped, repeated, mixed
+
+
+def test_a_killed_run_is_completed(source, tmp_path):
+    """SIGKILL while files are written; nothing but whole files has a name, and the repetition ends as one run does."""
+    out = tmp_path / "out"
+    code = (
+        "import sys, time; from datasets import prepare_isic as p; real = p.decode\n"
+        "def slow(*args): time.sleep(0.3); return real(*args)\n"
+        "p.decode = slow; p.available_cpus = lambda: 1\n"
+        "p.prepare(p.PrepareISIC(source=sys.argv[1], out=sys.argv[2], seed=1))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(source), str(out)], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while len(list(out.glob("*/masks/*.png"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    placed = list(out.glob("*/*/ISIC*"))
+    assert 2 <= len(placed) < 20 and not (out / "split.csv").exists()
+    assert all(path.read_bytes() == next(source.rglob(path.name)).read_bytes() for path in placed)
+    prepare(options(source, out))
+    prepare(options(source, tmp_path / "whole"))
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_a_repetition_mends_an_altered_file(source, tmp_path):
+    out = tmp_path / "out"
+    prepare(options(source, out))
+    before = tree(out)
+    next(out.rglob("*.jpg")).write_bytes(b"something else")
+    assert tree(out) != before
+    prepare(options(source, out))
+    assert tree(out) == before
+
+
+@pytest.mark.parametrize("changes", [dict(seed=2), dict(resize=16), dict(split="official"), dict(link=True)])
+def test_another_preparation_does_not_mix_with_the_first(source, tmp_path, changes):
+    out = tmp_path / "out"
+    prepare(options(source, out))
+    before = tree(out)
+    with pytest.raises(ValueError, match=rf"was prepared otherwise \(.*{next(iter(changes))} .* instead of"):
+        prepare(options(source, out, **changes))
+    assert tree(out) == before
+
+
+def test_other_files_are_not_mixed_with(source, tmp_path):
+    (tmp_path / "out" / "train").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds files that this tool has not prepared"):
+        prepare(options(source, tmp_path / "out"))
+    prepare(options(source, tmp_path / "other"))
+    write_pair(*(tmp_path / "other" / "val" / kind for kind in ("images", "masks")), "ISIC_7777777", 5)
+    with pytest.raises(ValueError, match="val holds 1 pairs that do not belong there: ISIC_7777777"):
+        prepare(options(source, tmp_path / "other"))
+
+
+# ---- duplicates
+
+
+def test_duplicates_on_both_sides_are_named(source, tmp_path, capsys):
+    prepare(options(source, tmp_path / "before"))
+    parts = {row["id"]: row["holdout"] for row in read_rows(tmp_path / "before" / "split.csv")}
+    learned, tested = (min(id for id, part in parts.items() if part == wanted) for wanted in ("train", "test"))
+    shutil.copy(next(source.rglob(f"{learned}.jpg")), next(source.rglob(f"{tested}.jpg")))
+    capsys.readouterr()
+    prepare(options(source, tmp_path / "out"))
+    said = capsys.readouterr().out
+    first, second = sorted((learned, tested))
+    assert f"same pixels, on both sides of the paper split: {first}" in said and second in said
+    (row,) = read_rows(tmp_path / "out" / "duplicates.csv")
+    assert (row["first"], row["second"], row["kind"]) == (first, second, "same pixels")
+    after = {row["id"]: row["holdout"] for row in read_rows(tmp_path / "out" / "split.csv")}
+    assert after == parts | {learned: ""}
+
+
+# ---- what is wrong
+
+
+def test_what_is_missing_is_named(source, tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match="holds none of the official folders or zip archives; expected ISIC-2017"
+    ):
+        prepare(options(tmp_path / "nowhere", tmp_path / "out"))
+    masks = source / OFFICIAL["isic18"]["training"][1]
+    next(masks.iterdir()).unlink()
+    with pytest.raises(ValueError, match=f"1 ids are in only one of ISIC2018_Task1-2_Training_Input and {masks.name}"):
+        prepare(options(source, tmp_path / "out"))
+    masks.rename(source / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=f"has no folder or zip archive {masks.name}"):
+        prepare(options(source, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_years_need_a_choice(source, tmp_path):
+    for folder in OFFICIAL["isic17"]["training"]:
+        (source / folder).mkdir()
+    write_pair(*(source / folder for folder in OFFICIAL["isic17"]["training"]), "ISIC_5555555", 5)
+    with pytest.raises(ValueError, match="holds ISIC 2017 and 2018; choose one with --dataset"):
+        prepare(options(source, tmp_path / "out"))
+    prepare(options(source, tmp_path / "out", dataset="isic18"))
+    assert json.loads((tmp_path / "out" / "preparation.json").read_text(encoding="utf-8"))["dataset"] == "isic18"
+
+
+def test_a_broken_or_mismatched_pair_is_named_by_its_origin(source, tmp_path):
+    image = next((source / OFFICIAL["isic18"]["training"][0]).glob("*.jpg"))
+    whole = image.read_bytes()
+    image.write_bytes(whole[:200])
+    with pytest.raises(ValueError, match=f"{image} cannot be read"):
+        prepare(options(source, tmp_path / "out"))
+    image.write_bytes(whole)
+    Image.new("L", (20, 32)).save(next(source.rglob(f"{image.stem}_segmentation.png")))
+    with pytest.raises(ValueError, match=f"{image} is 48x32 but its mask .*_segmentation.png is 20x32"):
+        prepare(options(source, tmp_path / "out"))
+    assert not list((tmp_path / "out").rglob(image.name)) and not (tmp_path / "out" / "split.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["../../evil/ISIC_0000099.jpg", "/tmp/ISIC_0000099.jpg", "../ISIC_00000999.jpg"])
+def test_members_of_an_archive_cannot_leave_the_folder(source, tmp_path, name):
+    zips = zipped(source)
+    images, masks = (zips / f"{folder}.zip" for folder in OFFICIAL["isic18"]["training"])
+    with zipfile.ZipFile(images, "a") as archive:
+        archive.writestr(name, next(source.rglob("*.jpg")).read_bytes())
+    with zipfile.ZipFile(masks, "a") as archive:
+        archive.writestr("ISIC_0000099_segmentation.png", next(source.rglob("*_segmentation.png")).read_bytes())
+    before = set(tmp_path.iterdir())
+    if "ISIC_0000099.jpg" in name:
+        prepare(options(zips, tmp_path / "out"))
+    else:  # not an official name
+        with pytest.raises(ValueError, match="1 ids are in only one"):
+            prepare(options(zips, tmp_path / "out"))
+    assert set(tmp_path.iterdir()) - before <= {tmp_path / "out"} and not Path("/tmp/ISIC_0000099.jpg").exists()
+
+
+def test_damaged_encrypted_and_huge_members_are_refused(source, tmp_path, monkeypatch):
+    zips = zipped(source)
+    path = zips / f"{OFFICIAL['isic18']['training'][0]}.zip"
+    content = bytearray(path.read_bytes())
+    content[400] ^= 255  # in the data of the first member
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="Training_Input.zip/.*jpg cannot be read"):
+        prepare(options(zips, tmp_path / "a"))
+    monkeypatch.setattr("datasets.downloads.LIMIT", 100)
+    with pytest.raises(ValueError, match="cannot be read: it is larger than"):
+        prepare(options(source, tmp_path / "b"))
+    path.write_bytes(b"not a zip")
+    with pytest.raises(ValueError, match="Training_Input.zip cannot be read"):
+        prepare(options(zips, tmp_path / "c"))
+
+
+def test_options_that_cannot_be(source, tmp_path):
+    with pytest.raises(ValueError, match="--link and --resize exclude"):
+        prepare(options(source, tmp_path / "out", link=True, resize=32))
+    with pytest.raises(ValueError, match="--resize 4; expected a side of 16 to 4096"):
+        prepare(options(source, tmp_path / "out", resize=4))

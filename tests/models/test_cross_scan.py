@@ -1,0 +1,221 @@
+"""The cross-scan: its definition against the original's numbers, backends against its definition."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.cross_scan import backends, cross_selective_scan, gated_cross_scan, torch_loop
+from models.cross_scan.reference import make_inputs, scan_order, selective_scan
+from tests.tiny import GOLDEN
+
+INPUT_NAMES = ("x", "dt", "B", "C", "A", "D", "dt_bias", "dt_weight")
+
+
+def output_and_gradients(backend, inputs, grad_y):
+    leaves = [None if t is None else t.detach().clone().requires_grad_() for t in inputs]
+    y = cross_selective_scan(*leaves, backend=backend)
+    used = [t for t in leaves if t is not None]
+    return y.detach(), torch.autograd.grad(y, used, grad_y.to(y.dtype))
+
+
+def relative_error(found, expected):
+    return ((found.double() - expected).norm() / expected.norm()).item()
+
+
+def test_the_four_directions_visit_the_pixels_by_row_by_column_and_backwards():
+    assert scan_order(2, 3).tolist() == [[0, 1, 2, 3, 4, 5], [0, 3, 1, 4, 2, 5], [5, 4, 3, 2, 1, 0], [5, 2, 4, 1, 3, 0]]
+
+
+def test_selective_scan_equals_the_original():
+    """`selective_scan_ref` with softplus and bias; 12 channels in 4 groups that share B and C."""
+    golden = {name: torch.from_numpy(array) for name, array in np.load(GOLDEN / "scan.npz").items()}
+    leaves = {name: t.requires_grad_() for name, t in golden.items() if name.startswith("in_")}
+    delta = F.softplus(leaves["in_delta"] + leaves["in_delta_bias"][:, None])
+    y = torch.cat(
+        [
+            selective_scan(
+                leaves["in_u"][:, c].transpose(1, 2), delta[:, c].transpose(1, 2), leaves["in_A"][c],
+                leaves["in_B"][:, c[0] // 3].transpose(1, 2), leaves["in_C"][:, c[0] // 3].transpose(1, 2),
+                leaves["in_D"][c],
+            )
+            for c in torch.arange(12).split(3)
+        ],
+        dim=-1,
+    ).transpose(1, 2)  # fmt: skip
+    torch.testing.assert_close(y, golden["y"], rtol=1e-12, atol=1e-12)
+    y.backward(golden["gy"])
+    for name, leaf in leaves.items():
+        torch.testing.assert_close(leaf.grad, golden["grad_" + name[3:]], rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+@pytest.mark.parametrize("H, W", [(1, 1), (1, 31), (4, 8), (11, 3), (7, 9)])
+def test_torch_loop_equals_the_definition_in_float64(H, W, rank):
+    inputs = make_inputs(3, H, W, I=6, N=5, R=rank, dtype=torch.float64)
+    grad_y = torch.randn(3, H, W, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    y, grads = output_and_gradients("torch", inputs, grad_y)
+    y_ref, grads_ref = output_and_gradients("reference", inputs, grad_y)
+    torch.testing.assert_close(y, y_ref, rtol=1e-12, atol=1e-12)
+    for name, grad, grad_ref in zip(INPUT_NAMES, grads, grads_ref, strict=False):
+        torch.testing.assert_close(
+            grad, grad_ref, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"d{name}: {text}"
+        )
+
+
+def test_torch_loop_passes_gradcheck():
+    inputs = make_inputs(2, 2, 3, I=3, N=2, R=2, dtype=torch.float64)
+    torch.autograd.gradcheck(
+        lambda *tensors: cross_selective_scan(*tensors, backend="torch"), [t.requires_grad_() for t in inputs]
+    )
+
+
+def test_torch_loop_keeps_float32_accuracy_with_large_steps_and_strongly_varied_rates():
+    x, dt, B, C, A, D, dt_bias, _ = make_inputs(1, 8, 8, I=8, N=16, dtype=torch.float64)
+    dt = 20 * dt  # steps up to about 60, beyond softplus's threshold of 20
+    A = A * torch.logspace(-3, 3, 16, dtype=torch.float64)
+    inputs = (x, dt, B, C, A, D, dt_bias, None)
+    single = [None if t is None else t.float() for t in inputs]
+    grad_y = torch.randn_like(x)
+    y, grads = output_and_gradients("torch", single, grad_y)
+    y_ref, grads_ref = output_and_gradients(
+        "reference", [None if t is None else t.double() for t in single], grad_y.float()
+    )
+    assert relative_error(y, y_ref) < 5e-7
+    for name, grad, grad_ref in zip(INPUT_NAMES, grads, grads_ref, strict=False):
+        assert relative_error(grad, grad_ref) < 2e-6, name
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_bfloat16_inputs_are_scanned_in_float32(backend):
+    inputs = make_inputs(1, 4, 6, I=8, R=2, dtype=torch.bfloat16)
+    y = cross_selective_scan(*inputs, backend=backend)
+    expected = cross_selective_scan(*(t.double() for t in inputs), backend="reference")
+    assert y.dtype == torch.bfloat16
+    assert relative_error(y, expected) < 5e-3
+
+
+def test_opcheck():
+    inputs = [t.requires_grad_() for t in make_inputs(2, 3, 4, I=4, N=3, R=2)]
+    torch.library.opcheck(torch.ops.vmunet.cross_scan.default, (*inputs, "torch", True))
+    torch.library.opcheck(torch.ops.vmunet.cross_scan.default, (*(t.detach() for t in inputs), "torch", False))
+
+
+def test_flop_counter_counts_the_scan():
+    b, H, W, I, N, R = 2, 4, 6, 8, 16, 3
+    inputs = make_inputs(b, H, W, I, N, R)
+    with FlopCounterMode(display=False) as counter:
+        cross_selective_scan(*inputs, backend="torch")
+    updates = 4 * b * H * W * I
+    assert counter.get_total_flops() == 9 * updates * N + 2 * updates + 2 * updates * R
+
+
+def test_gate_and_norm_follow_the_scan():
+    inputs = make_inputs(2, 3, 4, I=8, R=2, dtype=torch.float64)
+    z, weight, bias = torch.randn(2, 3, 4, 8, dtype=torch.float64), torch.rand(8).double(), torch.rand(8).double()
+    y = cross_selective_scan(*inputs, backend="reference")
+    normed = (y - y.mean(-1, keepdim=True)) / (y.var(-1, correction=0, keepdim=True) + 1e-5).sqrt() * weight + bias
+    expected = normed * z * z.sigmoid()
+    found = gated_cross_scan(inputs[0], z, *inputs[1:], weight, bias, backend="torch")
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("position, name", list(enumerate(INPUT_NAMES))[1:])
+def test_a_wrong_shape_is_named(position, name):
+    inputs = list(make_inputs(2, 3, 4, I=8, R=2))
+    inputs[position] = inputs[position][..., :-1]
+    with pytest.raises(ValueError, match="cross-scan: found .* expected"):
+        cross_selective_scan(*inputs)
+
+
+def test_a_wrong_dtype_is_named():
+    inputs = list(make_inputs(2, 3, 4, I=8, R=2))
+    inputs[2] = inputs[2].double()
+    with pytest.raises(ValueError, match=r"found B in torch.float64, expected torch.float32"):
+        cross_selective_scan(*inputs)
+
+
+def test_an_unknown_backend_lists_the_known_ones():
+    with pytest.raises(ValueError, match="found 'fast', expected 'auto' or one of .*torch, reference"):
+        cross_selective_scan(*make_inputs(1, 2, 2, I=4, R=2), backend="fast")
+
+
+def test_a_backend_that_returns_zeros_is_passed_over(monkeypatch, caplog):
+    """As kernels without code for the card do."""
+    zeros = type("Zeros", (), {"why_not": lambda *_: None, "forward": lambda x, *_, save: (torch.zeros_like(x), None)})
+    monkeypatch.setattr(backends, "load", lambda name, load=backends.load: zeros if name == "broken" else load(name))
+    monkeypatch.setattr(backends, "PREFERENCE", ("broken", "torch"))
+    backends.choose.cache_clear()
+    with caplog.at_level("INFO", logger="vmunet"):
+        assert backends.choose("cpu", torch.float32) == "torch"
+    backends.choose.cache_clear()
+    assert "broken: its self-test on cpu in torch.float32 is off by 1.0e+00" in caplog.text
+
+
+def test_a_backend_that_can_not_be_compiled_is_passed_over(monkeypatch, caplog):
+    """As Triton without a C compiler. Asked for by name it says so."""
+
+    def forward(*inputs, save):
+        raise RuntimeError("Failed to find C compiler.\nTraceback of many lines")
+
+    broken = type("Broken", (), {"why_not": lambda *_: None, "forward": forward})
+    monkeypatch.setattr(backends, "load", lambda name, load=backends.load: broken if name == "triton" else load(name))
+    monkeypatch.setattr(backends, "PREFERENCE", ("triton", "torch"))
+    for cached in (backends.choose, backends.why_not):
+        cached.cache_clear()
+    said = "its self-test on cpu in torch.float32 ended with RuntimeError: Failed to find C compiler."
+    with caplog.at_level("INFO", logger="vmunet"):
+        assert backends.choose("cpu", torch.float32) == "torch"
+    assert f"(triton: {said})" in caplog.text
+    with pytest.raises(RuntimeError, match=f"'triton' can't be used: {said}"):
+        backends.resolve("triton", "cpu", torch.float32)
+    for cached in (backends.choose, backends.why_not):
+        cached.cache_clear()
+
+
+def test_reference_refuses_long_sequences_with_gradients():
+    inputs = [t.requires_grad_() for t in make_inputs(1, 33, 33, I=2, N=1, R=1)]
+    with pytest.raises(RuntimeError, match="found 1089 steps with gradients, expected at most 1024"):
+        cross_selective_scan(*inputs, backend="reference")
+
+
+def test_a_fused_backend_is_called_with_norm_and_gate_and_gives_their_gradients(monkeypatch):
+    """The operator around it, with a backend that composes what the Triton kernels fuse."""
+
+    class Fused:
+        saved_shape = staticmethod(torch_loop.saved_shape)
+
+        @staticmethod
+        def gated_forward(x, z, *inputs, save):
+            *inputs, weight, bias, eps = inputs
+            y, saved = torch_loop.forward(x, *inputs, save=save)
+            out = F.layer_norm(y, y.shape[-1:], weight, bias, eps) * F.silu(z)
+            return out, y if save else y.new_empty(0), saved
+
+        @staticmethod
+        def gated_backward(grad, y, saved, x, z, *inputs):
+            *inputs, weight, bias, eps = inputs
+            normed, mean, rstd = torch.native_layer_norm(y, y.shape[-1:], weight, bias, eps)
+            dz = torch.ops.aten.silu_backward(grad * normed, z)
+            dy, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
+                grad * F.silu(z), y, y.shape[-1:], mean, rstd, weight, bias, [True, True, True]
+            )
+            dx, *others = torch_loop.backward(dy, saved, x, *inputs)
+            return dx, dz, *others, d_weight, d_bias
+
+    monkeypatch.setattr(backends, "load", lambda name, load=backends.load: Fused if name == "fused" else load(name))
+    monkeypatch.setattr(backends, "FUSED", {"fused"})
+    monkeypatch.setattr("models.cross_scan.resolve", lambda name, *_: name)
+    for rank in (2, None):
+        x, *rest = make_inputs(2, 3, 4, I=8, R=rank, dtype=torch.float64)
+        tensors = [x, torch.randn_like(x), *rest, torch.rand(8).double(), torch.rand(8).double()]
+        results = []
+        for backend in ("fused", "torch"):
+            leaves = [None if t is None else t.detach().clone().requires_grad_() for t in tensors]
+            out = gated_cross_scan(*leaves, backend=backend)
+            results.append([out, *torch.autograd.grad(out.square().sum(), [t for t in leaves if t is not None])])
+        for found, expected in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected)
+        with torch.no_grad():
+            torch.testing.assert_close(gated_cross_scan(*tensors, backend="fused"), results[1][0])

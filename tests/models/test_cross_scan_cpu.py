@@ -1,0 +1,267 @@
+"""The numba kernels against the definition in double precision, whatever the shape, the threads and the machine."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from models.cross_scan import backends, cpu, cross_selective_scan
+from models.cross_scan.reference import make_inputs, scan
+from tests.tiny import GOLDEN, ROOT
+
+if cpu.kernels is None:
+    pytest.skip(f"needs numba: {cpu.IMPORT_ERROR}", allow_module_level=True)
+
+NAMES = ("x", "dt", "B", "C", "A", "D", "dt_bias", "dt_weight")
+CASES = {  # b, H, W, I, N, R
+    "one step": (1, 1, 1, 32, 16, 2),
+    "one step less than a tile": (1, 1, 31, 16, 16, 1),
+    "a tile": (1, 4, 8, 64, 16, 4),
+    "a tile and one step": (2, 11, 3, 48, 16, 5),
+    "long, wide rank": (1, 40, 25, 32, 16, 17),
+    "batch of 3, raw steps": (3, 5, 14, 32, 16, None),
+    "channels and states that fill no vector": (3, 7, 5, 21, 5, 3),
+    "more states than lanes, raw steps": (2, 3, 6, 8, 18, None),
+}
+
+
+@pytest.fixture
+def nan_in_new_memory():
+    torch.use_deterministic_algorithms(True)  # fills it, and a result that stays unwritten shows
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def output_and_gradients(inputs, grad_y):
+    y, saved = cpu.forward(*inputs)
+    assert saved.shape == cpu.saved_shape(*inputs[0].shape, inputs[4].shape[-1])
+    return y, *(grad for grad in cpu.backward(grad_y, saved, *inputs) if grad is not None)
+
+
+def relative_error(found, expected):
+    return ((found.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+
+
+def check(inputs, forward=5e-7, gradient=2e-6):
+    grad_y = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).to(inputs[0].dtype)
+    leaves = [None if t is None else t.double().requires_grad_() for t in inputs]
+    y_ref = scan(*leaves)
+    used = [leaf for leaf in leaves if leaf is not None]
+    expected = [y_ref.detach(), *torch.autograd.grad(y_ref, used, grad_y.double())]
+    found = output_and_gradients(inputs, grad_y)
+    for name, a, b in zip(("y", *NAMES), found, expected, strict=False):
+        assert a.shape == b.shape and a.is_contiguous(), name
+        assert relative_error(a, b) < (forward if name == "y" else gradient), name
+
+
+@pytest.mark.usefixtures("nan_in_new_memory")
+@pytest.mark.parametrize("case", CASES)
+def test_output_and_gradients_equal_the_definition(case):
+    check(make_inputs(*CASES[case]))
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_large_steps_and_strongly_varied_rates(rank):
+    x, dt, B, C, A, D, dt_bias, dt_weight = make_inputs(1, 12, 9, 32, R=rank)
+    dt = 13 * dt  # raw steps to beyond 40; softplus becomes the identity at 20
+    A = A * torch.logspace(-3, 3, 16)
+    steps = dt if rank is None else torch.einsum("bhwkr,kir->bhwki", dt, dt_weight)
+    assert steps.max() > 40 and steps.min() < -40
+    check((x, dt, B, C, A, D, dt_bias, dt_weight))
+
+
+@pytest.mark.parametrize("rate", [1e3, 1e12])
+def test_a_state_that_has_decayed_is_exactly_zero(rate):
+    x, dt, B, C, A, D, dt_bias, _ = make_inputs(1, 4, 10, 16)
+    A, dt = torch.full_like(A, -rate), 8 + dt.abs()
+    y = cpu.forward(x, dt, B, C, A, D, dt_bias, None, save=False)[0]
+    far = x.clone()
+    far[0, 1, 3] += 100
+    changed = cpu.forward(far, dt, B, C, A, D, dt_bias, None, save=False)[0] != y
+    assert changed[0, 1, 3].all() and changed.sum() == 16
+    assert y.isfinite().all()
+
+
+def test_softplus_of_very_negative_steps_keeps_its_relative_accuracy():
+    x, dt, B, C, A, _, dt_bias, _ = make_inputs(1, 1, 8, 16)
+    inputs = [x, dt - 40, B, C, A, torch.zeros(4, 16), torch.zeros_like(dt_bias), None]
+    y = cpu.forward(*inputs, save=False)[0]
+    assert relative_error(y, scan(*(t if t is None else t.double() for t in inputs))) < 2e-6  # of steps around 1e-17
+
+
+def test_selective_scan_equals_the_original():
+    """`selective_scan_ref` with softplus and bias: 4 groups of 3 channels, each here the first direction of a scan."""
+    golden = {name: torch.from_numpy(array).float() for name, array in np.load(GOLDEN / "scan.npz").items()}
+
+    def first_direction(tensor):  # and zeros for the three others
+        return torch.stack([tensor, *[torch.zeros_like(tensor)] * 3], -2)
+
+    for group in range(4):
+        c = slice(3 * group, 3 * group + 3)
+        u, delta, B, C = (
+            golden[name][:, part].transpose(1, 2)[:, :, None]
+            for name, part in (("in_u", c), ("in_delta", c), ("in_B", group), ("in_C", group))
+        )
+        A, D, bias = (golden[name][c] for name in ("in_A", "in_D", "in_delta_bias"))
+        inputs = (
+            u, *map(first_direction, (delta, B, C)), A.expand(4, 3, 16), first_direction(D), bias.expand(4, 3), None
+        )  # fmt: skip
+        grad_y = golden["gy"][:, c].transpose(1, 2)[:, :, None]
+        y, dx, ddt, dB, dC, dA, dD, dbias = output_and_gradients(inputs, grad_y)
+        found = dict(y=y, u=dx, delta=ddt[..., 0, :], B=dB[..., 0, :], C=dC[..., 0, :])
+        for name, tensor in found.items():
+            expected = golden[name if name == "y" else f"grad_{name}"]
+            expected = expected[:, group] if name in "BC" else expected[:, c]
+            assert relative_error(tensor[:, :, 0].transpose(1, 2), expected) < 2e-6, name
+        for name, tensor in dict(A=dA[0], D=dD[0], delta_bias=dbias[0]).items():
+            assert relative_error(tensor, golden[f"grad_{name}"][c]) < 2e-6, name
+
+
+def test_the_four_directions_equal_the_original():
+    golden = {name: torch.from_numpy(array).float() for name, array in np.load(GOLDEN / "ss2d.npz").items()}
+    x = golden["core_in"].permute(0, 2, 3, 1).contiguous()
+    projected = torch.einsum("bhwi,kri->bhwkr", x, golden["weight_x_proj_weight"])
+    A = -golden["weight_A_logs"].exp().view(4, 64, 16)
+    y = cpu.forward(
+        x, *projected.split([2, 16, 16], -1), A, golden["weight_Ds"].view(4, 64),
+        golden["weight_dt_projs_bias"], golden["weight_dt_projs_weight"], save=False,
+    )[0]  # fmt: skip
+    expected = sum(golden[f"core_y{k}"] for k in (1, 2, 3, 4))
+    assert relative_error(y.flatten(1, 2).transpose(1, 2), expected) < 5e-7
+
+
+def test_the_number_of_threads_changes_no_bit(monkeypatch):
+    monkeypatch.setattr(cpu, "ENOUGH_FOR_THREADS", 0)
+    inputs = make_inputs(2, 9, 9, 112, R=3)
+    grad_y = torch.ones_like(inputs[0])
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        results.append(output_and_gradients(inputs, grad_y))
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+def test_views_and_copies_give_the_same_bits():
+    x, dt, B, C, *others = make_inputs(2, 4, 9, 32, R=3)
+    assert not B.is_contiguous()
+    grad_y = torch.ones_like(x)
+    views = output_and_gradients((x, dt, B, C, *others), grad_y)
+    copies = output_and_gradients((x, *(t.contiguous() for t in (dt, B, C)), *others), grad_y)
+    turned = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (x, dt, B, C)]  # (H, W) has no single stride
+    turned = output_and_gradients((*turned, *others), grad_y.transpose(1, 2).contiguous().transpose(1, 2))
+    assert all(map(torch.equal, views, copies)) and all(map(torch.equal, views, turned))
+
+
+def test_without_saved_states_the_output_is_the_same():
+    inputs = make_inputs(1, 5, 7, 16, R=1)
+    y, saved = cpu.forward(*inputs, save=False)
+    assert saved.shape == (0,) and torch.equal(y, cpu.forward(*inputs)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_inputs_are_scanned_in_float32(dtype):
+    inputs = make_inputs(1, 4, 6, 16, R=2, dtype=dtype)
+    y, *grads = output_and_gradients(inputs, torch.ones_like(inputs[0]))
+    assert y.dtype == dtype
+    assert [g.dtype for g in grads] == [t.dtype for t in inputs]
+    check(inputs, forward=5e-3, gradient=5e-3)
+
+
+def test_why_not():
+    assert cpu.why_not(torch.device("cpu"), torch.float32) is None
+    assert "torch" in cpu.why_not(torch.device("cpu"), torch.float64)
+    assert "cuda" in cpu.why_not(torch.device("cuda"), torch.float32)
+
+
+def test_without_numba_the_reason_is_the_import_error(monkeypatch):
+    monkeypatch.setattr(cpu, "kernels", None)
+    monkeypatch.setattr(cpu, "IMPORT_ERROR", "No module named 'numba'", raising=False)
+    assert "No module named 'numba'" in cpu.why_not(torch.device("cpu"), torch.float32)
+
+
+def test_opcheck_and_compile(monkeypatch):
+    monkeypatch.setitem(backends.MODULES, "cpu", "cpu")
+    inputs = [t.requires_grad_() for t in make_inputs(2, 3, 4, I=12, N=3, R=2)]
+    torch.library.opcheck(torch.ops.vmunet.cross_scan.default, (*inputs, "cpu", True))
+    torch.library.opcheck(torch.ops.vmunet.cross_scan.default, (*(t.detach() for t in inputs), "cpu", False))
+    expected = cross_selective_scan(*inputs, backend="cpu")
+    compiled = torch.compile(cross_selective_scan, fullgraph=True, backend="aot_eager")(*inputs, backend="cpu")
+    assert torch.equal(compiled, expected)
+
+
+def run_python(code, **environment):
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code]  # of forks beside threads, from 3.12 on
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, encoding="utf-8", timeout=200
+    )
+
+
+FORWARD = """
+import logging, os, sys, torch
+logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
+from models.cross_scan import cpu
+from models.cross_scan.reference import make_inputs, scan
+inputs = make_inputs(1, 5, 7, 32, R=2)
+def error():
+    y = cpu.forward(*inputs, save=False)[0]
+    expected = scan(*(t.double() for t in inputs))
+    return ((y - expected).norm() / expected.norm()).item()
+assert error() < 5e-7
+"""
+
+
+def test_compiled_code_is_announced_and_kept_for_the_next_process(tmp_path):
+    first, second = (run_python(FORWARD, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    assert "compiling the CPU scan (forward_task)" in first.stdout and "compiled in" in first.stdout
+    assert second.returncode == 0, second.stderr
+    assert f"found in {tmp_path}" in second.stdout
+
+
+def test_other_machines_have_narrower_vectors():
+    """AVX2: each vector takes two registers. Nothing is kept: it isn't for this machine."""
+    done = run_python(
+        "from numba.core import config; config.CACHE_DIR = '/dev/null'\n" + FORWARD,
+        NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="+avx,+avx2,+fma",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_forked_process_has_threads_of_its_own():
+    done = run_python(
+        FORWARD
+        + """
+cpu.ENOUGH_FOR_THREADS = 0
+torch.set_num_threads(2)
+y = cpu.forward(*inputs)[0]
+child = os.fork()
+if not child:
+    os._exit(0 if torch.equal(cpu.forward(*inputs)[0], y) else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch, caplog):
+    from numba.core import caching, dispatcher
+
+    def fail(error):
+        def failing(*args):
+            raise error
+
+        return failing
+
+    monkeypatch.setattr(caching.FunctionCache, "save_overload", fail(OSError("No space left on device")))
+    with caplog.at_level("INFO", logger="vmunet"):
+        cpu._run(cpu.kernels.task(lambda i, array: array.fill(i)), [(3,)], 1, array := np.zeros(2))
+        assert array.tolist() == [3, 3] and "No space left on device" in caplog.text
+        monkeypatch.setattr(dispatcher.Dispatcher, "enable_caching", fail(RuntimeError("no locator available")))
+        cpu._run(cpu.kernels.task(lambda i, array: array.fill(i)), [(4,)], 1, array)
+        assert array.tolist() == [4, 4] and "no locator available" in caplog.text

@@ -1,0 +1,240 @@
+import json
+import logging
+import os
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from models.vmunet import VMUNet
+from models.vmunet.pretrained import load_vmamba
+from utils.runs.checkpoint import save_checkpoint
+from utils.runs.weights import load_checkpoint_weights
+
+SMALL = dict(dims=16, d_state=4)
+RENAMED = [  # original, later
+    ("patch_embed.proj", "patch_embed.0"),
+    ("patch_embed.norm", "patch_embed.2"),
+    (".ln_1.", ".norm."),
+    (".self_attention.", ".op."),
+    (".downsample.norm", ".downsample.1"),
+    (".downsample.reduction", ".downsample.2"),
+]
+
+
+def tagged(shapes):
+    """Tensors that all differ, each a single number spread over its shape: small files, whatever the shapes."""
+    return {name: torch.tensor([1.0 + i]).expand(shape) for i, (name, shape) in enumerate(shapes.items())}
+
+
+def vmamba(depths=(2, 2, 9, 2), **sizes):
+    """A VMamba v0 classification file's weights: an encoder, a norm and a head."""
+    encoder = VMUNet(depths=depths, **(sizes or SMALL)).vmunet.state_dict()
+    shapes = {name: t.shape for name, t in encoder.items() if name.startswith(("patch_embed.", "layers."))}
+    shapes |= {"norm.weight": (128,), "norm.bias": (128,), "head.weight": (10, 128), "head.bias": (10,)}
+    return tagged(shapes)
+
+
+def with_later_names(weights):
+    renamed = {}
+    for name, tensor in weights.items():
+        for original, later in RENAMED:
+            name = name.replace(original, later)
+        renamed[f"classifier.{name}" if name.startswith(("norm.", "head.")) else name] = tensor
+    return renamed
+
+
+@pytest.fixture
+def save(tmp_path):
+    def save(content, name="weights.pth"):
+        torch.save(content, tmp_path / name)
+        return tmp_path / name
+
+    return save
+
+
+@pytest.fixture
+def model():
+    return VMUNet(**SMALL)
+
+
+def assert_filled_like_the_original(model, weights):
+    for name, tensor in model.vmunet.state_dict().items():
+        stage, block = name.split(".")[1:2], ".blocks." in name
+        if name.startswith("layers_up.") and block:
+            source = name.replace(f"layers_up.{stage[0]}", f"layers.{3 - int(stage[0])}")
+        elif name.startswith(("patch_embed.", "layers.")):
+            source = name
+        else:
+            continue
+        assert torch.equal(tensor, weights[source]), name
+
+
+@pytest.mark.parametrize("depths", [(2, 2, 9, 2), (2, 2, 27, 2)], ids=["VMamba-T", "VMamba-S"])
+@pytest.mark.parametrize("rename", [dict, with_later_names], ids=["original names", "later names"])
+def test_vmamba_fills_the_encoder_and_the_decoder_upside_down(model, save, depths, rename):
+    weights = vmamba(depths)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    report = load_vmamba(model, save({"model": rename(weights)}))
+    assert (report["encoder"], report["decoder"], len(report["left"])) == (117, 91, 14)
+    assert_filled_like_the_original(model, weights)
+    for name in report["left"]:
+        assert torch.equal(model.state_dict()[f"vmunet.{name}"], before[f"vmunet.{name}"])
+
+
+def test_vmamba_counts_follow_the_depths_of_the_model(save):
+    model = VMUNet(depths=(2, 2, 9, 2), depths_decoder=(2, 9, 2, 2), **SMALL)
+    report = load_vmamba(model, save({"model": vmamba()}))
+    assert (report["encoder"], report["decoder"]) == (117 + 7 * 13, 91 + 8 * 13)
+
+
+def test_vmamba_goes_to_the_log(model, save, caplog):
+    with caplog.at_level(logging.INFO, "vmunet"):
+        report = load_vmamba(model, save({"model": vmamba()}))
+    assert "117 encoder and 91 decoder" in caplog.text
+    assert report["sha256"] in caplog.text and "final_conv.bias" in caplog.text
+
+
+@pytest.mark.parametrize("case", ["vmamba_small_v0_2_2_27_2", "vmamba_tiny_v0_2_2_9_2"])
+def test_each_tensor_comes_from_where_the_original_took_it(shared, save, case):
+    golden = json.loads((shared / "oracle/golden/pretrained.json").read_text(encoding="utf-8"))[case]
+    weights = tagged(dict(golden["checkpoint_layout"]))
+    model = VMUNet()
+    report = load_vmamba(model, save({"model": weights}))
+    assert sorted(f"vmunet.{name}" for name in report["left"]) == sorted(golden["left_at_init"])
+    for name, tensor in model.state_dict().items():
+        if name not in golden["left_at_init"]:
+            assert torch.equal(tensor, weights[golden["filled_from"][name]]), name
+
+
+def test_vmamba_settings_in_the_file_are_read_without_yacs(model, save, monkeypatch):
+    module = types.ModuleType("yacs.config")
+    module.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+    monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+    monkeypatch.setitem(sys.modules, "yacs.config", module)
+    node = module.CfgNode(MODEL=module.CfgNode(DEPTHS=[2, 2, 9, 2]))
+    node.__dict__["__immutable__"] = False
+    path = save({"model": vmamba(), "config": node, "max_accuracy": 82.2})
+    monkeypatch.undo()
+    assert load_vmamba(model, path)["encoder"] == 117
+
+
+def test_vmamba_v2_is_recognised(model, save):
+    weights = with_later_names(vmamba()) | {"layers.0.blocks.0.mlp.fc1.weight": torch.ones(4)}
+    with pytest.raises(ValueError, match="found VMamba v2 .it has .*mlp.fc1.weight.*expected VMamba v0:"):
+        load_vmamba(model, save({"model": weights}))
+
+
+def test_vmamba_refuses_a_missing_tensor_and_a_foreign_one(model, save):
+    weights = vmamba() | {"extra.weight": torch.ones(4)}
+    del weights["layers.3.blocks.1.self_attention.Ds"]
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    with pytest.raises(ValueError) as error:
+        load_vmamba(model, save({"model": weights}))
+    for part in ("116 of 117", "90 of 91", "layers.3.blocks.1.self_attention.Ds", "foreign: extra.weight"):
+        assert part in str(error.value)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_vmamba_refuses_weights_of_another_kind(model, save):
+    with pytest.raises(ValueError, match="found 0 of 117 encoder and 0 of 91 decoder.*foreign: conv1.weight"):
+        load_vmamba(model, save({"conv1.weight": torch.ones(3)}))
+    with pytest.raises(ValueError, match="found a VM-UNet checkpoint"):
+        load_vmamba(model, save(model.state_dict()))
+    with pytest.raises(ValueError, match="found no weights"):
+        load_vmamba(model, save({"epoch": 3}))
+
+
+def test_vmamba_names_shapes_that_differ(model, save):
+    with pytest.raises(ValueError, match=r"patch_embed.proj.weight \[32, 3, 4, 4\] instead of \[16, 3, 4, 4\]"):
+        load_vmamba(model, save({"model": vmamba(dims=32, d_state=4)}))
+
+
+def test_a_missing_file_says_where_it_can_be_had_and_how_to_do_without(model, tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        load_vmamba(model, tmp_path / "vmamba_small_e238_ema.pth")
+    for part in ("vmamba_small_e238_ema.pth", "v0cls", "vssmsmall_dp03_ckpt_epoch_238.pth", "--load-ckpt-path none"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content, found",
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        (b"\n<!DOCTYPE html>", "web page"),
+        (b"", "0 bytes"),
+        (bytes(range(256)) * 4, "1024 bytes"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_described(model, tmp_path, content, found):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    for load in (load_vmamba, load_checkpoint_weights):
+        with pytest.raises(ValueError, match=f"weights.pth: found .*{found}"):
+            load(model, path)
+
+
+def test_a_truncated_file_is_refused(model, save):
+    path = save(model.state_dict())
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="incomplete download"):
+        load_checkpoint_weights(model, path)
+
+
+class RunsCode:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+@pytest.mark.parametrize("hostile", [RunsCode(), np.float64(0.5)], ids=["code", "numpy scalar of an old latest.pth"])
+def test_a_file_with_more_than_weights_is_refused_and_never_run(model, save, monkeypatch, tmp_path, hostile):
+    monkeypatch.chdir(tmp_path)
+    path = save({"model_state_dict": model.state_dict(), "loss": hostile})
+    with pytest.raises(ValueError, match="expected tensors and plain values only.*convert it once.*weights_only=False"):
+        load_checkpoint_weights(model, path)
+    assert not (tmp_path / "executed").exists()
+
+
+def with_thop_buffers(state):
+    modules = {""} | {name.rsplit(".", i)[0] + "." for name in state for i in (1, 2, 3)}
+    buffers = [f"{module}{kind}" for module in modules for kind in ("total_ops", "total_params")]
+    return state | dict.fromkeys(buffers, torch.zeros(1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        with_thop_buffers,
+        lambda state: {"state_dict": state},
+        lambda state: {"model_state_dict": state, "epoch": 3},
+        lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+        lambda state: {f"vmunet.{name}": tensor for name, tensor in state.items()},
+        lambda state: {name.removeprefix("vmunet."): tensor for name, tensor in state.items()},
+    ],
+    ids=["222", "with thop's buffers", "state_dict", "model_state_dict", "module.", "vmunet.vmunet.", "no prefix"],
+)
+def test_vmunet_checkpoints_fill_everything(model, save, wrap):
+    state = tagged({name: tensor.shape for name, tensor in model.state_dict().items()})
+    load_checkpoint_weights(model, save(wrap(state)))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_name(model, save):
+    with pytest.raises(ValueError, match=r"final_conv.weight \[9, 4, 1, 1\] instead of \[1, 4, 1, 1\]"):
+        load_checkpoint_weights(model, save(VMUNet(num_classes=9, **SMALL).state_dict()))
+    with pytest.raises(ValueError, match="found 117 of this network's 222 tensors and 95 foreign ones.*layers_up.0"):
+        load_checkpoint_weights(model, save({"model": vmamba()}))
+
+
+def test_our_own_checkpoint_is_verified(model, tmp_path):
+    path = tmp_path / "best.pth"
+    save_checkpoint(path, {"model": model.state_dict(), "epoch": 3})
+    load_checkpoint_weights(VMUNet(**SMALL), path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="best.pth: found SHA-256 .* the file was altered"):
+        load_checkpoint_weights(model, path)

@@ -1,0 +1,110 @@
+"""Comparison of runs: what is a group, which tests are made, and what is refused."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from scipy.stats import wilcoxon
+
+from tests.html_page import HOSTILE, Page, assert_self_contained
+from tests.made_runs import make_run
+from utils.files import write_rows
+from utils.report import compare_page as compare
+from utils.report.__main__ import main
+
+
+def compared(runs):
+    return compare.contents(compare.read_runs(runs))
+
+
+def test_holm_by_hand():
+    assert compare.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert compare.holm([0.9, 0.8]) == [1, 1]
+    assert compare.holm([]) == []
+
+
+def test_paired_test_is_scipys_over_the_common_names():
+    some = {"a": 0.9, "b": 0.5, "c": 0.8, "d": 0.7, "e": 0.6, "f": 0.35}
+    other = {"f": 0.3, "e": 0.5, "d": 0.7, "c": 0.5, "b": 0.7, "a": 0.5}
+    result = compare.paired_test(some, other)
+    assert (result["pairs"], result["unequal"]) == (6, 5)
+    assert result["mean"] == pytest.approx((0.4 - 0.2 + 0.3 + 0 + 0.1 + 0.05) / 6)
+    assert result["median"] == pytest.approx(0.075)
+    assert result["p"] == wilcoxon([0.4, -0.2, 0.3, 0.1, 0.05]).pvalue
+    assert result["low"] < result["mean"] < result["high"]
+
+
+def test_no_test_where_no_pair_differs_and_no_interval_of_equal_differences():
+    same = compare.paired_test({"a": 0.5, "b": 0.25}, {"a": 0.5, "b": 0.25})
+    assert same["p"] is None and same["mean"] == 0 and same["low"] is None
+    shifted = compare.paired_test({"a": 0.75, "b": 0.5}, {"a": 0.5, "b": 0.25})
+    assert shifted["mean"] == 0.25 and shifted["low"] is None and 0 < shifted["p"] <= 1
+
+
+def test_runs_that_differ_in_the_seed_are_a_group_with_a_deviation(tmp_path):
+    runs = [
+        make_run(tmp_path / "a42", [0.8, 0.6, 0.7], seed=42, num_workers=4, device="cuda"),
+        make_run(tmp_path / "b42", [0.5, 0.5, 0.4], seed=42, network="unet"),
+        make_run(tmp_path / "a43", [0.9, 0.7, 0.8], seed=43),
+    ]
+    page = compared(runs)
+    assert [(group["letter"], group["network"], group["seeds"]) for group in page["groups"]] == [
+        ("A", "vmunet", "42, 43"), ("B", "unet", "42"),
+    ]  # fmt: skip
+    deviation = 100 * math.sqrt(0.05**2 + 0.05**2)
+    assert page["groups"][0]["cells"][1] == f"75.00 ± {deviation:.2f}"
+    assert page["groups"][1]["cells"][1] == "46.67"
+    assert page["differing"] == [("network", ["vmunet", "unet"])]
+    (pair,) = page["pairs"]
+    assert pair["pairs"] == 3 and pair["mean"] == pytest.approx(0.75 - 1.4 / 3) and pair["corrected"] == pair["p"]
+    assert any("one seed has no standard deviation" in note for note in page["notes"])
+
+
+def test_other_test_images_are_not_paired(tmp_path):
+    one = make_run(tmp_path / "one", [0.8, 0.6, 0.7])
+    fewer = make_run(tmp_path / "fewer", [0.8, 0.6], lr=0.1)
+    others = make_run(tmp_path / "others", [0.8, 0.6, 0.7], truth=2000, lr=0.2)
+    by_name, by_mask, _ = compared([one, fewer, others])["pairs"]
+    assert by_name["reason"] == "their test images differ, 1 are in one of them only: image2"
+    assert by_mask["reason"].startswith("images of the same name have other masks, 3 of them: image0")
+    assert "p" not in by_name and "p" not in by_mask
+    seed = make_run(tmp_path / "seed", [0.8, 0.6], seed=43)
+    assert [group["seeds"] for group in compared([one, seed])["groups"]] == ["42", "43"]  # no common group either
+    seed = make_run(tmp_path / "masks", [0.8, 0.6, 0.7], truth=2000, seed=43)
+    with pytest.raises(ValueError, match="masks and one can't be a group: images of the same name have other masks"):
+        compared([one, seed])
+
+
+def test_what_cannot_be_compared_is_refused_in_a_sentence(tmp_path, capsys):
+    one, two = (make_run(tmp_path / name, [0.8, 0.6], network=name) for name in ("vmunet", "unet"))
+    with pytest.raises(ValueError, match="found 1 run, expected two or more different ones"):
+        compare.read_runs([one, Path(one, "..", "vmunet")])
+    volumes = tmp_path / "volumes"
+    volumes.mkdir()
+    values = json.loads((one / "config.json").read_text(encoding="utf-8")) | {"volume_resize": "labels"}
+    (volumes / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="volumes: found no test .*expected a finished run"):
+        compare.read_runs([one, volumes])
+    (volumes / "metrics.json").write_text('{"dice_transunet": 0.5}')
+    write_rows(volumes / "test_volumes.csv", [{"name": "case1", "dice_transunet liver": 0.5}])
+    with pytest.raises(ValueError, match="volumes was tested on volumes and vmunet on images"):
+        compare.read_runs([one, volumes])
+    with pytest.raises(SystemExit):
+        main([str(one), str(two), "-o", str(one / "metrics.csv")])
+    assert "found a file that is no page" in capsys.readouterr().err
+    assert (one / "metrics.csv").read_text(encoding="utf-8").startswith("epoch")
+
+
+def test_the_page_is_self_contained_and_escaped(tmp_path, capsys):
+    name = HOSTILE.replace("/", "|")
+    runs = [
+        make_run(tmp_path / name, [0.8, 0.6, 0.9], seed=1),
+        make_run(tmp_path / "b", [0.5, 0.6, 0.7], network=HOSTILE),
+    ]
+    main([*map(str, runs), "-o", str(tmp_path / "compare.html")])
+    assert capsys.readouterr().out.strip() == str(tmp_path / "compare.html")
+    page = Page(tmp_path / "compare.html")
+    assert_self_contained(page)
+    assert "2 runs in 2 groups" in page.text and "A − B" in page.text and page.text.count("<script>") == 3
+    assert page.tags.count("svg") == 4  # boxes, two losses, DSC

@@ -1,0 +1,219 @@
+"""Reports: numbers out of the run's files, every name escaped, nothing outside the page, never the end of a run."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import train
+import train_synapse
+import utils.report as report
+from configs.config_setting import ISICConfig
+from configs.config_setting_synapse import SynapseConfig
+from datasets.demo import make_demo_isic, make_demo_synapse
+from tests.html_page import HOSTILE, Page, assert_self_contained
+from tests.tiny import TRAINING
+from utils.files import read_rows, write_rows
+from utils.report.__main__ import main
+from utils.report.records import Record, mean_dice
+from utils.report.run_page import extremes
+
+SMALL = TRAINING | dict(epochs=2, val_interval=1)
+
+
+@pytest.fixture(scope="module")
+def isic_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("isic")
+    data = make_demo_isic(folder / "data", size=40, train=8, val=10, test=1)
+    train.main(ISICConfig(**SMALL, dataset="demo", data_path=str(data), work_dir=str(folder / "runs")))
+    return next((folder / "runs").iterdir())
+
+
+@pytest.fixture(scope="module")
+def synapse_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("synapse")
+    data = make_demo_synapse(folder / "data", size=40, train=1, val=1, test=3, slices=5)
+    train_synapse.main(SynapseConfig(**SMALL, dataset="demo", data_path=str(data), work_dir=str(folder / "runs")))
+    return next((folder / "runs").iterdir())
+
+
+def copy(run, tmp_path, **config):
+    """A copy of a run with other values in its config.json."""
+    target = tmp_path / "copy"
+    shutil.copytree(run, target)
+    values = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    (target / "config.json").write_text(json.dumps(values | config))
+    return target
+
+
+def test_a_run_ends_with_a_page_that_has_its_numbers(isic_run):
+    page = Page(isic_run / "report.html")
+    assert_self_contained(page)
+    scores = json.loads((isic_run / "metrics.json").read_text(encoding="utf-8"))
+    for name in ("miou", "dsc", "accuracy", "dsc_per_image"):
+        assert f"{100 * scores[name]:.2f}" in page.text
+    assert "Selected on the reported set" in page.text and "Synthetic data" in page.text
+    assert "image_size is 32, published 256" in page.text and "batch_size is 4, published 32" in page.text
+    images = read_rows(isic_run / "test_images.csv")
+    counts = {name: sum(int(row[name]) for row in images) for name in ("tp", "fp", "fn", "tn")}
+    assert sum(counts.values()) == 10 * 32 * 32
+    assert scores["dsc"] == pytest.approx(2 * counts["tp"] / (2 * counts["tp"] + counts["fp"] + counts["fn"]))
+    assert all(f"{n:,} (" in page.text for n in counts.values())
+    assert page.tags.count("img") == 9 and page.tags.count("svg") == 5  # loss, rate, mIoU, DSC; distribution
+    best = max(images, key=lambda row: float(row["dsc"]))
+    assert f"{best['name']} Dice {float(best['dsc']):.3f}" in page.text
+    row = read_rows(isic_run / "metrics.csv")[0]
+    assert {"seconds", "images_per_second", "waiting_share"} <= set(row)
+    assert "scan backend cpu" in page.text
+
+
+def test_volumes_have_organs_cases_and_slices(synapse_run):
+    page = Page(synapse_run / "report.html")
+    assert_self_contained(page)
+    scores = json.loads((synapse_run / "metrics.json").read_text(encoding="utf-8"))
+    assert f"mean {100 * scores['dice_transunet']:.2f} {scores['hd95_transunet']:.2f}" in page.text
+    liver = scores["classes"][4]
+    assert f"liver {100 * liver['dice_transunet']:.2f} {liver['hd95_transunet']:.2f}" in page.text
+    assert "lowest training loss, as published" in page.text
+    assert page.tags.count("img") == 3 * 3 * 2  # best, median, worst case; three slices; truth and prediction
+    assert "case0003 , slice" not in page.text and "case0003, slice" in page.text
+
+
+def test_the_papers_numbers_stand_beside_those_of_their_row(isic_run, synapse_run, tmp_path):
+    small = "pretrained_weights/vmamba_small_e238_ema.pth"
+    run = copy(isic_run, tmp_path / "a", dataset="isic17", load_ckpt_path=small)
+    page = Page(report.write_report(run))
+    assert "80.23 †" in page.text and "89.03 †" in page.text
+    assert "tested on 10 images or volumes, published 650" in page.text
+    run = copy(isic_run, tmp_path / "b", dataset="isic18", load_ckpt_path=small)
+    page = Page(report.write_report(run))
+    assert "81.35" in page.text and "81.35 †" not in page.text  # confirmed by a second source
+    run = copy(isic_run, tmp_path / "c", dataset="isic17")
+    assert "77.59 †" in Page(report.write_report(run)).text
+    run = copy(isic_run, tmp_path / "d", dataset="isic17", load_ckpt_path="my_weights.pth")
+    assert "†" not in Page(report.write_report(run)).text
+    run = copy(synapse_run, tmp_path / "e", dataset="synapse", load_ckpt_path="vssmsmall_dp03_ckpt_epoch_238.pth")
+    page = Page(report.write_report(run))
+    assert "81.08" in page.text and "94.17 †" in page.text and "19.21" in page.text
+
+
+def test_every_name_is_escaped(isic_run, tmp_path):
+    names = ("dataset", "network", "work_dir", "opt", "load_ckpt_path")
+    run = copy(isic_run, tmp_path, **dict.fromkeys(names, HOSTILE))
+    rows = read_rows(run / "test_images.csv")
+    hostile = HOSTILE.replace("/", "|")
+    for kind in ("", "_overlay"):
+        shutil.move(run / "predictions" / f"{rows[0]['name']}{kind}.png", run / "predictions" / f"{hostile}{kind}.png")
+    rows[0] |= {"name": hostile, "dsc": 1.0}
+    write_rows(run / "test_images.csv", rows)
+    with open(run / "log.txt", "a", encoding="utf-8") as file:
+        file.write(f"2026-01-01 00:00:00 device {HOSTILE}\n")
+    page = Page(report.write_report(run))
+    assert_self_contained(page)
+    assert page.tags.count("img") == 9 and page.text.count("<script>alert(1)") >= 6
+
+
+def test_class_names_and_outlines_of_several_classes(tmp_path):
+    folder = tmp_path / "data"
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (folder / split / kind).mkdir(parents=True)
+        for i in range(4):
+            noise = np.random.default_rng(i).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / split / "images" / f"{i}.png")
+            mask = np.repeat(np.array([0, 1, 2], np.uint8), [10, 10, 20])[None].repeat(40, 0)
+            Image.fromarray(mask).save(folder / split / "masks" / f"{i}.png")
+    config = ISICConfig(
+        **SMALL | dict(epochs=1), dataset="own", data_path=str(folder), num_classes=3, work_dir=str(tmp_path / "runs")
+    )
+    scores = train.main(config)
+    (run,) = (tmp_path / "runs").iterdir()
+    page = Page(run / "report.html")
+    assert_self_contained(page)
+    truth = np.array(Image.open(run / "predictions" / "0_truth.png"))
+    assert truth.shape == (32, 32) and set(np.unique(truth)) == {0, 1, 2}
+    row = read_rows(run / "test_images.csv")[0]
+    assert sum(int(row[f"{name}_class2"]) for name in ("tp", "fp", "fn", "tn")) == 32 * 32
+    assert f"{100 * scores['classes'][2]['dsc']:.2f}" in page.text and "class 2" in page.text
+    assert page.tags.count("img") == 3
+
+
+def test_dice_of_an_image_leaves_out_classes_that_are_nowhere():
+    row = {"dsc_class0": 0.9, "dsc_class1": 0.5, "dsc_class2": 0.0, "tp_class2": 0, "fp_class2": 0, "fn_class2": 0}
+    assert mean_dice(row) == 0.5
+    assert mean_dice(row | {"fn_class2": 3}) == 0.25
+    assert mean_dice({"dice_transunet liver": 0.5, "hd95_transunet liver": 9, "dice_transunet aorta": 1.0}) == 0.75
+
+
+def test_runs_that_were_stopped_or_came_before_still_get_a_page(isic_run, tmp_path):
+    run = copy(isic_run, tmp_path, epochs=300)
+    rows = read_rows(run / "test_images.csv")
+    write_rows(run / "test_images.csv", [{"name": row["name"], "dsc": row["dsc"]} for row in rows])
+    shutil.rmtree(run / "predictions")
+    page = Page(report.write_report(run))
+    assert "2 of 300 epochs" in page.text and "Confusion" not in page.text
+    assert page.text.count("its pictures are not in the run's folder") == 9
+    with open(run / "log.txt", "a", encoding="utf-8") as file:
+        file.write("2026-01-01 00:00:00 overlap: 1 of the tested cases are also trained on: case0001\n" * 2)
+    assert Page(report.write_report(run)).text.count("also trained on: case0001") == 3  # the note; twice in the log
+    (run / "metrics.json").unlink()
+    assert "Not tested yet" in Page(report.write_report(run)).text
+    (run / "metrics.csv").unlink()
+    page = Page(report.write_report(run))
+    assert "0 of 300 epochs" in page.text and "svg" not in page.tags
+
+
+def test_a_run_that_only_tested_has_no_training(isic_run, tmp_path):
+    run = copy(isic_run, tmp_path, test_only="results/<other>/best.pth", dataset="isic17")
+    (run / "metrics.csv").unlink()
+    page = Page(report.write_report(run))
+    assert "initial weights of results/<other>/best.pth" in page.text and "tested only" in page.text
+    assert "Selected on the reported set" not in page.text and "†" not in page.text and page.tags.count("svg") == 1
+
+
+def test_a_report_that_fails_is_logged_and_loses_nothing(isic_run, tmp_path, monkeypatch, caplog):
+    run = copy(isic_run, tmp_path)
+    old = (run / "report.html").read_text(encoding="utf-8")
+    monkeypatch.setattr(report, "render", lambda *args, **values: 1 / 0)
+    report.report_at_end(run)
+    assert "the report could not be made" in caplog.text and "ZeroDivisionError" in caplog.text
+    assert (run / "report.html").read_text(encoding="utf-8") == old
+
+
+def test_extremes_show_no_image_twice():
+    dice = {name: i / 10 for i, name in enumerate("abcdefghijk")}
+    assert extremes(dice) == [
+        ("Best", ["k", "j", "i"]), ("Median", ["g", "f", "e"]), ("Worst", ["c", "b", "a"])
+    ]  # fmt: skip
+    for count in range(1, 12):
+        names = [name for _, part in extremes(dict(list(dice.items())[:count])) for name in part]
+        assert len(names) == len(set(names)) and set(names) <= set(dice)
+
+
+def test_command_makes_pages_anew_and_says_what_is_no_run(isic_run, tmp_path, capsys):
+    run = copy(isic_run, tmp_path)
+    (run / "report.html").unlink()
+    main([str(run)])
+    assert capsys.readouterr().out.strip() == str(run / "report.html")
+    assert (run / "report.html").is_file()
+    with pytest.raises(SystemExit) as end:
+        main([str(tmp_path)])
+    assert end.value.code == 2 and "found no config.json, expected a run folder" in capsys.readouterr().err
+    (run / "metrics.json").write_text("{")
+    with pytest.raises(ValueError, match="metrics.json: found no JSON"):
+        report.write_report(run)
+
+
+def test_the_selected_epoch_follows_the_protocol(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    values = dict(dataset="synapse", network="vmunet", load_ckpt_path="none", seed=1, epochs=2, test_only=None,
+                  volume_resize="labels")  # fmt: skip
+    write_rows(run / "metrics.csv", [
+        {"epoch": 1, "train_loss": 0.5, "dice_transunet": 0.7}, {"epoch": 2, "train_loss": 0.4, "dice_transunet": 0.6},
+    ])  # fmt: skip
+    for protocol, epoch in (("paper", 2), ("holdout", 1)):
+        (run / "config.json").write_text(json.dumps(values | {"protocol": protocol}))
+        assert Record(run).best["epoch"] == epoch

@@ -1,0 +1,207 @@
+"""Nothing is lost: training is killed, stopped, starved of disk, its files damaged; resumed, it ends as if undisturbed.
+
+VMUNET_KILLS=30 kills each of the runs as many times; without it, a few times."""
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from datasets.demo import make_demo_isic, make_demo_synapse
+from tests.training_process import FLAGS, ROOT, differences, finish, kill, results, run, start, the_run, wait_for
+from utils.runs.stopping import SAVED, Stopped, stopped_at_once
+
+KILLS = int(os.environ.get("VMUNET_KILLS", 2))
+SCRIPTS = {"isic": "train.py", "synapse": "train_synapse.py"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    make_demo_isic(folder / "isic", size=40, train=13, val=4)
+    make_demo_synapse(folder / "synapse", size=40, train=2, test=1, slices=6)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def flags(data):
+    """Flags of the runs that all tests compare with: augmentation, stochastic depth, several batches an epoch."""
+    epochs = 4 + 2 * KILLS
+    return {kind: [*FLAGS, "--data-path", data / kind, "--epochs", epochs, "--val-interval", 2] for kind in SCRIPTS}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(flags, tmp_path_factory):
+    """The results of both runs, and how long the training of each took."""
+    found = {}
+    for kind, script in SCRIPTS.items():
+        work_dir = tmp_path_factory.mktemp("undisturbed")
+        status, said = run(script, *flags[kind], "--work-dir", work_dir)
+        assert status == 0, said
+        found[kind] = results(the_run(work_dir))
+    return found
+
+
+def resume(script, work_dir, flags):
+    folder = the_run(work_dir)
+    return start(script, *(["--resume", folder] if folder else [*flags, "--work-dir", work_dir]))
+
+
+def in_writing(work_dir):
+    """(path, time) of the checkpoints being written or renamed, or left by a kill in it."""
+    found = set()
+    for pattern in ("*/checkpoints/.*.tmp", "*/checkpoints/latest.next.pth"):
+        for path in work_dir.glob(pattern):
+            with contextlib.suppress(FileNotFoundError):  # it has been renamed
+                found.add((path, path.stat().st_mtime_ns))
+    return found
+
+
+def wait_for_training(process, work_dir):
+    """Waits until a process that was just started is about to train: whether it is, or has ended before."""
+    old = set(work_dir.glob("*/tensorboard/*"))
+    return wait_for(lambda: set(work_dir.glob("*/tensorboard/*")) - old, process)
+
+
+@pytest.mark.parametrize("kind, workers", [("isic", 0), ("synapse", 2)])
+def test_killed_at_random_moments_a_run_ends_as_if_undisturbed(kind, workers, flags, undisturbed, tmp_path):
+    """A third of the kills waits for a file to be written, a third for training to begin."""
+    script, moments, killed = SCRIPTS[kind], random.Random(kind), []
+    while len(killed) < KILLS:
+        old = in_writing(tmp_path)
+        process = resume(script, tmp_path, [*flags[kind], "--num-workers", workers])
+        if len(killed) % 3 == 0:  # while a checkpoint is written
+            in_time = wait_for(lambda old=old: in_writing(tmp_path) - old, process)
+            time.sleep(moments.choice((0, moments.uniform(0, 0.02))))
+        elif len(killed) % 3 == 1:  # while it trains
+            in_time = wait_for_training(process, tmp_path)
+            time.sleep(moments.uniform(0, 1))
+        else:  # at any time, often before it trains
+            end = time.monotonic() + moments.uniform(0.5, 6)
+            in_time = wait_for(lambda end=end: time.monotonic() > end, process)
+        if not in_time:
+            assert process.returncode == 0, finish(process)[1]
+            break
+        kill(process)
+        killed.append(sorted(path.name for path, _ in in_writing(tmp_path) - old))
+    status, said = finish(resume(script, tmp_path, flags[kind]))
+    assert status == 0, said
+    print(f"{kind}: {len(killed)} kills, {sum(map(bool, killed))} while files were written: {killed}")
+    assert len(killed) == KILLS
+    assert "Traceback" not in said
+    assert differences(results(the_run(tmp_path)), undisturbed[kind]) == []
+
+
+def test_a_signal_finishes_the_batch_saves_and_says_so(flags, undisturbed, tmp_path):
+    """Signals go to every process of the run, as Slurm and a terminal send them; the workers must not mind."""
+    moments = random.Random(1)
+    options = [*flags["isic"], "--num-workers", 2, "--work-dir", tmp_path]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = start("train.py", *options, start_new_session=True)
+        assert wait_for_training(process, tmp_path)
+        time.sleep(moments.uniform(0, 0.5))
+        os.killpg(process.pid, number)
+        os.killpg(process.pid, number)  # torchrun repeats a terminal's Ctrl-C
+        status, said = finish(process)
+        assert status == SAVED, said
+        assert f"stopped by {number.name}; everything is saved" in said and "Traceback" not in said
+        options = ["--resume", the_run(tmp_path)]
+    status, said = run("train.py", *options)
+    assert status == 0 and "Traceback" not in said, said
+    assert differences(results(the_run(tmp_path)), undisturbed["isic"]) == []
+
+
+def test_before_and_after_training_a_signal_ends_at_once(flags, tmp_path):
+    process = start("train.py", *flags["isic"], "--work-dir", tmp_path)
+    assert wait_for(lambda: the_run(tmp_path), process)
+    process.send_signal(signal.SIGTERM)
+    status, said = finish(process)
+    assert status == 128 + signal.SIGTERM and "nothing new to save" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_a_library_can_neither_rename_nor_swallow_a_signal(swallowed):
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(Stopped) as stopped, stopped_at_once():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException:
+            if not swallowed:
+                raise AttributeError("a lock that was being made") from None
+    assert stopped.value.status == 128 + signal.SIGTERM
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+def test_a_command_may_have_its_own_way_to_stop():
+    """As predict.py, which says how to go on."""
+    with pytest.raises(SystemExit, match="130"), stopped_at_once():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+
+
+def test_of_two_processes_the_survivor_ends_soon_and_says_why(flags, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    processes = [
+        start(
+            "train.py", *flags["isic"], "--work-dir", tmp_path, "--epochs", 1000,
+            environment=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    assert wait_for(lambda: list(tmp_path.glob("*/checkpoints/latest.pth")), processes[0])
+    kill(processes[1])
+    start_of_waiting = time.monotonic()
+    status, said = finish(processes[0])
+    assert time.monotonic() - start_of_waiting < 60
+    assert status == 1 and "process 0 of 2 lost the connection" in said and "Traceback" not in said
+
+
+def test_a_truncated_checkpoint_is_named_and_the_one_before_used(flags, undisturbed, tmp_path):
+    process = start("train_synapse.py", *flags["synapse"], "--work-dir", tmp_path)
+    assert wait_for(lambda: list(tmp_path.glob("*/checkpoints/latest.previous.pth")), process)
+    kill(process)
+    latest = the_run(tmp_path) / "checkpoints" / "latest.pth"
+    if latest.exists():  # else the kill came between its two renamings
+        os.truncate(latest, latest.stat().st_size // 2)
+    status, said = run("train_synapse.py", "--resume", the_run(tmp_path))
+    assert status == 0 and f"{latest}: " in said and "going on from latest.previous.pth" in said
+    assert differences(results(the_run(tmp_path)), undisturbed["synapse"]) == []
+
+
+FULL_DISK = """
+mount -t tmpfs -o size=5m none "$0" || exit 99
+"$@"; status=$?
+cp -r "$0"/. "$0".copy && exit $status
+"""
+
+
+def test_a_full_disk_is_named_and_costs_nothing_saved_before(flags, undisturbed, tmp_path):
+    """On a disk of 5 MB, which the third checkpoint does not fit on."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = [sys.executable, "train.py", *map(str, flags["isic"]), "--work-dir", disk]
+    try:
+        done = subprocess.run(
+            ["unshare", "-rm", "sh", "-c", FULL_DISK, disk, *command], cwd=ROOT, timeout=200, encoding="utf-8",
+            capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    except FileNotFoundError:
+        pytest.skip("needs unshare")
+    if done.returncode in (1, 99) and "train" not in done.stderr:
+        pytest.skip(f"no disk can be mounted here: {done.stderr}")
+    assert done.returncode == 2 and "the disk is full" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    copy = tmp_path / "disk.copy"
+    assert (the_run(copy) / "checkpoints" / "latest.pth").exists()
+    status, said = run("train.py", "--resume", the_run(copy))
+    assert status == 0, said
+    assert differences(results(the_run(copy)), undisturbed["isic"]) == []

@@ -1,0 +1,97 @@
+import json
+import re
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from utils.distributed import gather_over_ranks
+from utils.metrics import (
+    class_counts_per_image,
+    confusion_counts,
+    confusion_counts_per_image,
+    counts_of_image,
+    scores,
+    summarize,
+)
+
+
+def test_counts_of_four_pixels():
+    prob, mask = torch.tensor([[[0.5, 0.9], [0.2, 0.499]]]), torch.tensor([[[1.0, 0.2], [0.5, 0.0]]])
+    assert confusion_counts(prob, mask).tolist() == [1, 1, 1, 1]
+    assert confusion_counts(prob, mask, threshold=0.9).tolist() == [0, 1, 2, 1]
+    assert confusion_counts(prob > 0.1, mask > 0.1).dtype == torch.int64
+
+
+def test_scores_of_counts():
+    got = {name: value.item() for name, value in scores(torch.tensor([2, 1, 3, 4])).items()}
+    assert got == pytest.approx(dict(miou=2 / 6, dsc=4 / 8, accuracy=0.6, sensitivity=2 / 5, specificity=4 / 5))
+
+
+@pytest.mark.parametrize("counts", [[0, 0, 0, 9], [9, 0, 0, 0], [0, 9, 0, 0], [0, 0, 0, 0]])
+def test_one_class_does_not_crash_and_an_empty_denominator_gives_zero(counts):
+    tp, fp, fn, tn = counts
+    got = scores(torch.tensor(counts))
+    assert got["dsc"] == got["miou"] == got["sensitivity"] == (tp > 0)
+    assert got["specificity"] == (tn > 0)
+
+
+@pytest.mark.parametrize("case", ["normal", "empty_gt", "empty_pred", "threshold_edge"])
+def test_scores_equal_the_originals(shared, case):
+    golden = json.loads((shared / "oracle/golden/losses_metrics.json").read_bytes())["isic_val_one_epoch"]
+    log = golden[f"{case}_epoch30"]["log"]
+    tn, fp, fn, tp = (int(n) for n in re.findall(r"\d+", log.split("confusion_matrix")[1]))
+    got = scores(torch.tensor([tp, fp, fn, tn]))
+    for name in ("miou", "f1_or_dsc", "accuracy", "specificity", "sensitivity"):
+        assert got[name.removeprefix("f1_or_")].item() == float(re.search(rf"{name}: ([\d.]+)", log)[1]), name
+
+
+def test_pooled_pixels_and_mean_over_images_are_told_apart():
+    masks, probs = torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)
+    masks[0], probs[0] = 1, 1  # a large lesion, found: Dice 1
+    masks[1, 0, 0, 0] = probs[1, 0, 3, 3] = 1  # a small one, missed: Dice 0
+    summary = summarize(confusion_counts_per_image(probs, masks))
+    assert summary["dsc"] == pytest.approx(32 / 34)
+    assert summary["dsc_per_image"] == pytest.approx(0.5)
+    assert summary["miou_per_image"] == pytest.approx(0.5)
+
+
+def test_classes_are_counted_one_against_the_rest():
+    labels = torch.tensor([[[0, 1, 1, 2]], [[0, 0, 0, 1]]])
+    pred = torch.tensor([[[0, 1, 2, 2]], [[0, 0, 1, 1]]])
+    counts = class_counts_per_image(pred, labels, num_classes=4)
+    assert counts.shape == (2, 4, 4)
+    assert counts[0].tolist() == [[1, 0, 0, 3], [1, 0, 1, 2], [1, 1, 0, 2], [0, 0, 0, 4]]
+    summary = summarize(counts)
+    assert [c["dsc"] for c in summary["classes"]] == pytest.approx([6 / 7, 4 / 6, 2 / 3, 0])
+    assert summary["dsc"] == pytest.approx(2 / 3), "neither the background nor class 3, which is nowhere, is counted"
+    assert summary["dsc_per_image"] == pytest.approx(2 / 3)
+    assert summarize(counts[:, [0, 3]])["dsc"] == 0
+
+
+def test_counts_need_equal_shapes_and_a_set_needs_images():
+    with pytest.raises(ValueError, match="differ in shape"):
+        confusion_counts(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4))
+    with pytest.raises(ValueError, match="differ in shape"):
+        class_counts_per_image(torch.zeros(2, 4), torch.zeros(2, 3), 2)
+    with pytest.raises(ValueError, match="without an image"):
+        summarize(torch.zeros(0, 4, dtype=torch.int64))
+
+
+def gather_uneven_lists(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    rows = gather_over_ranks([f"rank {rank} row {i}" for i in range(2 - rank)])
+    assert rows == ["rank 0 row 0", "rank 0 row 1", "rank 1 row 0"]
+    dist.destroy_process_group()
+
+
+def test_every_rank_sees_all_rows(tmp_path):
+    assert gather_over_ranks([1, 2]) == [1, 2]
+    mp.spawn(gather_uneven_lists, (tmp_path,), nprocs=2)
+
+
+def test_counts_of_an_image_are_named():
+    assert counts_of_image(torch.tensor([1, 2, 3, 4])) == {"tp": 1, "fp": 2, "fn": 3, "tn": 4}
+    by_class = counts_of_image(torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]))
+    assert by_class["tp_class0"] == 1 and by_class["tn_class1"] == 8 and len(by_class) == 8

@@ -1,0 +1,17 @@
+"""Errors beside wrong values (ValueError) and files (OSError). The message says what happened and what can be done."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is truncated, altered or not one."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or a weight became NaN or infinite; the message says where."""
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run has ended, or can't be reached."""
+
+
+class NotEnoughMemoryError(RuntimeError):
+    """What can be done about it stands in the message."""

@@ -1,0 +1,121 @@
+"""Files: errors that name them, limits to what is read, tables, and writing in one step."""
+
+import contextlib
+import csv
+import errno
+import io
+import os
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+SHOWN = 10  # names in one message
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # of Pillow's, which starts programs for some: Ghostscript for EPS
+MAX_PIXELS = 2**26  # of an image: 8192 x 8192; the largest official one has half as many
+LONGEST_NAME = 240  # bytes; with "_overlay.png" behind it, it must be the name of a file
+
+
+def some(names, shown=SHOWN):
+    """The first names of a list, and how many more there are, as one string; "" for none."""
+    names = list(names)
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(str(name) for name in names[:shown]) + more
+
+
+@contextlib.contextmanager
+def reading(path):
+    """Whatever goes wrong while a file is read becomes a ValueError, or stays an OSError, that names the file.
+
+    The libraries raise more kinds of errors for damaged files than they document."""
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path} cannot be read: found no image, expected {', '.join(IMAGE_FORMATS)}") from error
+    except Exception as error:
+        if isinstance(error, OSError | ValueError) and str(path) in str(error):
+            raise
+        found = str(error) or type(error).__name__
+        raise ValueError(f"{path} cannot be read: {found}") from error
+
+
+@contextlib.contextmanager
+def open_image(path):
+    """A Pillow image of one of IMAGE_FORMATS, whose pixels are not decoded yet. Errors in the block name the file.
+
+    Raises ValueError for what would be read only in part, or differently than it was meant (several pictures in one
+    file, colours of 16 bits, other colours than grey and RGB), and for more than MAX_PIXELS."""
+    with reading(path), Image.open(path, formats=IMAGE_FORMATS) as file:
+        width, height = file.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"it has {width}x{height} pixels, expected at most {MAX_PIXELS}")
+        if file.format != "JPEG" and getattr(file, "n_frames", 1) > 1:  # those of a JPEG are a phone's extras
+            raise ValueError(f"it holds {file.n_frames} pictures, expected one")
+        if file.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+            raise ValueError(f"its colours are {file.mode}, expected grey or RGB")
+        if "R" in file.getbands() and file.tile and "16" in str(file.tile[0][3]):
+            raise ValueError("its colours have 16 bits, expected 8")
+        yield file
+
+
+def check_name(name, where):
+    """Raises ValueError if results can't be written under a name: it is too long, no text, or leads elsewhere."""
+    if "/" in name or "\\" in name or name in ("", ".", ".."):
+        raise ValueError(f"{where}: found the name {name!r}, expected one without a path")
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"{where}: found the name {name!r}, expected one in UTF-8") from None
+    if length > LONGEST_NAME:
+        raise ValueError(f"{where}: found a name of {length} bytes, expected at most {LONGEST_NAME}: {name[:60]}...")
+
+
+# ---- writing, tables
+
+
+def write_atomically(path, *parts):
+    """Puts the bytes of `parts` at `path` in one step: no other process, and no crash, can see half of them."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")  # always the same, so that kills don't fill the disk with them
+    try:
+        with open(temporary, "wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
+        raise OSError(f"{path}: could not be written, what was there before is untouched: {reason}") from error
+    finally:
+        temporary.unlink(missing_ok=True)  # it is there only if something, perhaps Ctrl-C, came in between
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder):
+    """Makes a rename survive a power failure; Windows does it without being asked and can't open folders."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_rows(path):
+    """The rows of a CSV file as dicts of text; none if the file is not there."""
+    if not Path(path).exists():
+        return []
+    with reading(path), open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path, rows):
+    """Writes dicts as a CSV file, in one step. The columns are all keys in the order they came up; floats are exact."""
+    text = io.StringIO(newline="")
+    if rows:
+        columns = dict.fromkeys(key for row in rows for key in row)
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())

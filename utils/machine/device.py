@@ -1,0 +1,45 @@
+"""The processors: which device a network runs on, how many CPUs there are."""
+
+import os
+import re
+
+import torch
+
+from utils import distributed
+
+
+def choose_device(name):
+    """The torch.device for "auto" (CUDA, else Apple's GPU, else the CPU), "cpu", "cuda", "cuda:<number>" or "mps".
+
+    Under torchrun "cuda" means each process's own GPU. Raises ValueError for an unknown name or a device not there."""
+    if name == "auto":
+        kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        name = next((kind for kind, there in kinds.items() if there), "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise ValueError("--device mps: found no Apple GPU that PyTorch can use; use --device auto or cpu")
+        return torch.device("mps")
+    match = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if match is None:
+        raise ValueError(f"--device: found {name!r}, expected auto, cpu, cuda, cuda:<number> or mps")
+    if not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: found {_why_no_cuda()}, expected a usable GPU; use --device auto or cpu")
+    number = int(match[1]) if match[1] else distributed.local_rank()
+    if number >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: found {torch.cuda.device_count()} GPUs, expected one with number {number}")
+    return torch.device("cuda", number)
+
+
+def _why_no_cuda():
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"a PyTorch without CUDA ({torch.__version__})"
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return f"no GPU with CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r}"
+    return "no GPU or no driver (see nvidia-smi)"
+
+
+def available_cpus():
+    """CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

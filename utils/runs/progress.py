@@ -1,0 +1,117 @@
+"""Where a training run stands, what it records of each epoch, and how it is saved."""
+
+import contextlib
+import dataclasses
+import logging
+import math
+
+from utils import distributed
+from utils.errors import NonFiniteLossError
+from utils.optim import build_optimizer, build_scheduler, step_scheduler
+from utils.plots import EventWriter, add_panels, save_curves
+from utils.runs.batches import Batches
+from utils.runs.checkpoint import BackgroundSaver, restore, training_state, unwrap
+from utils.runs.stopping import Stopped, on_signals
+
+log = logging.getLogger("vmunet")
+
+
+class Progress:
+    """Where a training run stands: optimizer and scheduler, finished epochs, the batches of the present one, steps and
+    the best epoch so far; and its records: metrics.csv, TensorBoard, curves, checkpoints.
+
+    `rows` are the tables of optimizers and schedulers; `state` is a checkpoint to go on from, or None."""
+
+    def __init__(self, run, config, model, loader, execution, rows, state=None):
+        self.run, self.config, self.model = run, config, model
+        self.scaler, self.stop = execution.scaler, execution.stop
+        optimizers, schedulers = rows
+        self.optimizer = build_optimizer(model, config, optimizers, config.opt_args)
+        self.scheduler = build_scheduler(self.optimizer, config, schedulers, config.sch_args)
+        self.epoch, self.step, self.best = 0, 0, {"value": float("inf"), "epoch": 0}
+        losses = []
+        if state is not None:
+            self.epoch, self.step, self.best = restore(state, model, self.optimizer, self.scheduler, self.scaler)
+            losses = state["losses"]
+        self.batches = Batches(loader, self.epoch + 1, losses)
+        self.writer = EventWriter(run.folder / "tensorboard", self.step)
+        self.saver = BackgroundSaver()
+
+    @contextlib.contextmanager
+    def saved_when_stopped(self):
+        """In this block SIGTERM and Ctrl-C let the batch finish; then everything is saved, and Stopped goes on."""
+        with on_signals(self.stop.remember), contextlib.closing(self.writer), self.saver:
+            try:
+                yield
+            except Stopped as stopped:
+                self._save_latest()
+                self.saver.finish()
+                stopped.saved = True
+                raise
+
+    def epochs(self):
+        """The epochs that remain, counted from 1."""
+        yield from range(self.epoch + 1, self.config.epochs + 1)
+        log.info("best epoch: %d, with %.4f", self.best["epoch"], self.best["value"])
+
+    @property
+    def lr(self):
+        return self.optimizer.param_groups[0]["lr"]
+
+    def on_step(self, loss, images_per_second):
+        self.step += 1
+        if self.step % self.config.print_interval == 0:
+            self.writer.add_scalar("step/loss", loss, self.step)
+            self.writer.add_scalar("step/lr", self.lr, self.step)
+            self.writer.add_scalar("step/images_per_second", images_per_second, self.step)
+
+    def finish_epoch(self, row, loss, samples=(), class_names=None):
+        """Steps the schedule and records an epoch: TensorBoard, a row of metrics.csv, curves, best.pth if `loss` is the
+        lowest so far, latest.pth. `samples` are shown as prediction panels.
+
+        In this order, so that a run killed in between repeats the epoch, or two if the thread that writes checkpoints
+        is behind, and ends with the same files.
+
+        Raises NonFiniteLossError instead of saving weights that nothing can go on from."""
+        self._check_finite(row["epoch"], loss)
+        self.saver.finish()  # the checkpoints of the last epoch, or why there are none
+        self.epoch = row["epoch"]
+        self.batches.next_epoch()
+        step_scheduler(self.scheduler, loss)
+        log.info(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+        for name, value in row.items():
+            self.writer.add_scalar(f"epoch/{name}", value, self.step)
+        if samples:
+            add_panels(self.writer, "predictions", samples, self.step, class_names)
+        self.writer.flush()
+        self.run.add_metrics(row)
+        if distributed.is_main() and (self.epoch % self.config.val_interval == 0 or self.epoch == self.config.epochs):
+            save_curves(self.run.metrics, self.run.folder / "curves.png")
+        config = dataclasses.asdict(self.config)
+        weights = {"model": unwrap(self.model).state_dict(), "epoch": self.epoch, "config": config}
+        if loss < self.best["value"]:
+            self.best = {"value": loss, "epoch": self.epoch}
+            self._save("best.pth", weights)
+        if self.epoch % self.config.save_interval == 0:
+            self._save(f"epoch_{self.epoch}.pth", weights)
+        self._save_latest()
+        self.stop.check()
+
+    def _check_finite(self, epoch, loss):
+        spoilt = [name for name, p in unwrap(self.model).named_parameters() if not p.isfinite().all()]
+        if spoilt or not math.isfinite(loss):
+            found = f"the loss that selects the best epoch is {loss}" if not spoilt else f"{spoilt[0]} is not finite"
+            raise NonFiniteLossError(f"{found} after epoch {epoch}, which is not saved")
+
+    def _save_latest(self):
+        state = training_state(
+            self.model, self.optimizer, self.scheduler, self.scaler, self.epoch, self.step, self.best,
+            dataclasses.asdict(self.config), self.batches.losses,
+        )  # fmt: skip
+        if distributed.is_main():
+            self.saver.save_latest(self.run.checkpoints, state)
+        distributed.barrier()
+
+    def _save(self, name, weights):
+        if distributed.is_main():
+            self.saver.save(self.run.checkpoints / name, weights)

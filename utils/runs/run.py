@@ -1,0 +1,182 @@
+"""A run: its folder, log, table of metrics, seed and device.
+
+    results/<network>_<dataset>_<date>_<time>/
+        config.json     the values it runs under
+        log.txt         everything the console saw
+        metrics.csv     a row for each epoch
+        checkpoints/    latest.pth, latest.previous.pth, best.pth
+
+The folder is made for the run and never shared or overwritten; `resume` goes on in it.
+"""
+
+import dataclasses
+import json
+import logging
+import random
+import re
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from utils import distributed
+from utils.files import read_rows, reading, write_atomically, write_rows
+from utils.runs.checkpoint import latest_paths, load_latest
+
+log = logging.getLogger("vmunet")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The run folder and what is written into it. With several processes all have one, and only the main one writes."""
+
+    folder: Path
+
+    @property
+    def checkpoints(self):
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self):
+        return self.folder / "metrics.csv"
+
+    def add_metrics(self, row):
+        """Adds a row, a dict with `epoch`, to metrics.csv. Call it before the checkpoint of the epoch is written:
+        a row without a checkpoint is dropped on resuming, a checkpoint without a row would leave a gap."""
+        if distributed.is_main():
+            write_rows(self.metrics, [*read_rows(self.metrics), row])
+
+    def resume(self):
+        """The newest complete checkpoint, or None if the run was stopped before its first. Cuts metrics.csv back to it.
+
+        Raises CheckpointError if there are checkpoints and all of them are damaged."""
+        state = load_latest(self.checkpoints) if any(map(Path.exists, latest_paths(self.checkpoints))) else None
+        epoch = 0 if state is None else state["epoch"]
+        begun = f" and {len(state['losses'])} batches of the next" if state and state.get("losses") else ""
+        log.info("resuming %s after epoch %d%s", self.folder, epoch, begun)
+        if distributed.is_main() and self.metrics.exists():
+            with reading(self.metrics):
+                write_rows(self.metrics, [row for row in read_rows(self.metrics) if int(row["epoch"]) <= epoch])
+        return state
+
+    def save_json(self, name, content):
+        """Writes plain values to <name> in the run folder."""
+        if distributed.is_main():
+            write_atomically(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def start_run(config):
+    """Seeds everything, makes the run folder (or opens the one of `config.resume`), starts the log, stores the config.
+
+    Uses config.network, dataset, work_dir, seed and resume. Under torchrun, inside `distributed.process_group`, all
+    processes must call it; they get the main one's folder."""
+    if config.resume is not None:
+        folder = find_run(config.resume)
+    elif distributed.is_main():
+        folder = make_run_folder(config.work_dir, f"{config.network}_{config.dataset}")
+    else:
+        folder = None
+    run = Run(distributed.from_main(folder))
+    start_log(run.folder)
+    set_seed(config.seed)
+    if config.resume is None:
+        run.save_json("config.json", dataclasses.asdict(config))
+    log.info("run folder %s; %s, PyTorch %s", run.folder, " ".join(sys.argv), torch.__version__)
+    return run
+
+
+# ---- the folder
+
+
+def make_run_folder(work_dir, name):
+    """Makes work_dir/<name>_<date>_<time>, with a number behind it if that is taken, and `checkpoints` in it."""
+    name = re.sub(r"[^\w.-]+", "-", name)
+    stem = f"{name}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    try:
+        Path(work_dir).mkdir(parents=True, exist_ok=True)
+        number = 1
+        while True:
+            folder = Path(work_dir, stem if number == 1 else f"{stem}_{number}")
+            try:
+                folder.mkdir()  # fails if another run was faster
+                break
+            except FileExistsError:
+                number += 1
+        (folder / "checkpoints").mkdir()
+    except OSError as error:
+        raise OSError(f"--work-dir {work_dir}: found {error.strerror!r}, expected a writable folder") from error
+    return folder
+
+
+def find_run(path):
+    """The run folder that `--resume` names: itself, or a checkpoint in it. Raises FileNotFoundError if it is none."""
+    path = Path(path)
+    for folder in (path, path.parent, path.parent.parent):
+        if path.exists() and (folder / "config.json").is_file():
+            return folder
+    raise FileNotFoundError(f"--resume {path}: found no config.json there, expected a run folder such as results/<run>")
+
+
+def of_volumes(values: dict) -> bool:
+    """Whether a stored config (config.json, a checkpoint's) is one of train_synapse.py."""
+    return "volume_resize" in values
+
+
+# ---- log
+
+
+class _Console(logging.Handler):
+    """Writes above the progress bars instead of through them."""
+
+    def emit(self, record):
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+class _LogFile(logging.FileHandler):
+    """log.txt. A disk that is full silences it, once it has said so; the console goes on."""
+
+    def handleError(self, record):  # noqa: N802, the name is logging's
+        log.removeHandler(self)
+        log.warning("%s: can't be written any more (%s)", self.baseFilename, sys.exc_info()[1])
+
+
+def start_log(folder):
+    """Lets the logger "vmunet" write to the console and to folder/log.txt. Of the processes that are not the main one
+    only warnings are heard, on the console."""
+    stop_log()
+    if distributed.is_main():
+        handlers = [_Console(), _LogFile(Path(folder, "log.txt"), encoding="utf-8")]
+        who = ""
+    else:
+        handlers = [_Console(logging.WARNING)]
+        who = f"process {distributed.rank()}: "
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(f"%(asctime)s {who}%(message)s", "%Y-%m-%d %H:%M:%S"))
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False  # or a handler of the root logger would repeat every line on the console
+
+
+def stop_log():
+    """Closes the log file and leaves the logger as it was."""
+    for handler in list(log.handlers):
+        if isinstance(handler, _Console | logging.FileHandler):
+            log.removeHandler(handler)
+            handler.close()
+    log.propagate = True
+
+
+# ---- seed, device
+
+
+def set_seed(seed):
+    """Seeds Python, NumPy and PyTorch, differently in each process, and keeps cuDNN to deterministic algorithms."""
+    seed += distributed.rank()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)  # all devices
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
