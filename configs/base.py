@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+# What a user can ask for; models/cross_scan/backends.py has them, and "auto" is the best for the machine.
+ScanBackend = Literal["auto", "cuda", "triton", "mamba_ssm", "cpu", "torch", "reference"]
+
 
 @dataclass(kw_only=True)
 class BaseConfig:
@@ -43,7 +46,7 @@ class BaseConfig:
     # --- execution ---
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # bf16, fp16: autocast, the scan's state stays in float32
-    scan_backend: Literal["auto", "cuda", "triton", "mamba_ssm", "cpu", "torch", "reference"] = "auto"
+    scan_backend: ScanBackend = "auto"
     use_checkpoint: bool = False  # recompute activations in the backward pass: less memory, more time
     compile: bool = False  # torch.compile the model
     cuda_graphs: bool = True  # on one NVIDIA GPU, launch all kernels of the network at once
@@ -51,6 +54,7 @@ class BaseConfig:
     # --- the run ---
     protocol: Literal["paper", "holdout"] = "paper"  # holdout: select on one set, report on another
     work_dir: str = "results"  # holds one folder for each run
+    stop_when_lost: bool = False  # end a run that has lost what it had learned (utils/runs/lost.py)
     print_interval: int = 20  # steps between two lines of the log and points in TensorBoard
     save_interval: int = 100  # epochs between two checkpoints that are kept for good
     resume: str | None = None  # a run folder to go on with, under the configuration stored in it

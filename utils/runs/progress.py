@@ -7,13 +7,17 @@ import math
 
 from utils import distributed
 from utils.errors import NonFiniteLossError
+from utils.files import read_rows
 from utils.optim import build_optimizer, build_scheduler, step_scheduler
 from utils.plots import EventWriter, add_panels, save_curves
 from utils.runs.batches import Batches
 from utils.runs.checkpoint import BackgroundSaver, restore, training_state, unwrap
+from utils.runs.lost import LossOfScore
 from utils.runs.stopping import Stopped, on_signals
 
 log = logging.getLogger("vmunet")
+
+ADVICE = "best.pth is from before; --recipe stable has not done this so far, --stop-when-lost ends such runs"
 
 
 class Progress:
@@ -34,6 +38,8 @@ class Progress:
             self.epoch, self.step, self.best = restore(state, model, self.optimizer, self.scheduler, self.scaler)
             losses = state["losses"]
         self.batches = Batches(loader, self.epoch + 1, losses)
+        self.lost = LossOfScore()
+        self.lost.replay(read_rows(run.metrics))
         self.writer = EventWriter(run.folder / "tensorboard", self.step)
         self.saver = BackgroundSaver()
 
@@ -51,7 +57,13 @@ class Progress:
 
     def epochs(self):
         """The epochs that remain, counted from 1."""
-        yield from range(self.epoch + 1, self.config.epochs + 1)
+        for epoch in range(self.epoch + 1, self.config.epochs + 1):
+            if self.lost.since is not None and self.config.stop_when_lost:
+                log.info("ended after epoch %d of %d (--stop-when-lost)", self.epoch, self.config.epochs)
+                break
+            yield epoch
+        if self.lost.since is not None:
+            log.warning("note: this run %s", self.lost.sentence)
         log.info("best epoch: %d, with %.4f", self.best["epoch"], self.best["value"])
 
     @property
@@ -85,6 +97,9 @@ class Progress:
             add_panels(self.writer, "predictions", samples, self.step, class_names)
         self.writer.flush()
         self.run.add_metrics(row)
+        if self.lost.see(row):
+            log.warning("the run %s; %s", self.lost.sentence, ADVICE)
+            self.run.note("lost", self.lost.sentence, level=None)
         if distributed.is_main() and (self.epoch % self.config.val_interval == 0 or self.epoch == self.config.epochs):
             save_curves(self.run.metrics, self.run.folder / "curves.png")
         config = dataclasses.asdict(self.config)
@@ -105,9 +120,16 @@ class Progress:
 
     def _save_latest(self):
         state = training_state(
-            self.model, self.optimizer, self.scheduler, self.scaler, self.epoch, self.step, self.best,
-            dataclasses.asdict(self.config), self.batches.losses,
-        )  # fmt: skip
+            self.model,
+            self.optimizer,
+            self.scheduler,
+            self.scaler,
+            self.epoch,
+            self.step,
+            self.best,
+            dataclasses.asdict(self.config),
+            self.batches.losses,
+        )
         if distributed.is_main():
             self.saver.save_latest(self.run.checkpoints, state)
         distributed.barrier()
