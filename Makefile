@@ -6,23 +6,30 @@ PYTHON ?= python3
 PIP ?=
 VENV := .venv
 PY := $(VENV)/bin/python
-DEMO ?= --epochs 10 --image-size 64 --batch-size 4 --sch CosineWarmup --sch-args warm_up_epochs 2
+DEMO ?= --recipe stable --epochs 10 --image-size 64 --batch-size 4 --sch-args warm_up_epochs 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint audit bench clean
+.PHONY: help demo test test-all lint audit bench clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-demo: $(VENV)/installed  ## install, train on synthetic lesions for a few minutes, test, say where the report lies
+demo: $(VENV)/installed  ## install, outline six real lesions, then train on synthetic ones for a few minutes
+	$(PY) predict.py isic17 data/samples/images --truth data/samples/masks --output results/samples --existing overwrite
+	@echo "Expert's outline green, network's red: results/samples/overlays. Next, a small training on synthetic images."
 	$(PY) train.py --dataset demo --load-ckpt-path none $(DEMO)
 	@echo "The report of the demo, for a browser: $$(ls -td results/vmunet_demo_* | head -n 1)/report.html"
 
-test: $(VENV)/installed-dev  ## install, run all tests, on all cores
+test: $(VENV)/installed-dev  ## install, run the tests, except the slow ones, on all cores
+	$(PY) -m pytest --numprocesses auto --dist loadfile -m "not slow" $(PYTEST)
+
+test-all: $(VENV)/installed-dev  ## install, run all tests
 	$(PY) -m pytest --numprocesses auto --dist loadfile $(PYTEST)
 
-lint: $(VENV)/installed-dev  ## check the code with ruff
+lint: $(VENV)/installed-dev  ## check style, format and types: ruff, mypy
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 audit: $(VENV)/installed-dev  ## ask for known vulnerabilities of the installed packages
 	@.ci/audit
@@ -34,7 +41,7 @@ bench: $(VENV)/installed  ## measure speed and memory on this machine: ten minut
 	@if $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(PY) benchmarks/gpu.py; fi
 
 clean:  ## remove the virtual environment and the caches; data, weights and results stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The two files say that an installation went through; it is repeated when the requirements change.

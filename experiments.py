@@ -3,6 +3,7 @@
     python -m experiments isic17-none                        train.py with 3 seeds, then results/table.md
     python -m experiments isic17-none isic17-unet-none       several rows, one after the other
     python -m experiments isic17-none --seeds 42 --epochs 1  every other flag goes to the training script
+    python -m experiments isic17-none --recipe stable        the same row by another recipe
     python -m experiments isic17-none --dry-run              says what is finished and what would be run
     python -m experiments                                    makes the table anew from the runs that are there
 
@@ -20,14 +21,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import tyro
 from filelock import FileLock, Timeout
 
+from configs.base import BaseConfig
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
+from configs.optim import OPTIMIZERS, SCHEDULERS, SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS
+from configs.recipes import parse_config
+from configs.stored import ADDED_LATER
 from utils.files import write_atomically
-from utils.report.compare_page import group_runs, mean_and_deviation
-from utils.report.published import CONFIRMED, EXECUTION, ROWS, row_name
+from utils.optim import optimization_values
+from utils.report.groups import SCORES, Group, group_runs
+from utils.report.published import EXECUTION, ROWS, paper_number, row_name
 from utils.report.records import Record
 
 log = logging.getLogger("vmunet")
@@ -43,28 +48,34 @@ WEIGHTS = {  # the first file that is there is taken
     "vmamba-s": ("vmamba_small_e238_ema.pth", "vssmsmall_dp03_ckpt_epoch_238.pth"),
     "vmamba-t": ("vssmtiny_dp01_ckpt_epoch_292.pth", "vmamba_tiny_e292.pth"),
 }
-COLUMNS = {  # of the two tables: score, label, factor
-    False: [("miou", "mIoU", 100), ("dsc", "DSC", 100)],
-    True: [("dice_transunet", "DSC", 100), ("hd95_transunet", "HD95", 1)],
+COLUMNS = {  # scores in the tables, of volumes or not
+    False: ("miou", "dsc"),
+    True: ("dice_transunet", "hd95_transunet"),
 }
 
 
 # ---- what there is to run
 
 
-def config_of(name, seed, work_dir, flags):
-    """The config of a row's run with one seed; `flags` are further flags of the training script.
+def arguments_of(name: str, seed: int, work_dir: str, flags: list[str]) -> list[str]:
+    """The flags of the training script for a row's run with one seed; `flags` are further ones.
 
-    Raises ValueError for an unknown name, and for flags that make another row of it."""
+    Raises ValueError for an unknown name."""
     if name not in NAMES:
         raise ValueError(f"found no experiment {name!r}, expected some of {', '.join(NAMES)}")
     dataset, _, rest = name.partition("-")
     network, weights = ("unet", rest.removeprefix("unet-")) if rest.startswith("unet-") else ("vmunet", rest)
-    kind = SynapseConfig if dataset == "synapse" else ISICConfig
-    row = kind(dataset=dataset, network=network, load_ckpt_path=weights_file(weights), seed=seed, work_dir=work_dir)
-    config = tyro.cli(kind, prog=f"experiments {name}", default=row, args=flags)
+    row = {"dataset": dataset, "network": network, "load-ckpt-path": weights_file(weights)}
+    row |= {"seed": str(seed), "work-dir": work_dir}
+    return [text for flag, value in row.items() for text in (f"--{flag}", value)] + flags
+
+
+def config_of(name: str, seed: int, work_dir: str, flags: list[str]) -> BaseConfig:
+    """The config of that run. Raises ValueError also for flags that make another row of it."""
+    arguments = arguments_of(name, seed, work_dir, flags)
+    config = parse_config(SynapseConfig if name.startswith("synapse") else ISICConfig, arguments)
     found = row_name(dataclasses.asdict(config))
-    if found != name or config.seed != seed or config.work_dir != work_dir or config.resume is not None:
+    if found != name or config.seed != seed or config.work_dir != work_dir:
         raise ValueError(
             f"{name}: found flags {shlex.join(flags)}, expected none of --dataset, --network, --seed (--seeds), "
             "--resume and --test-only, and --load-ckpt-path only for a file whose name says small or tiny like the row"
@@ -72,13 +83,13 @@ def config_of(name, seed, work_dir, flags):
     return config
 
 
-def weights_file(weights):
+def weights_file(weights: str) -> str:
     """The value of load_ckpt_path for none, imagenet, vmamba-t or vmamba-s."""
     paths = [f"pretrained_weights/{file}" for file in WEIGHTS.get(weights, ())]
     return next((path for path in paths if Path(path).is_file()), paths[0]) if paths else weights
 
 
-def find_runs(work_dir):
+def find_runs(work_dir: str | Path) -> list[Record]:
     """The records of all run folders in `work_dir`, oldest first; damaged ones are named and left out."""
     runs = []
     for path in sorted(Path(work_dir).glob("*/config.json"), key=lambda path: path.stat().st_mtime):
@@ -89,77 +100,84 @@ def find_runs(work_dir):
     return runs
 
 
-def same_run(run, config):
-    """Whether a run was started under these values, but for those that can't change a score."""
-    wanted = json.loads(json.dumps(dataclasses.asdict(config)))
+def same_run(run: Record, config: BaseConfig) -> bool:
+    """Whether a run was started under these values, but for those that can't change a score. Those of optimizer and
+    scheduler count too, where the run noted them: the rows of configs/optim.py may have been edited since."""
+    rows = (SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS) if config.of_volumes else (OPTIMIZERS, SCHEDULERS)
+    built, wanted = json.loads(json.dumps([optimization_values(config, *rows), dataclasses.asdict(config)]))
+    if run.facts.get("optimization", built) != built:
+        return False
     return all(run.values.get(name) == value for name, value in wanted.items() if name not in EXECUTION)
 
 
-def plan(name, seeds, work_dir, flags):
+def can_be_resumed(run: Record, config: BaseConfig) -> bool:
+    """Whether it has the fields of a config of today."""
+    fields = dataclasses.asdict(config).keys()
+    return fields - ADDED_LATER <= run.config.keys() <= fields
+
+
+def plan(name: str, seeds: list[int], work_dir: str, flags: list[str]) -> list[tuple[int, str, list[str] | None]]:
     """[(seed, state, command)] of a row: "finished in FOLDER" without a command, "resume" or "start" with one."""
-    steps, runs = [], find_runs(work_dir)
+    steps: list[tuple[int, str, list[str] | None]] = []
+    runs = find_runs(work_dir)
     for seed in seeds:
         config = config_of(name, seed, work_dir, flags)
-        script = str(ROOT / ("train_synapse.py" if config.of_volumes else "train.py"))
+        command = [sys.executable, str(ROOT / ("train_synapse.py" if config.of_volumes else "train.py"))]
         there = [run for run in runs if same_run(run, config)]
         finished = [run for run in there if run.finished]
         if finished:
             steps.append((seed, f"finished in {finished[-1].folder}", None))
-        elif there and there[-1].config.keys() == dataclasses.asdict(config).keys():  # or it can't be resumed: too old
-            steps.append((seed, "resume", [sys.executable, script, "--resume", str(there[-1].folder)]))
+        elif there and can_be_resumed(there[-1], config):
+            steps.append((seed, "resume", [*command, "--resume", str(there[-1].folder)]))
         else:
-            row = {"dataset": config.dataset, "network": config.network, "load-ckpt-path": config.load_ckpt_path,
-                   "seed": seed, "work-dir": work_dir}  # fmt: skip
-            values = [text for flag, value in row.items() for text in (f"--{flag}", str(value))]
-            steps.append((seed, "start", [sys.executable, script, *values, *flags]))
+            steps.append((seed, "start", [*command, *arguments_of(name, seed, work_dir, flags)]))
     return steps
 
 
 # ---- the table
 
 
-def table(work_dir):
+def table(work_dir: str | Path) -> str:
     """The text of table.md: every row of the paper, and every finished run in `work_dir` that belongs to one."""
     runs = [run for run in find_runs(work_dir) if run.row is not None and run.finished]
     lines = [
         "# Results beside the paper's",
         "",
-        "Made by `python -m experiments` from the runs in this folder. mIoU and DSC in percent, HD95 in voxels; mean ±",
-        "standard deviation over the seeds. † quoted from memory of the paper's tables, not checked yet. The published",
-        "split of ISIC was never released: the paper's test images are others.",
+        "Made by `python -m experiments` from the runs in this folder. Mean ± standard deviation over the seeds. The",
+        "published split of ISIC was never released: the paper's test images are others.",
     ]
-    for of_volumes, columns in COLUMNS.items():
-        header = [
-            "Row",
-            *(f"{label} {whose}" for _, label, _ in columns for whose in ("paper", "here")),
-            "Seeds",
-            "Remarks",
-        ]
-        lines += ["", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for of_volumes, scores in COLUMNS.items():
+        labels = [f"{SCORES[of_volumes][score].label} {whose}" for score in scores for whose in ("paper", "here")]
+        header = ["Row", *labels, "Seeds", "Recipe", "Remarks"]
+        lines += ["", table_line(header), "|" + "---|" * len(header)]
         here = [run for run in runs if run.of_volumes is of_volumes]
         rows = [row for row in ROWS if row.startswith("synapse") is of_volumes]
-        for row in dict.fromkeys([*rows, *(run.row for run in here)]):
-            groups = group_runs([run for run in here if run.row == row])
-            lines += [table_row(row, columns, group) for group in groups or [None]]
+        for row in dict.fromkeys([*rows, *(str(run.row) for run in here)]):
+            groups: list[Group | None] = [*group_runs([run for run in here if run.row == row])]
+            lines += [table_line(table_row(row, of_volumes, group)) for group in groups or [None]]
     return "\n".join(lines) + "\n"
 
 
-def table_row(row, columns, group):
+def table_line(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def table_row(row: str, of_volumes: bool, group: Group | None) -> list[str]:
+    """The cells of a group of runs, or of a row of the paper that was not run yet."""
     cells = [row]
-    for score, _, factor in columns:
-        number = ROWS.get(row, {}).get(score)
-        doubt = "" if (row, score) in CONFIRMED else " †"
-        cells.append("" if number is None else f"{number:.2f}{doubt}")
-        cells.append("not run yet" if group is None else mean_and_deviation(group.scores(score), factor))
-    if group is None:
-        return "| " + " | ".join([*cells, "", ""]) + " |"
+    for score in COLUMNS[of_volumes]:
+        here = "not run yet" if group is None else SCORES[of_volumes][score].text(group.scores(score))
+        cells += [paper_number(row, score), here]
+    return cells + (["", "", ""] if group is None else [group.seeds, group.recipes, remarks(group)])
+
+
+def remarks(group: Group) -> str:
+    """Whether its numbers can stand beside the paper's, and what happened to single runs."""
     reasons = group.runs[0].differences
-    remark = f"not comparable: {'; '.join(reasons)}" if reasons else "as published"
-    seeds = ", ".join(str(run.config["seed"]) for run in group.runs)
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in [*cells, seeds, remark]) + " |"
+    return "; ".join([f"not comparable: {'; '.join(reasons)}" if reasons else "as published", *group.lost])
 
 
-def write_table(work_dir):
+def write_table(work_dir: str | Path) -> Path:
     """Writes table.md into `work_dir` and returns its path."""
     path = Path(work_dir, "table.md")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +188,7 @@ def write_table(work_dir):
 # ---- the command
 
 
-def run_row(name, options, flags):
+def run_row(name: str, options: argparse.Namespace, flags: list[str]) -> list[int]:
     """Runs what is left of a row, or says it with --dry-run. Returns the seeds whose training failed."""
     failed = []
     for seed, state, command in plan(name, options.seeds, options.work_dir, flags):
@@ -189,7 +207,7 @@ def run_row(name, options, flags):
     return failed
 
 
-def launch(command):
+def launch(command: list[str]) -> int:
     """Runs a training in a process of its own and returns its exit status. If this process is stopped, so is that one,
     which gets the time to save what it has."""
     training = subprocess.Popen(command)
@@ -204,19 +222,22 @@ def launch(command):
         raise
 
 
-def stop_on_sigterm():
+def stop_on_sigterm() -> None:
     """SIGTERM raises SystemExit, so that the training ends with this process."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     first_flag = next((i for i, text in enumerate(arguments) if text.startswith("-")), len(arguments))
     parser = argparse.ArgumentParser(
-        prog="python -m experiments", usage="%(prog)s [NAME...] [--seeds SEED...] [--dry-run] [FLAGS OF TRAIN.PY]",
-        description=__doc__, epilog="NAME is one of " + ", ".join(NAMES), allow_abbrev=False,
+        prog="python -m experiments",
+        usage="%(prog)s [NAME...] [--seeds SEED...] [--dry-run] [FLAGS OF TRAIN.PY]",
+        description=__doc__,
+        epilog="NAME is one of " + ", ".join(NAMES),
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help=f"one run each (default {SEEDS})")
     parser.add_argument("--work-dir", default="results", help="folder of the runs and of table.md (default results)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be run")
@@ -237,7 +258,7 @@ def main(arguments=None):
     sys.exit(1 if failed else 0)
 
 
-def run_rows(names, options, flags):
+def run_rows(names: list[str], options: argparse.Namespace, flags: list[str]) -> list[int]:
     """All rows, while no other process works on this folder, and the table. Returns what failed."""
     for name in names:
         plan(name, options.seeds, options.work_dir, flags)  # mistakes are found before the first training

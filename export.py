@@ -1,8 +1,9 @@
 """A trained network as a file that runs without this repository: ONNX, TorchScript, or an exported PyTorch program.
 
-    python export.py results/<run>/checkpoints/best.pth --format onnx            # ONNX Runtime and others
-    python export.py best.pth --format torchscript --output model.pt             # torch.jit.load, also from C++
-    python export.py best.pth --format torch                                     # torch.export.load, .pt2
+    python export.py results/<run> --format onnx                       # ONNX Runtime and others
+    python export.py best.pth --format torchscript --output model.pt   # torch.jit.load, also from C++
+    python export.py isic17 --format torch                             # torch.export.load, .pt2
+    python export.py results/<run> --format weights                    # for this code, a sixth of best.pth in size
 
 The exported network maps `images`, float32 (batch, channels, height, width), to `probabilities` (batch, classes,
 height, width), for any batch and any size from 33 x 33 on (sides are padded to multiples of 32 and cropped inside). How
@@ -11,17 +12,24 @@ standard operators and loops; nothing is unrolled, so the graph has one size for
 
 Before the file is written it is run, at several sizes and batches, on the images of --images or on random ones, and
 compared with this code; a difference above 1e-4 is an error. How long both take is said at the end.
+
+`weights` is for this code, which takes the file like a checkpoint: the weights, most of them rounded to 16 bits
+(utils/runs/packed.py), with the configuration and the scores of the run. The difference that rounding makes is said.
 """
 
+import copy
+import dataclasses
 import io
 import json
 import logging
 import time
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.fx.experimental._config as shape_config
@@ -32,27 +40,36 @@ from torch.export import Dim
 
 from datasets.transforms import NORMALIZATIONS
 from inference.inputs import find_inputs, read_picture
-from inference.trained import describe, load_trained
+from inference.trained import Trained, describe, load_trained
 from models.cross_scan import backends, exportable
-from models.network import STRIDE
+from models.network import STRIDE, SegmentationNetwork
 from models.vmunet.ss2d import SS2D
-from utils.files import write_atomically
+from utils.files import reading, write_atomically
 from utils.runs.command_line import run_command
+from utils.runs.packed import pack_weights, read_packed_weights
+from utils.runs.shipped import BEST, SHIPPED, find_checkpoint
 
 log = logging.getLogger("vmunet")
 
-ENDINGS = {"onnx": ".onnx", "torchscript": ".pt", "torch": ".pt2"}
-TOLERANCE = 1e-4  # of probabilities
+Format = Literal["onnx", "torchscript", "torch", "weights"]
+Predict = Callable[[torch.Tensor], torch.Tensor]  # images to probabilities
+ENDINGS = {"onnx": ".onnx", "torchscript": ".pt", "torch": ".pt2", "weights": ".h5"}
+TOLERANCE = 1e-4  # of probabilities; of rounded weights none, because it depends on the weights
 LARGEST = 8192  # side of an image that torch.export must be told
 TIMED = 3  # runs
 # log at every Split that no constant is folded there, and at every empty list that its type is assumed
 TALKATIVE = ("onnxscript", "torch._export.serde.serialize")
 
 
+# Values of a config that belong to the machine, not to the network.
+OF_THE_MACHINE = {"device", "scan_backend", "use_checkpoint", "compile", "cuda_graphs", "num_workers", "cache"}
+OF_THE_MACHINE |= {"data_path", "list_dir", "volume_path", "work_dir", "load_ckpt_path", "resume", "test_only", "debug"}
+
+
 @dataclass(kw_only=True)
 class ExportConfig:
-    checkpoint: Annotated[str, tyro.conf.Positional]  # of train.py, train_synapse.py or the original
-    format: Literal["onnx", "torchscript", "torch"] = "onnx"
+    checkpoint: Annotated[str, tyro.conf.Positional]  # a checkpoint, a run's folder, or isic17, which comes with this
+    format: Format = "onnx"
     output: str | None = None  # file to write; none: beside the checkpoint, with its name
     images: tuple[str, ...] = ()  # image files or folders to compare the outputs on
     kind: Literal["images", "volumes"] | None = None  # what a checkpoint without a stored configuration is for
@@ -65,12 +82,12 @@ class Exported(nn.Module):
 
     channels: of the images; 1 if the network was trained on grey slices."""
 
-    def __init__(self, network, channels):
+    def __init__(self, network: SegmentationNetwork, channels: int):
         super().__init__()
         self.network = network
         self.repeat = network.input_channels // channels
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         H, W = images.shape[2:]
         images = images.repeat(1, self.repeat, 1, 1) if self.repeat > 1 else images
         rows, columns = (H + STRIDE - 1) // STRIDE * STRIDE, (W + STRIDE - 1) // STRIDE * STRIDE
@@ -78,38 +95,84 @@ class Exported(nn.Module):
         return logits.sigmoid() if self.network.num_classes == 1 else logits.softmax(1)
 
 
-def main(config):
+def main(config: ExportConfig) -> None:
     log.setLevel(logging.INFO)
-    output = Path(config.output or Path(config.checkpoint).with_suffix(ENDINGS[config.format]))
+    output = output_of(config)
     if output.exists():
         raise ValueError(f"--output {output}: there is such a file; remove it or name another")
-    network, trained, sha256 = load_trained(config.checkpoint, config.kind, image_size=config.image_size)
-    metadata = describe(trained) | {"checkpoint_sha256": sha256, "pytorch": torch.__version__}
-    channels = 1 if trained.of_volumes else trained.input_channels
-    batches = list(sample_batches(config.images, trained, channels))
+    trained = load_trained(config.checkpoint, config.kind, image_size=config.image_size)
+    network = trained.network
+    channels = 1 if trained.config.of_volumes else trained.config.input_channels
+    batches = list(sample_batches(config.images, trained.config, channels))
     with torch.inference_mode():
         expected = [network.predict(images) for images in batches]  # before the network is changed
+    if config.format == "weights":
+        content = pack_weights(network.state_dict(), config_to_store(trained), about(trained))
+        differences(with_packed_weights(network, content), batches, expected)
+    else:
         ours = seconds(network.predict, batches[0])
-    content = export(network, channels, config.format, metadata)
-    call = load(content, config.format)
-    with torch.inference_mode():
-        for images, probabilities in zip(batches, expected, strict=True):
-            error = (call(images) - probabilities).abs().max().item()
-            log.info("%s: largest difference from this code %.1e", " x ".join(map(str, images.shape)), error)
-            if not error <= TOLERANCE:
-                what = f"--format {config.format}: differs by {error:.1e} from this code"
-                raise ValueError(f"{what}, expected at most {TOLERANCE:.0e}; nothing is written")
-        theirs = seconds(call, batches[0])
+        metadata = describe(trained.config)
+        metadata |= {"checkpoint_sha256": trained.checkpoint.sha256, "pytorch": torch.__version__}
+        content = export(network, channels, config.format, metadata)
+        call = load(content, config.format)
+        errors = differences(call, batches, expected)
+        if not all(error <= TOLERANCE for error in errors):  # nor if one is NaN
+            what = f"--format {config.format}: differs by {max(errors):.1e} from this code"
+            raise ValueError(f"{what}, expected at most {TOLERANCE:.0e}; nothing is written")
+        theirs, what = seconds(call, batches[0]), f"{by(batches[0].shape)}, {torch.get_num_threads()} threads"
+        log.info("on the CPU (%s): %s %.3f s, this code %.3f s", what, config.format, theirs, ours)
     write_atomically(output, content)
-    what = f"{' x '.join(map(str, batches[0].shape))}, {torch.get_num_threads()} threads"
-    log.info("on the CPU (%s): %s %.3f s, this code %.3f s", what, config.format, theirs, ours)
     log.info("%s, %.1f MB", output, len(content) / 1e6)
+
+
+def output_of(config: ExportConfig) -> Path:
+    """The file to write. Without --output it lies beside the checkpoint, for a shipped network in the working
+    directory."""
+    if config.output:
+        return Path(config.output)
+    if config.checkpoint in SHIPPED:
+        return Path(config.checkpoint + ENDINGS[config.format])
+    return find_checkpoint(config.checkpoint).with_suffix(ENDINGS[config.format])
+
+
+def by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+# ---- packed weights
+
+
+def config_to_store(trained: Trained) -> dict[str, Any]:
+    values = dataclasses.asdict(trained.config)
+    return {name: value for name, value in values.items() if name not in OF_THE_MACHINE}
+
+
+def about(trained: Trained) -> dict[str, Any]:
+    """What readers of a packed file want to know: how images are prepared, where the weights come from, how they
+    scored. Of a packed file that is packed again, its own words stay."""
+    checkpoint, facts = trained.checkpoint, {"checkpoint_sha256": trained.checkpoint.sha256}
+    initial = checkpoint.config.get("load_ckpt_path")
+    if isinstance(initial, str):
+        facts["initial_weights"] = PurePosixPath(initial.replace("\\", "/")).name
+    metrics = checkpoint.path.parents[1] / "metrics.json"
+    if checkpoint.path.parts[-2:] == BEST.parts and metrics.is_file():
+        with reading(metrics):
+            facts["metrics"] = json.loads(metrics.read_text(encoding="utf-8"))
+    return facts | checkpoint.about | describe(trained.config)
+
+
+def with_packed_weights(network: SegmentationNetwork, content: bytes) -> Predict:
+    """`predict` of a network with the weights of a packed file."""
+    weights, _, _ = read_packed_weights(content, "the packed weights")
+    network = copy.deepcopy(network)
+    network.load_state_dict(weights)
+    return network.predict
 
 
 # ---- exporting
 
 
-def export(network, channels, format, metadata):
+def export(network: SegmentationNetwork, channels: int, format: Format, metadata: dict[str, Any]) -> bytes:
     """The bytes of a network in one of the formats. It is a VMUNet, whose scan is replaced, or a baseline."""
     backends.resolve("exportable", "cpu", torch.float32)  # held against the definition once, outside of any tracing
     for module in network.modules():
@@ -120,17 +183,17 @@ def export(network, channels, format, metadata):
         return write(Exported(network.eval().float().cpu(), channels).eval(), channels, metadata)
 
 
-def to_onnx(model, channels, metadata):
+def to_onnx(model: Exported, channels: int, metadata: dict[str, Any]) -> bytes:
     onnx = import_onnx("onnx")
     import_onnx("onnxscript")
     from models.cross_scan import onnx_loops
 
     program = exported_program(model, channels, onnx_loops.ONNX_LOOPS)
     with deliberate_warnings():
-        proto = torch.onnx.export(
-            program, input_names=["images"], output_names=["probabilities"], opset_version=onnx_loops.OPSET,
-            verbose=False,
-        ).model_proto  # fmt: skip
+        names: dict[str, Any] = dict(input_names=["images"], output_names=["probabilities"])
+        exported = torch.onnx.export(program, **names, opset_version=onnx_loops.OPSET, verbose=False)
+    assert exported is not None  # with dynamo, the default
+    proto = exported.model_proto
     called = {node.op_type for node in proto.graph.node if node.domain == onnx_loops.DOMAIN}
     proto.functions.extend(function for function in onnx_loops.functions() if function.name in called)
     if called and all(entry.domain != onnx_loops.DOMAIN for entry in proto.opset_import):
@@ -141,7 +204,7 @@ def to_onnx(model, channels, metadata):
     return proto.SerializeToString()
 
 
-def to_torchscript(model, channels, metadata):
+def to_torchscript(model: Exported, channels: int, metadata: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     with deliberate_warnings(), exportable.using(exportable.torchscript_loops()):
         traced = torch.jit.trace(model, torch.rand(2, channels, 70, 100), check_trace=False)
@@ -149,14 +212,14 @@ def to_torchscript(model, channels, metadata):
     return buffer.getvalue()
 
 
-def to_torch(model, channels, metadata):
+def to_torch(model: Exported, channels: int, metadata: dict[str, Any]) -> bytes:
     program, buffer = exported_program(model, channels, exportable.torch_export_loops()), io.BytesIO()
     with deliberate_warnings():
         torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata)})
     return buffer.getvalue()
 
 
-def exported_program(model, channels, loops):
+def exported_program(model: Exported, channels: int, loops: exportable.Loops) -> torch.export.ExportedProgram:
     """torch.export's program with free batch, height and width.
 
     Sizes are treated as unknown even where the example would decide ("backed_size_oblivious"): else what it happens to
@@ -164,7 +227,8 @@ def exported_program(model, channels, loops):
     height, width = (Dim(name, min=STRIDE + 1, max=LARGEST) for name in ("height", "width"))
     shapes = {"images": {0: Dim("batch"), 2: height, 3: width}}
     example = torch.rand(3, channels, 70, 100)
-    with deliberate_warnings(), exportable.using(loops), shape_config.patch(backed_size_oblivious=True):
+    oblivious = shape_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]  # it is made at runtime
+    with deliberate_warnings(), exportable.using(loops), oblivious:
         program = torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
     # What is left as a condition is that a batch has several images: oneDNN chooses its memory layout by it. One image
     # goes through the same operators; the comparison with this code includes it.
@@ -173,7 +237,7 @@ def exported_program(model, channels, loops):
 
 
 @contextmanager
-def deliberate_warnings():
+def deliberate_warnings() -> Iterator[None]:
     """Without the warnings of PyTorch's exporters that were looked at and found to say nothing about the result."""
     with warnings.catch_warnings():
         # TorchScript is deprecated as a whole; who asks for the format by name knows why
@@ -195,7 +259,17 @@ def deliberate_warnings():
 # ---- the exported file at work
 
 
-def load(content, format):
+def differences(call: Predict, batches: list[torch.Tensor], expected: list[torch.Tensor]) -> list[float]:
+    """The largest difference of the probabilities of each batch; they go to the log."""
+    errors = []
+    with torch.inference_mode():
+        for images, probabilities in zip(batches, expected, strict=True):
+            errors.append((call(images) - probabilities).abs().max().item())
+            log.info("%s: largest difference from this code %.1e", by(images.shape), errors[-1])
+    return errors
+
+
+def load(content: bytes, format: Format) -> Predict:
     """The exported network as a function of images, from the bytes of its file."""
     if format == "onnx":
         runtime = import_onnx("onnxruntime")
@@ -209,7 +283,7 @@ def load(content, format):
         return torch.export.load(io.BytesIO(content)).module()
 
 
-def sample_batches(paths, config, channels):
+def sample_batches(paths: Sequence[str], config: Any, channels: int) -> Iterator[torch.Tensor]:
     """Images as the network gets them, in several batches and sizes: of files, or random ones."""
     size, generator = config.image_size, torch.Generator().manual_seed(0)
     if paths and config.of_volumes:
@@ -224,7 +298,7 @@ def sample_batches(paths, config, channels):
         yield torch.stack([F.interpolate(p[None], (height, width), mode="bilinear")[0].float() for p in chosen])
 
 
-def seconds(call, images):
+def seconds(call: Predict, images: torch.Tensor) -> float:
     """The shortest of a few runs, after one to warm up."""
     call(images)
     times = []
@@ -235,7 +309,7 @@ def seconds(call, images):
     return min(times)
 
 
-def import_onnx(name):
+def import_onnx(name: str) -> ModuleType:
     """One of the modules onnx, onnxscript, onnxruntime. Raises ValueError with the command that installs them."""
     try:
         return __import__(name)

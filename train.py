@@ -11,7 +11,7 @@ import time
 
 from configs.config_setting import ISICConfig
 from configs.optim import OPTIMIZERS, SCHEDULERS
-from configs.recipes import parse_config
+from configs.recipes import parse_config, warn_of_collapse
 from configs.stored import config_of_run
 from datasets.loaders import build_isic_loader, build_isic_loaders, check_isic_parts
 from engine import Execution, evaluate, train_one_epoch
@@ -21,6 +21,7 @@ from utils.files import write_rows
 from utils.losses import BceDiceWithLogitsLoss, CeDiceLoss
 from utils.machine.device import choose_device
 from utils.metrics import counts_of_image, scores_of_image
+from utils.optim import optimization_values
 from utils.plots import draw_labels, draw_outlines, save_panels, save_picture
 from utils.report import report_at_end
 from utils.runs.command_line import run_command
@@ -37,7 +38,7 @@ def main(config):
     device = choose_device(config.device)
     with distributed.process_group(device):
         run = start_run(config)
-        model = build_model(config)
+        model = build_model(config, run.note)
         execution = Execution(device, config.precision, config.accumulation_steps, config.clip_grad_norm)
         if config.num_classes == 1:
             criterion = BceDiceWithLogitsLoss(*config.loss_weight)
@@ -46,7 +47,7 @@ def main(config):
         if config.test_only is None:
             train(run, config, model, criterion, execution)
         load_checkpoint_weights(model, config.test_only or run.checkpoints / "best.pth")
-        return test(run, config, prepare(model, config, device), criterion, execution)
+        return test(run, config, prepare(model, config, device, run.note), criterion, execution)
 
 
 def train(run, config, model, criterion, execution):
@@ -56,12 +57,14 @@ def train(run, config, model, criterion, execution):
     train_loader, val_loader = build_isic_loaders(config, distributed.rank(), distributed.world_size())
     log.info("%d images to train on, %d to select the best epoch", len(train_loader.dataset), len(val_loader.dataset))
     log.info("protocol %s: %s", config.protocol, SELECTION[config.protocol])
+    warn_of_collapse(config)
     if config.rotation == "run":
         log.info("every rotated image is turned by %.2f degrees", train_loader.dataset.transform.angle)
     state = run.resume() if config.resume else None
     if state is None:
         load_initial_weights(model, config)
-    model = prepare(model, config, execution.device)
+    model = prepare(model, config, execution.device, run.note)
+    run.note("optimization", optimization_values(config, OPTIMIZERS, SCHEDULERS), level=None)
     progress = Progress(run, config, model, train_loader, execution, (OPTIMIZERS, SCHEDULERS), state)
     with progress.saved_when_stopped():
         for epoch in progress.epochs():

@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 
 from configs.config_setting_synapse import SynapseConfig
 from configs.optim import SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS
-from configs.recipes import parse_config
+from configs.recipes import parse_config, warn_of_collapse
 from configs.stored import config_of_run
 from datasets.loaders import build_synapse_loaders, build_synapse_volumes, check_synapse_parts
 from datasets.nifti import write_nifti
@@ -25,6 +25,7 @@ from utils import distributed
 from utils.files import some, write_rows
 from utils.losses import CeDiceLoss
 from utils.machine.device import choose_device
+from utils.optim import optimization_values
 from utils.plots import save_panels
 from utils.report import report_at_end
 from utils.runs.command_line import run_command
@@ -42,12 +43,12 @@ def main(config):
     device = choose_device(config.device)
     with distributed.process_group(device):
         run = start_run(config)
-        model = build_model(config)
+        model = build_model(config, run.note)
         execution = Execution(device, config.precision, config.accumulation_steps, config.clip_grad_norm)
         if config.test_only is None:
             train(run, config, model, execution)
         load_checkpoint_weights(model, config.test_only or run.checkpoints / "best.pth")
-        return test(run, config, prepare(model, config, device), execution)
+        return test(run, config, prepare(model, config, device, run.note), execution)
 
 
 def train(run, config, model, execution):
@@ -59,13 +60,16 @@ def train(run, config, model, execution):
     log.info("%d slices to train on", len(loader.dataset))
     seen = cases_of_slices(loader.dataset.names) & set(volumes.names)
     if seen:
-        log.warning("overlap: %d of the tested cases are also trained on: %s", len(seen), some(sorted(seen)))
+        text = f"overlap: {len(seen)} of the tested cases are also trained on: {some(sorted(seen))}"
+        run.note("overlap", text, logging.WARNING)
     log.info("protocol %s: %s", config.protocol, SELECTION[config.protocol])
+    warn_of_collapse(config)
     state = run.resume() if config.resume else None
     if state is None:
         load_initial_weights(model, config)
-    model = prepare(model, config, execution.device)
+    model = prepare(model, config, execution.device, run.note)
     criterion = CeDiceLoss(config.num_classes, config.loss_weight)
+    run.note("optimization", optimization_values(config, SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS), level=None)
     progress = Progress(run, config, model, loader, execution, (SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS), state)
     with progress.saved_when_stopped():
         for epoch in progress.epochs():

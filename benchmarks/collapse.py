@@ -4,11 +4,11 @@
 
 All flags but --trace and --every are train.py's. After each epoch two files are written anew:
 
-    trace.csv   a row an epoch: the training loss and, of each block on one fixed batch in eval mode and float32, the
+    trace.csv   a row an epoch: the training loss and, of each block on one fixed batch (eval mode, float32), the
                 largest and the mean step size delta of its scan and the root mean square of its output
     trace.npz   for each traced optimizer step: `step`, `lr`, `loss`; arrays (steps, parameters) with the norm of each
-                parameter before the step (`weight`), of its gradient after clipping (`gradient`), of the change that the
-                step made (`update`), and the root of the mean of Adam's second moment (`second`); `names`
+                parameter before the step (`weight`), of its gradient after clipping (`gradient`), of the change that
+                the step made (`update`), and the root of the mean of Adam's second moment (`second`); `names`
 
 docs/collapse.md shows what they say about the published recipe, benchmarks/collapse_plot.py draws it.
 """

@@ -11,7 +11,7 @@ from models.vmunet import VMUNet  # isort: skip
 WINDOW = 8
 
 
-def swin_unet():
+def swin_unet() -> VMUNet:
     """Takes and returns what `VMUNet()` does."""
     model = VMUNet(depths=(2, 2, 2, 1), depths_decoder=(1, 2, 2, 2), drop_path_rate=0)
     for stage in (*model.vmunet.layers, *model.vmunet.layers_up):

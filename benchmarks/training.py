@@ -1,14 +1,16 @@
 """Training on this machine's CPU as `train.py` does it: images a second, the share of time spent waiting for data, and
-what the checkpoints of an epoch take.
+the time for the checkpoints of an epoch.
 
     python -m benchmarks.training [--output FILE]
 
-Trains on data/isic17 at 256 x 256 in the published batches of 32, or on the synthetic demo if that is not there."""
+Trains on data/isic17 at 256 x 256 in the published batches of 32, or on the synthetic demo without that folder."""
 
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,19 +28,21 @@ from utils.runs.batches import Batches
 from utils.runs.checkpoint import pack, write_latest
 from utils.runs.run import set_seed
 
-BATCHES = 5  # after a first one, in which memory is taken and the scan's code loaded
+BATCHES = 5  # after a first one, which takes memory and loads the scan's code
 
 
 class FirstBatches:
     """The first `count` batches of a loader; `asked` and `given` are when each was asked for and came."""
 
-    def __init__(self, loader, count):
-        self.loader, self.count, self.asked, self.given = loader, count, [], []
+    def __init__(self, loader: Any, count: int):
+        self.loader, self.count = loader, count
+        self.asked: list[float] = []
+        self.given: list[float] = []
 
-    def __len__(self):
+    def __len__(self) -> int:
         return min(self.count, len(self.loader))
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator:
         batches = iter(self.loader)
         for _ in range(len(self)):
             self.asked.append(time.perf_counter())
@@ -48,7 +52,7 @@ class FirstBatches:
         self.asked.append(time.perf_counter())
 
 
-def measure(config):
+def measure(config: ISICConfig) -> dict[str, Any]:
     """A row: speed and waiting over the first batches of an epoch, without the very first."""
     set_seed(config.seed)
     device = torch.device("cpu")
@@ -71,13 +75,13 @@ def measure(config):
     }
 
 
-def measure_checkpoint():
-    """A row: the seconds that training waits for its latest.pth, and those that a thread needs after that."""
+def measure_checkpoint() -> dict[str, Any]:
+    """A row: the seconds that training waits for its latest.pth, and those that a thread writes it meanwhile."""
     model = VMUNet()
     optimizer = build_optimizer(model, ISICConfig(), OPTIMIZERS)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()  # now it has its moments
+    optimizer.step()  # which makes its moments
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     packing, writing = [], []
     with tempfile.TemporaryDirectory(dir=".") as folder:
@@ -94,11 +98,11 @@ def measure_checkpoint():
     }
 
 
-def main():
-    report = common.Report(common.start(__doc__, "training"))
+def main() -> None:
+    report = common.start(__doc__, "training")
     prepared = Path(ISIC_FOLDERS["isic17"]).is_dir()
     if not prepared:
-        print("data/isic17 is not there (data/README.md says how to make it): the images are those of the demo")
+        print("data/isic17 is not there (data/README.md says how to make it); training on the demo")
     dataset = "isic17" if prepared else "demo"
     precisions = ("fp32", "bf16") if has_bf16() else ("fp32",)
     rows = [measure(ISICConfig(dataset=dataset, device="cpu", precision=precision)) for precision in precisions]

@@ -5,16 +5,19 @@ Command-line flags have their types from tyro; a stored config.json may have bee
 import math
 import types
 import typing
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+from configs.base import BaseConfig
 
 POSITIVE = 1e-12
 RANGES = {  # lowest and highest value; of a tuple, of each of its numbers
     "num_classes": (1, 255),
     "input_channels": (1, 1024),
-    "depths": (1, 1000),
-    "depths_decoder": (1, 1000),
-    "dims": (1, 65536),
-    "d_state": (1, 1024),
+    "depths": (0, 64),
+    "depths_decoder": (0, 64),
+    "dims": (1, 4096),
+    "d_state": (1, 256),
     "drop_path_rate": (0, 0.99),
     "image_size": (32, 65536),
     "batch_size": (1, math.inf),
@@ -37,7 +40,7 @@ RANGES = {  # lowest and highest value; of a tuple, of each of its numbers
 NOT_OF_THE_RUN = ("resume", "debug")  # what can be said beside --resume
 
 
-def check_config(config):
+def check_config(config: Any) -> None:
     """Raises ValueError that names the first value of another type than its field's, or out of range, and options that
     contradict each other."""
     for name, kind in typing.get_type_hints(type(config)).items():
@@ -55,7 +58,7 @@ def check_config(config):
         raise ValueError(f"--loss-weight: found {config.loss_weight}, expected one of them above 0")
 
 
-def check_alone(config):
+def check_alone(config: BaseConfig) -> None:
     """Raises ValueError if anything but --resume was said: a resumed run has the values that it was started under."""
     if getattr(config, "resume", None) is None:
         return
@@ -65,15 +68,15 @@ def check_alone(config):
         raise ValueError(f"--resume: found also {', '.join(others)}, expected none: the run has its own config.json")
 
 
-def default(field):
+def default(field: Field) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
-def flag(name):
+def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def fits(value, kind):
+def fits(value: Any, kind: Any) -> bool:
     """Whether a value is of a field's type; whole numbers are also floats."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
@@ -92,7 +95,7 @@ def fits(value, kind):
     return isinstance(value, kind)
 
 
-def describe(kind):
+def describe(kind: Any) -> str:
     if typing.get_origin(kind) is typing.Literal:
         return "one of " + ", ".join(typing.get_args(kind))
     return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)

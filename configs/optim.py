@@ -3,7 +3,11 @@
 A config picks rows by name (`opt`, `sch`); utils.optim builds them and takes overrides of single values.
 """
 
-OPTIMIZERS = {
+from typing import Any
+
+Rows = dict[str, dict[str, Any]]
+
+OPTIMIZERS: Rows = {
     "Adadelta": dict(lr=0.01, rho=0.9, eps=1e-6, weight_decay=0.05),
     "Adagrad": dict(lr=0.01, lr_decay=0, eps=1e-10, weight_decay=0.05),
     "Adam": dict(lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-4, amsgrad=False),
@@ -16,7 +20,7 @@ OPTIMIZERS = {
 }
 
 # Stepped once an epoch. The published cosine (T_max 50 or 100 in 300 epochs) rises again; CosineWarmup does not.
-SCHEDULERS = {
+SCHEDULERS: Rows = {
     "StepLR": dict(step_size=None, gamma=0.5),  # None: a fifth of the epochs
     "MultiStepLR": dict(milestones=(60, 120, 150), gamma=0.1),
     "ExponentialLR": dict(gamma=0.99),

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import sys
+from typing import Any, TypeVar
 
 import tyro
 
@@ -11,8 +12,10 @@ from configs.check import check_alone
 
 log = logging.getLogger("vmunet")
 
+Config = TypeVar("Config", bound=BaseConfig)
+
 # What each changes of the config's own values.
-RECIPES = {
+RECIPES: dict[str, dict[str, Any]] = {
     "published": {},  # the configs as they stand are the original's values
     # From random weights a rate of 1e-3 makes the step sizes of the scans grow without bound, until the network loses
     # what it had learned (docs/collapse.md). Half of it, reached once, has not, and scores higher.
@@ -30,15 +33,15 @@ def warn_of_collapse(config: BaseConfig) -> None:
         )
 
 
-def with_recipe(config: BaseConfig, recipe: str) -> BaseConfig:
+def with_recipe(config: Config, recipe: str) -> Config:
     """`config` with the values of a recipe; those that this kind of config lacks, such as `rotation` of volumes, are
     left out."""
     known = {field.name for field in dataclasses.fields(config)}
     values = {name: value for name, value in RECIPES[recipe].items() if name in known}
-    return dataclasses.replace(config, recipe=recipe, **values)
+    return dataclasses.replace(config, **values | {"recipe": recipe})
 
 
-def parse_config(config_class: type[BaseConfig], arguments: list[str] | None = None) -> BaseConfig:
+def parse_config(config_class: type[Config], arguments: list[str] | None = None) -> Config:
     """The config that a command line describes: the class's own values, then the recipe's, then every flag's.
 
     Raises ValueError if anything but --resume was said beside it."""
@@ -48,5 +51,5 @@ def parse_config(config_class: type[BaseConfig], arguments: list[str] | None = N
     check_alone(config)
     if not RECIPES[config.recipe]:
         return config
-    start = with_recipe(config_class(), config.recipe)
+    start = with_recipe(config_class(), config.recipe)  # type: ignore[call-arg]  # the configs have all defaults
     return tyro.cli(config_class, description=description, args=arguments, default=start)

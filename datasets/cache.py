@@ -1,13 +1,16 @@
-"""Decoded samples kept in memory, and how much memory there is."""
+"""Decoded samples kept in memory for all epochs."""
 
 from concurrent.futures import ThreadPoolExecutor
 
+import torch
 from torch.utils.data import Dataset
 
 from utils.machine.device import available_cpus
 
+Key = int | tuple[int, int]  # index, or (epoch, index)
 
-def split_key(key):
+
+def split_key(key: Key) -> tuple[int, int]:
     """(epoch, index) of a data set's key; a plain index belongs to epoch 0."""
     return key if isinstance(key, tuple) else (0, key)
 
@@ -18,18 +21,25 @@ class CachedDataset(Dataset):
     Forked workers share the tensors' memory with the main process, because nothing writes to it.
     """
 
-    cache = None
+    cache: list[tuple[torch.Tensor, ...]] | None = None
 
-    def sample(self, index):
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def decode(self, index: int) -> tuple[torch.Tensor, ...]:
+        raise NotImplementedError
+
+    def sample(self, index: int) -> tuple[torch.Tensor, ...]:
+        """decode(index), from memory if it is there."""
         return self.decode(index) if self.cache is None else self.cache[index]
 
-    def decoded_bytes(self):
-        """Memory that all decoded samples need, judged by eight of them."""
+    def decoded_bytes(self) -> int:
+        """Memory that all decoded samples need, estimated from about eight of them."""
         few = range(0, len(self), max(1, len(self) // 8))
         sizes = [sum(tensor.nbytes for tensor in self.decode(index)) for index in few]
         return sum(sizes) * len(self) // len(sizes)
 
-    def preload(self):
-        """Decode everything. A file that can't be read, or is not as expected, is reported now."""
+    def preload(self) -> None:
+        """Decodes everything. Raises now what any file would raise later."""
         with ThreadPoolExecutor(min(8, available_cpus())) as pool:
             self.cache = list(pool.map(self.decode, range(len(self))))

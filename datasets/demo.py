@@ -3,6 +3,7 @@
 import logging
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -11,15 +12,17 @@ from PIL import Image
 
 from datasets.synthetic import abdomen, lesion
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("vmunet")
 
 MARKER = "SYNTHETIC.txt"
 NOTE = "Synthetic {}, drawn by datasets/synthetic.py: not of patients, good for trying the code and nothing else.\n"
 SEED = 20240
 
 
-def make_once(root, kind, write):
-    """Have `write(folder)` fill a folder that becomes `root` at once when it is complete; nothing if it is there."""
+def make_once(root: str | Path, kind: str, write: Callable[[Path], None]) -> Path:
+    """Lets `write(folder)` fill a folder, which is renamed to `root` when it is complete, unless `root` is there.
+
+    Returns root."""
     root = Path(root)
     if (root / MARKER).is_file():
         return root
@@ -41,10 +44,12 @@ def make_once(root, kind, write):
     return root
 
 
-def make_demo_isic(root, size=128, train=96, val=32, test=32, seed=SEED):
-    """Write synthetic lesion images and masks as `root/{train,val,test}/{images,masks}`; returns root."""
+def make_demo_isic(
+    root: str | Path, size: int = 128, train: int = 96, val: int = 32, test: int = 32, seed: int = SEED
+) -> Path:
+    """Writes synthetic lesion images and masks as `root/{train,val,test}/{images,masks}`; returns root."""
 
-    def write(folder):
+    def write(folder: Path) -> None:
         for split, first, count in (("train", 0, train), ("val", train, val), ("test", train + val, test)):
             for kind in ("images", "masks"):
                 (folder / split / kind).mkdir(parents=True)
@@ -57,14 +62,16 @@ def make_demo_isic(root, size=128, train=96, val=32, test=32, seed=SEED):
     return make_once(root, "lesion images", write)
 
 
-def make_demo_synapse(root, size=128, train=12, val=2, test=3, slices=12, seed=SEED):
-    """Write synthetic CT as Synapse's train_npz, test_vol_h5 and lists/list_Synapse under `root`; returns root."""
+def make_demo_synapse(
+    root: str | Path, size: int = 128, train: int = 12, val: int = 2, test: int = 3, slices: int = 12, seed: int = SEED
+) -> Path:
+    """Writes synthetic CT as Synapse's train_npz, test_vol_h5 and lists/list_Synapse under `root`; returns root."""
 
-    def write(folder):
+    def write(folder: Path) -> None:
         lists = folder / "lists" / "list_Synapse"
         for part in (folder / "train_npz", folder / "test_vol_h5", lists):
             part.mkdir(parents=True)
-        listed = {"train.txt": [], "val_vol.txt": [], "test_vol.txt": [], "all.lst": []}
+        listed: dict[str, list[str]] = {"train.txt": [], "val_vol.txt": [], "test_vol.txt": [], "all.lst": []}
         for number in range(1, train + val + test + 1):
             image, label, spacing = abdomen(np.random.default_rng((seed, number)), size, slices)
             label = label.astype(np.float32)  # as in the files of TransUNet

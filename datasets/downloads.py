@@ -1,15 +1,16 @@
 """Official downloads, unpacked or still in their zip archives, as named files.
 
-Nothing is unpacked by the paths in an archive: a member is taken by its plain name, and only if the caller's pattern
-names it, so that no archive can write outside of the target.
+Archives are not unpacked to the paths that they name: a member is taken by its file name, and only if that matches the
+caller's pattern, so that no archive can write outside of the target.
 """
 
 import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from utils.files import reading, some
+from utils.files import reading, repeated, some
 
 LIMIT = 256 * 2**20  # bytes of one file: the largest official image has 20 MB, the largest volume about 150 MB
 
@@ -22,18 +23,18 @@ class Download(NamedTuple):
     archive: zipfile.ZipFile | None = None
 
     @property
-    def name(self):
+    def name(self) -> str:
         return self.path.name if self.member is None else PurePosixPath(self.member.filename).name
 
     @property
-    def origin(self):
-        """How messages call it."""
+    def origin(self) -> str:
+        """Its name in messages."""
         return str(self.path) if self.member is None else f"{self.path}/{self.member.filename}"
 
-    def read(self):
+    def read(self) -> bytes:
         """The content; raises ValueError if it is damaged, encrypted or larger than LIMIT."""
         with reading(self.origin):
-            if self.member is None:
+            if self.member is None or self.archive is None:
                 with open(self.path, "rb") as file:
                     content = file.read(LIMIT + 1)
             else:
@@ -46,7 +47,7 @@ class Download(NamedTuple):
             return content
 
 
-def find_downloads(source, folder, pattern):
+def find_downloads(source: str | Path, folder: str, pattern: str) -> dict[str, Download] | None:
     """{name: Download} of the files in `folder` whose names match `pattern`; None if there is neither folder nor zip.
 
     Looked for as source/folder (also source/folder/folder, as some programs unpack) and source/folder.zip, in which
@@ -63,7 +64,7 @@ def find_downloads(source, folder, pattern):
     return by_name(zip_members(path), pattern, path)
 
 
-def zip_members(path):
+def zip_members(path: str | Path) -> list[Download]:
     """The files of a zip archive as Downloads, without what macOS adds."""
     with reading(path):
         archive = zipfile.ZipFile(path)  # stays open for the reading of its members
@@ -71,13 +72,10 @@ def zip_members(path):
     return [Download(Path(path), member, archive) for member in members if "__MACOSX/" not in member.filename]
 
 
-def by_name(downloads, pattern, where):
+def by_name(downloads: Iterable[Download], pattern: str, where: str | Path) -> dict[str, Download]:
     """{name: Download} of those whose names match; raises ValueError if a name occurs twice."""
-    found, twice = {}, []
-    for download in downloads:
-        if re.fullmatch(pattern, download.name):
-            twice += [download.name] if download.name in found else []
-            found[download.name] = download
+    found = [download for download in downloads if re.fullmatch(pattern, download.name)]
+    twice = repeated(download.name for download in found)
     if twice:
         raise ValueError(f"{where} holds {len(twice)} names twice: {some(twice)}; expected each once")
-    return found
+    return {download.name: download for download in found}

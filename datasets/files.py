@@ -1,10 +1,15 @@
-"""Files that nobody vouches for: errors that name them, and limits to what is read."""
+"""What is refused in files that come from anywhere: what nobody means to train on, and what is too large to read."""
+
+import math
+
+import numpy as np
+from PIL import Image
 
 MAX_VALUES = 2**29  # of an array: 2048 slices of 512 x 512
 
 
-def check_training_image(file):
-    """Raises ValueError for a Pillow image or mask that nobody trains on purpose with: transparent, or of one pixel."""
+def check_training_image(file: Image.Image) -> None:
+    """Raises ValueError for an image or mask that nobody trains on on purpose: transparent, or of one pixel."""
     if file.width * file.height < 2:
         raise ValueError("it has one pixel, expected an image")
     if "A" in file.getbands():
@@ -13,12 +18,16 @@ def check_training_image(file):
             raise ValueError("it is transparent in places, expected an image without transparency")
 
 
-def check_numbers(shape, dtype, what):
+def check_numbers(shape: tuple[int, ...], dtype: np.dtype, what: str) -> None:
     """Raises ValueError unless an array holds real numbers, some but not more than MAX_VALUES."""
     if dtype.kind not in "biuf":
         raise ValueError(f"{what} holds {dtype}, expected numbers")
-    count = 1
-    for side in shape:
-        count *= side
-    if not 0 < count <= MAX_VALUES:
+    if not 0 < math.prod(shape) <= MAX_VALUES:
         raise ValueError(f"{what} has the shape {shape}, expected between 1 and {MAX_VALUES} values")
+
+
+def check_finite(values: np.ndarray, what: str) -> np.ndarray:
+    """The values; raises ValueError if one is NaN or infinite."""
+    if not np.isfinite(values).all():
+        raise ValueError(f"{what} holds NaN or infinite values")
+    return values

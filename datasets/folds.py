@@ -1,16 +1,18 @@
-"""Which pairs of a folder belong to which part: its own folders, a list beside them, or k folds."""
+"""Which pairs of a folder belong to train, val and test: by its subfolders, by a list in it, or by k folds."""
 
 import random
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from datasets.isic import find_pairs
-from utils.files import read_rows, some
+from configs.config_setting import ISICConfig
+from datasets.isic import Pair, find_pairs
+from utils.files import read_rows, repeated, some
 
 SPLIT_LIST = "split.csv"  # written by datasets.prepare_isic: a row for each id, a column for each protocol
 
 
-def find_split(root, split, config):
+def find_split(root: str | Path, split: str, config: ISICConfig) -> list[Pair]:
     """[(stem, image path, mask path)] of "train", "val" or "test", sorted by stem.
 
     They are the pairs of root/split, except that
@@ -29,21 +31,20 @@ def find_split(root, split, config):
     return find_pairs(root / split / "images", root / split / "masks")
 
 
-def pooled_pairs(root):
+def pooled_pairs(root: str | Path) -> list[Pair]:
     """The pairs of root/{images,masks}, or of root/train and root/val together."""
     parts = [Path(root)] if Path(root, "images").is_dir() else [Path(root, part) for part in ("train", "val")]
     parts = [part for part in parts if part == Path(root) or part.is_dir()]
     if not parts:
         raise FileNotFoundError(f"{root} has no images and masks, nor train/images and train/masks (data/README.md)")
     pairs = sorted(pair for part in parts for pair in find_pairs(part / "images", part / "masks"))
-    stems = [stem for stem, _, _ in pairs]
-    if len(set(stems)) < len(stems):
-        twice = sorted({stem for stem, after in zip(stems, stems[1:], strict=False) if stem == after})
+    twice = repeated(stem for stem, _, _ in pairs)
+    if twice:
         raise ValueError(f"{len(twice)} names are in both train and val of {root}: {some(twice)}; expected each once")
     return pairs
 
 
-def listed_pairs(root, split):
+def listed_pairs(root: str | Path, split: str) -> list[Pair]:
     """The pairs whose column `holdout` in root/split.csv is `split`."""
     path = Path(root, SPLIT_LIST)
     if not path.is_file():
@@ -62,21 +63,25 @@ def listed_pairs(root, split):
     return pairs
 
 
-def fold_of(stems, folds, seed=42, group=""):
+def fold_of(stems: Iterable[str], folds: int, seed: int = 42, group: str = "") -> dict[str, int]:
     """{stem: fold}: `folds` parts of nearly equal size, drawn by seed, the same on every machine.
 
     group: a regular expression; stems in which it matches the same text (its first parenthesis, if it has one) belong
     together, for example all images of a patient. Larger groups are placed first, each in the smallest part so far.
+    scikit-learn's GroupKFold deals in the same way, but can't be used: with its own shuffle it balances the numbers of
+    groups, not of images, and after ours the parts depend on its version, which may reorder groups of equal size.
     """
-    groups = {}
-    for stem in sorted(stems):
+    stems = sorted(stems)
+    groups: dict[str, list[str]] = {}
+    for stem in stems:
         groups.setdefault(group_of(stem, group), []).append(stem)
     if not 2 <= folds <= len(groups):
         what = f"groups of {len(stems)} images" if group else "images"
         raise ValueError(f"folds is {folds}; expected 2..{len(groups)}, the number of {what}")
     names = sorted(groups)
     random.Random(seed).shuffle(names)
-    sizes, fold = [0] * folds, {}
+    sizes = [0] * folds
+    fold: dict[str, int] = {}
     for name in sorted(names, key=lambda name: -len(groups[name])):  # stable: equal sizes stay shuffled
         smallest = sizes.index(min(sizes))
         sizes[smallest] += len(groups[name])
@@ -84,7 +89,7 @@ def fold_of(stems, folds, seed=42, group=""):
     return fold
 
 
-def group_of(stem, group):
+def group_of(stem: str, group: str) -> str:
     """What `fold_group` matches in a stem; the stem itself without a group."""
     if not group:
         return stem

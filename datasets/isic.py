@@ -1,32 +1,37 @@
 """ISIC, and any other folder of images and masks: `root/{train,val}/{images,masks}`, paired by file stem."""
 
 import random
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
-from datasets.cache import CachedDataset, split_key
-from datasets.files import check_training_image
+from datasets.cache import CachedDataset, Key, split_key
+from datasets.files import check_finite, check_training_image
 from utils.files import check_name, open_image, some
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MASK_SUFFIX = "_segmentation"  # of ISIC's ground truth files
 GREY_LEVELS = 16  # with more values than this a mask is an anti-aliased outline rather than a map of classes
 
+Pair = tuple[str, Path, Path]  # stem, image, mask
+MaskValue = int | tuple[int, ...]  # a grey level, or a colour (r, g, b)
 
-def list_images(folder):
+
+def list_images(folder: str | Path) -> dict[str, list[Path]]:
     """{stem: [paths]} of the images in a folder, without hidden files and ISIC's superpixels."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; expected {{train,val}}/{{images,masks}} (data/README.md)")
-    found = {}
+    found: dict[str, list[Path]] = {}
     for path in sorted(Path(folder).iterdir()):
         if path.suffix.lower() in EXTENSIONS and path.name[0] != "." and not path.stem.endswith("_superpixels"):
             found.setdefault(path.stem, []).append(path)
     return found
 
 
-def find_pairs(images, masks):
+def find_pairs(images: str | Path, masks: str | Path) -> list[Pair]:
     """Pair the files of two folders by stem; a mask may also be called STEM_segmentation.
 
     Returns [(stem, image path, mask path)] sorted by stem; raises ValueError that names the files without a partner and
@@ -38,9 +43,10 @@ def find_pairs(images, masks):
     return pairs
 
 
-def match_files(images, masks):
+def match_files(images: str | Path, masks: str | Path) -> tuple[list[Pair], list[str]]:
     """([(stem, image path, mask path)] sorted by stem, sentences about the files that make no pair)."""
-    image_files, mask_files = list_images(images), {}
+    image_files = list_images(images)
+    mask_files: dict[str, list[Path]] = {}
     for stem, paths in list_images(masks).items():
         plain = stem.removesuffix(MASK_SUFFIX)
         mask_files.setdefault(plain if plain in image_files else stem, []).extend(paths)
@@ -61,10 +67,10 @@ def match_files(images, masks):
     return [(stem, image_files[stem][0], mask_files[stem][0]) for stem in both], problems
 
 
-def read_image(path, training=False):
+def read_image(path: str | Path, training: bool = False) -> torch.Tensor:
     """Any image file as RGB: uint8 tensor (3, H, W). Greys deeper than 8 bits are stretched to 0..255.
 
-    training: also refuse what is only suspicious (see check_training_image)."""
+    training: also refuses what is only suspicious (see check_training_image)."""
     with open_image(path) as file:
         if training:
             check_training_image(file)
@@ -73,22 +79,16 @@ def read_image(path, training=False):
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def stretched_rgb(pixels):
+def stretched_rgb(pixels: np.ndarray) -> np.ndarray:
     """Pixels (H, W) or (H, W, 3) of any type as uint8 (H, W, 3); what is not uint8 is stretched to 0..255."""
     if pixels.dtype != np.uint8:
-        pixels = finite(pixels).astype(np.float64)
+        pixels = check_finite(pixels, "the image").astype(np.float64)
         pixels = (pixels - pixels.min()) * (255 / max(np.ptp(pixels), 1e-12))
         pixels = pixels.round().astype(np.uint8)
     return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels.copy()
 
 
-def finite(pixels):
-    if not np.isfinite(pixels).all():
-        raise ValueError("found NaN or infinite pixels, expected numbers")
-    return pixels
-
-
-def grey_values(file):
+def grey_values(file: Image.Image) -> np.ndarray:
     """The numbers of a mask (H, W): grey levels; of a coloured palette the indices, as label images are stored."""
     if file.mode == "P":
         indices, palette = np.asarray(file), np.array(file.getpalette("RGB")).reshape(-1, 3)
@@ -97,11 +97,11 @@ def grey_values(file):
     if file.mode == "1":
         return np.asarray(file).astype(np.uint8)
     if file.mode == "F" or file.mode.startswith("I"):
-        return finite(np.asarray(file))
+        return check_finite(np.asarray(file), "the mask")
     return np.asarray(file.convert("L"))
 
 
-def binary_mask(values, path):
+def binary_mask(values: np.ndarray, path: Path) -> np.ndarray:
     """Lesion mask 0..255 (H, W) uint8 from a mask stored with any two values, the larger one being the lesion.
 
     Masks with many grey levels, such as JPEG files, keep them: soft outlines, as the original reads them.
@@ -119,7 +119,7 @@ def binary_mask(values, path):
     return np.where(values == found[-1], np.uint8(255 if found[-1] > 0 else 0), np.uint8(0))
 
 
-def class_ids(file, mask_values, path):
+def class_ids(file: Image.Image, mask_values: Sequence[MaskValue], path: str | Path) -> np.ndarray:
     """Class ids (H, W) uint8: the position of each pixel's grey value or (r, g, b) colour in `mask_values`."""
     if isinstance(mask_values[0], tuple):
         to_code = np.array([1 << 16, 1 << 8, 1])
@@ -137,12 +137,13 @@ def class_ids(file, mask_values, path):
     return ids.astype(np.uint8)
 
 
-def parse_mask_values(texts, num_classes):
+def parse_mask_values(texts: Iterable[str], num_classes: int) -> tuple[MaskValue, ...]:
     """A config's mask_values as numbers: ("0", "128") -> (0, 128), ("#000000", "#ff0000") -> ((0, 0, 0), (255, 0, 0)).
 
     Raises ValueError unless there is one, all of a kind, for each class (with num_classes 1 for background and lesion).
     """
-    values = []
+    texts = tuple(texts)
+    values: list[MaskValue] = []
     for text in map(str, texts):
         try:
             colour = text.startswith("#") and len(text) == 7
@@ -155,11 +156,11 @@ def parse_mask_values(texts, num_classes):
     if values and len(values) != expected:
         raise ValueError(f"mask_values names {len(values)} values; expected {expected} for num_classes {num_classes}")
     if len({type(value) for value in values}) > 1 or len(set(values)) < len(values):
-        raise ValueError(f"mask_values is {tuple(texts)}; expected different values, all grey or all colours")
+        raise ValueError(f"mask_values is {texts}; expected different values, all grey or all colours")
     return tuple(values)
 
 
-def read_mask(path, num_classes=1, mask_values=()):
+def read_mask(path: str | Path, num_classes: int = 1, mask_values: Sequence[MaskValue] = ()) -> torch.Tensor:
     """A mask file as uint8 tensor (1, H, W): 0..255 of a binary mask (num_classes 1), else class ids.
 
     mask_values: grey values or (r, g, b) colours in the order of the class ids, for num_classes 1 (background, lesion).
@@ -175,6 +176,13 @@ def read_mask(path, num_classes=1, mask_values=()):
     return torch.from_numpy(mask)[None]
 
 
+def check_same_size(image: torch.Tensor, mask: torch.Tensor, image_name: object, mask_name: object) -> None:
+    """Raises ValueError unless image (3, H, W) and mask (1, H, W) are of one size."""
+    if image.shape[1:] != mask.shape[1:]:
+        sizes = ["{1}x{0}".format(*tensor.shape[1:]) for tensor in (image, mask)]
+        raise ValueError(f"{image_name} is {sizes[0]} but its mask {mask_name} is {sizes[1]} (width x height)")
+
+
 class ISICDataset(CachedDataset):
     """`root/split/{images,masks}`. dataset[key], key = index or (epoch, index), -> (image, target, name).
 
@@ -183,7 +191,17 @@ class ISICDataset(CachedDataset):
     pairs: [(stem, image path, mask path)] to take instead of all pairs of the folder.
     """
 
-    def __init__(self, root, split, transform, num_classes=1, mask_values=(), augment=False, seed=42, pairs=None):
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        transform: Callable,
+        num_classes: int = 1,
+        mask_values: Sequence[MaskValue] = (),
+        augment: bool = False,
+        seed: int = 42,
+        pairs: list[Pair] | None = None,
+    ):
         folder = Path(root, split)
         self.pairs = find_pairs(folder / "images", folder / "masks") if pairs is None else pairs
         for stem, path, _ in self.pairs:
@@ -194,21 +212,19 @@ class ISICDataset(CachedDataset):
         self.augment = augment
         self.seed = seed
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.pairs)
 
-    def decode(self, index):
+    def decode(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(image (3, H, W), mask (1, H, W)) of one pair as stored, uint8."""
         _, image_path, mask_path = self.pairs[index]
         image, mask = read_image(image_path, training=True), read_mask(mask_path, self.num_classes, self.mask_values)
-        if image.shape[1:] != mask.shape[1:]:
-            sizes = ["{1}x{0}".format(*tensor.shape[1:]) for tensor in (image, mask)]
-            raise ValueError(f"{image_path} is {sizes[0]} but its mask {mask_path} is {sizes[1]} (width x height)")
+        check_same_size(image, mask, image_path, mask_path)
         if image.min() == image.max():
             raise ValueError(f"{image_path} has the same value in every pixel, expected an image")
         return image, mask
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: Key) -> tuple[torch.Tensor, torch.Tensor, str]:
         epoch, index = split_key(key)
         rng = random.Random(f"{self.seed}/{epoch}/{index}") if self.augment else None
         image, target = self.transform(*self.sample(index), rng)

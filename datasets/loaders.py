@@ -1,6 +1,7 @@
 """Loaders for training and validation, from a config's values and what the machine offers.
 
-The same seed gives the same batches for any number of workers and, put together, for any number of processes.
+The same seed gives the same batches for any number of workers. The batches of several processes put together are those
+of one.
 """
 
 import itertools
@@ -9,11 +10,16 @@ import os
 import random
 import shutil
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from configs.base import BaseConfig
+from configs.config_setting import ISICConfig
+from configs.config_setting_synapse import SynapseConfig
+from datasets.cache import CachedDataset
 from datasets.demo import make_demo_isic, make_demo_synapse
 from datasets.folds import find_split
 from datasets.isic import ISICDataset, parse_mask_values
@@ -24,7 +30,7 @@ from utils.machine.device import available_cpus
 from utils.machine.memory import free_memory
 from utils.runs.stopping import leave_signals_to_main, signals_held
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("vmunet")
 
 PREFETCH = 2  # batches that a worker keeps ready
 ISIC_FOLDERS = {"isic17": "data/isic17", "isic18": "data/isic18", "demo": "data/demo/isic"}
@@ -42,7 +48,16 @@ class EpochBatchSampler(Sampler):
     endless: goes on with the next epoch, so that workers prepare its first batches while the network is evaluated.
     """
 
-    def __init__(self, length, batch_size, seed, shuffle, rank=0, world_size=1, endless=False):
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        rank: int = 0,
+        world_size: int = 1,
+        endless: bool = False,
+    ):
         if batch_size < world_size:
             raise ValueError(f"batch_size {batch_size} is for all processes together; expected at least {world_size}")
         self.length = length
@@ -54,48 +69,49 @@ class EpochBatchSampler(Sampler):
         self.endless = endless
         self.epoch, self.done = 0, 0
 
-    def set_epoch(self, epoch, done=0):
-        """The epoch to begin with. `done` of its batches are left out: an interrupted run has trained on them."""
+    def set_epoch(self, epoch: int, done: int = 0) -> None:
+        """Begins with this epoch, without its first `done` batches, on which an interrupted run has trained."""
         self.epoch, self.done = epoch, done
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         yield from self.batches(self.epoch)[self.done :]
         if self.endless:
             for epoch in itertools.count(self.epoch + 1):
                 yield from self.batches(epoch)
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Batches of one epoch."""
         return len(self.starts())
 
-    def batches(self, epoch):
+    def batches(self, epoch: int) -> list[list[tuple[int, int]]]:
         order = list(range(self.length))
         if self.shuffle:
             random.Random(f"{self.seed}/{epoch}").shuffle(order)
         parts = (order[start : start + self.batch_size][self.rank :: self.world_size] for start in self.starts())
         return [[(epoch, index) for index in part] for part in parts]
 
-    def starts(self):
-        """Where this rank's global batches begin."""
+    def starts(self) -> range:
+        """The first position of each global batch of which this rank has a share."""
         needed = self.world_size if self.shuffle else self.rank + 1
         return range(0, max(0, self.length - needed + 1), self.batch_size)
 
 
-def processes_here():
+def processes_here() -> int:
     """Training processes on this machine, as torchrun says."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def uses_cuda(config):
+def uses_cuda(config: BaseConfig) -> bool:
     """Whether the network will run on an NVIDIA (or ROCm) device."""
     return torch.cuda.is_available() and config.device.startswith(("auto", "cuda"))
 
 
-def choose_workers(config, batch_bytes):
-    """Worker processes of a loader: `num_workers`, -1 chooses.
+def choose_workers(config: BaseConfig, batch_bytes: int) -> int:
+    """The number of worker processes of a loader: `num_workers`, or chosen for -1.
 
-    None without CUDA, where the network itself uses all cores; else up to 12, as many as cores are left and as
-    the shared memory for finished batches (often 64 MB in containers) admits.
+    Without CUDA it is 0, since the network itself uses all cores. Otherwise up to 12: one for each core that the
+    training processes leave free, but no more than the shared memory for finished batches (often 64 MB in containers)
+    has room for.
     """
     if config.num_workers >= 0:
         return config.num_workers
@@ -107,8 +123,10 @@ def choose_workers(config, batch_bytes):
     return workers
 
 
-def fill_cache(dataset, cache):
-    """Decode the whole data set into memory if `cache` is "on", or "auto" and it takes at most half of what is free."""
+def fill_cache(dataset: CachedDataset, cache: str) -> None:
+    """Decodes the whole data set into memory if `cache` is "on", or "auto" and at most half of what is free is needed.
+
+    With several processes on this machine each may take its share of that half."""
     if cache not in ("auto", "on", "off"):
         raise ValueError(f"cache is {cache!r}; expected auto, on or off")
     needed = dataset.decoded_bytes() if cache == "auto" else 0
@@ -118,23 +136,25 @@ def fill_cache(dataset, cache):
         log.info("%d samples are decoded anew in each epoch: they need %.1f GB of memory", len(dataset), needed / 1e9)
 
 
-def check_foreground(dataset, folder):
-    """Raises ValueError if every mask is background. Stops looking at the first that is not."""
+def check_foreground(dataset: CachedDataset, folder: str | Path) -> None:
+    """Raises ValueError if every mask is background. Stops at the first that is not."""
     if not any(dataset.sample(index)[1].any() for index in range(len(dataset))):
         raise ValueError(f"{folder}: found background only in all {len(dataset)} training masks, expected foreground")
 
 
 class Loader(DataLoader):
-    """A DataLoader whose workers can't be ended by a signal to the run while they start."""
+    """A DataLoader whose workers can't be killed by a signal to the run while they start."""
 
     def __iter__(self):
         with signals_held():
             return super().__iter__()
 
 
-def make_loader(dataset, config, shuffle, rank, world_size):
-    """A DataLoader of (image, target, names) batches. For training (`shuffle`) it never ends: an epoch is the next
-    len(loader) batches, and loader.batch_sampler.set_epoch(e) tells where to begin."""
+def make_loader(dataset: CachedDataset, config: BaseConfig, shuffle: bool, rank: int, world_size: int) -> Loader:
+    """A DataLoader of (image, target, names) batches.
+
+    For training (`shuffle`) it never ends: an epoch is the next len(loader) batches, and
+    loader.batch_sampler.set_epoch(e) says with which to begin."""
     if shuffle and config.batch_size > len(dataset):
         found = f"found {len(dataset)} samples to train on"
         raise ValueError(f"--batch-size {config.batch_size}: {found}, expected at least as many")
@@ -157,7 +177,9 @@ def make_loader(dataset, config, shuffle, rank, world_size):
     )
 
 
-def data_folder(config, folders, make_demo):
+def data_folder(
+    config: ISICConfig | SynapseConfig, folders: dict[str, str], make_demo: Callable[[Path], object]
+) -> Path:
     """The folder to read: `data_path`, or the data set's own in `folders`. The demo is made on first use."""
     if config.data_path is None and config.dataset not in folders:
         raise ValueError(f"dataset is {config.dataset!r}; expected {', '.join(folders)}, or any name with a data_path")
@@ -171,8 +193,8 @@ def data_folder(config, folders, make_demo):
     return folder
 
 
-def build_isic_loader(config, split, rank=0, world_size=1):
-    """The loader of one split: "train" shuffled and augmented, "val" (or "test") in order and as it is.
+def build_isic_loader(config: ISICConfig, split: str, rank: int = 0, world_size: int = 1) -> Loader:
+    """The loader of one split: "train" shuffled and augmented, "val" and "test" in order and unchanged.
 
     The angle of the run's rotations in degrees is loader.dataset.transform.angle (None with rotation "sample").
     """
@@ -197,30 +219,31 @@ def build_isic_loader(config, split, rank=0, world_size=1):
     return make_loader(dataset, config, train, rank, world_size)
 
 
-def build_isic_loaders(config, rank=0, world_size=1):
+def build_isic_loaders(config: ISICConfig, rank: int = 0, world_size: int = 1) -> tuple[Loader, Loader]:
     """(train loader, val loader) of (images, targets, names); each rank of `world_size` gets its share."""
-    return tuple(build_isic_loader(config, split, rank, world_size) for split in ("train", "val"))
+    train, val = (build_isic_loader(config, split, rank, world_size) for split in ("train", "val"))
+    return train, val
 
 
-def check_isic_parts(config):
-    """What the protocol "holdout" asks of a folder before training: train, val and test, without common images.
+def check_isic_parts(config: ISICConfig) -> None:
+    """What the protocol "holdout" needs before training: train, val and test without common images.
 
-    Raises FileNotFoundError without one of them, ValueError that names images in two of them."""
+    Raises FileNotFoundError if one is missing, ValueError that names the images in two of them."""
     folder = data_folder(config, ISIC_FOLDERS, make_demo_isic)
     parts = {part: find_split(folder, part, config) for part in ("train", "val", "test")}
     check_disjoint(folder, {part: {stem for stem, *_ in pairs} for part, pairs in parts.items()})
 
 
-def check_synapse_parts(config):
-    """The same of the lists train.txt, val_vol.txt and test_vol.txt: three lists without common cases."""
+def check_synapse_parts(config: SynapseConfig) -> None:
+    """The same for volumes: the lists train.txt, val_vol.txt and test_vol.txt without common cases."""
     _, lists, _ = synapse_folders(config)
     parts = {name: set(read_list(lists, name)) for name in ("train.txt", "val_vol.txt", "test_vol.txt")}
     parts["train.txt"] = cases_of_slices(parts["train.txt"])
     check_disjoint(lists, parts)
 
 
-def check_disjoint(folder, parts):
-    """Raises ValueError if two of the parts, a dict of sets of names, have names in common."""
+def check_disjoint(folder: str | Path, parts: dict[str, set[str]]) -> None:
+    """Raises ValueError if two parts, {part: its names}, have names in common."""
     for (one, names), (other, more) in itertools.combinations(parts.items(), 2):
         if names & more:
             common = f"{len(names & more)} names in both {one} and {other}"
@@ -229,23 +252,27 @@ def check_disjoint(folder, parts):
             )
 
 
-def synapse_folders(config):
-    """(slices, lists, volumes) of a config: under `data_path`, which may also be its train_npz, or given one by one."""
+def synapse_folders(config: SynapseConfig) -> tuple[Path, Path, Path]:
+    """The folders (slices, lists, volumes): below `data_path`, which may also be its train_npz, or where `list_dir` and
+    `volume_path` say."""
     root = data_folder(config, SYNAPSE_FOLDERS, make_demo_synapse)
     root = root.parent if root.name == "train_npz" else root
     names = (HOLDOUT_LISTS, *LIST_FOLDERS) if config.protocol == "holdout" else LIST_FOLDERS
     lists = [root / "lists" / name for name in names]
     found = [folder for folder in lists if folder.is_dir()]
-    return root / "train_npz", config.list_dir or (found or lists[-2:])[0], config.volume_path or root / "test_vol_h5"
+    list_dir = Path(config.list_dir or (found or lists[-2:])[0])
+    return root / "train_npz", list_dir, Path(config.volume_path or root / "test_vol_h5")
 
 
-def build_synapse_volumes(config, list_name="test_vol.txt"):
+def build_synapse_volumes(config: SynapseConfig, list_name: str = "test_vol.txt") -> SynapseVolumes:
     """The volumes of a list, a data set of (image, label, name, spacing)."""
     _, lists, volumes = synapse_folders(config)
     return SynapseVolumes(volumes, lists, config.num_classes, list_name)
 
 
-def build_synapse_loaders(config, rank=0, world_size=1, list_name="test_vol.txt"):
+def build_synapse_loaders(
+    config: SynapseConfig, rank: int = 0, world_size: int = 1, list_name: str = "test_vol.txt"
+) -> tuple[Loader, SynapseVolumes]:
     """(train loader of (images, labels, names), data set of a list's volumes); each rank trains on its share."""
     slices, lists, _ = synapse_folders(config)
     dataset = SynapseSlices(slices, lists, RandomGenerator(config.image_size), config.num_classes, config.seed)

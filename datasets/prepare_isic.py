@@ -3,20 +3,20 @@
     python -m datasets.prepare_isic --source DOWNLOADS --out data/isic17
 
 DOWNLOADS holds the official archives, zipped or unpacked. --split paper pools the training and validation sets and
-splits them 7:3 as in the paper; beside the folders OUT/split.csv lists a second split of the same files into train, val
-and test for `train.py --protocol holdout`, whose test part is the paper split's val. --split official keeps the
-official training, validation and test sets.
+splits them 7:3 as in the paper. OUT/split.csv lists a second split of the same files into train, val and test, for
+`train.py --protocol holdout`; its test part is the paper split's val. --split official keeps the official training,
+validation and test sets.
 
 With the default seed the ids are those of datasets/splits/*.csv, the same for everybody; other seeds draw others.
-OUT/split.csv also holds the SHA-256 of every file, OUT/duplicates.csv the images found twice (datasets/duplicates.py).
-A run that was stopped, or killed, is completed by repeating the command; a repeated run checks every file.
+OUT/split.csv also holds the SHA-256 of every file, OUT/duplicates.csv the images found twice
+(datasets/check/duplicates.py). To complete a run that was stopped or killed, repeat the command; it checks the files
+that are there.
 """
 
-import hashlib
-import json
 import os
 import random
 import shutil
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +27,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.check.duplicates import Fingerprint, find_duplicates, fingerprint
+from datasets.check.duplicates import Duplicate, Fingerprint, find_duplicates, fingerprint
 from datasets.downloads import Download, find_downloads
 from datasets.folds import SPLIT_LIST
-from datasets.isic import MASK_SUFFIX, find_pairs, read_image, read_mask
-from utils.files import read_rows, some, write_atomically, write_rows
+from datasets.isic import MASK_SUFFIX, check_same_size, find_pairs, read_image, read_mask
+from datasets.prepared import claim_folder, sha256
+from utils.files import read_rows, repeated, some, write_rows
 from utils.machine.device import available_cpus
 from utils.runs.command_line import run_command
 
@@ -47,16 +48,16 @@ OFFICIAL = {  # set: (images, masks)
         "test": ("ISIC2018_Task1-2_Test_Input", "ISIC2018_Task1_Test_GroundTruth"),
     },
 }
-# What is drawn from in one draw, how many pairs it has, how many of them are for training. The paper's 1886 + 808 of
-# 2018 are two draws, so that those who have the training set alone share its 1815 + 779.
-DRAWS = {
+# Draws of a data set: (official sets, pairs in them, how many of these are for training). The paper's 1886 + 808 of
+# 2018 are two draws, so that whoever has only the training set gets the same 1815 + 779 of it.
+DRAWS: dict[str, list[tuple[tuple[str, ...], int, int]]] = {
     "isic17": [(("training", "validation"), 2150, 1500)],
     "isic18": [(("training",), 2594, 1815), (("validation",), 100, 71)],
 }
 HOLDOUT_VAL = 0.15  # share of the larger part that selects the epoch in the three-way split
 SEED = 42  # of the lists in SPLITS
 SPLITS = Path(__file__).parent / "splits"
-# Found by datasets.duplicates in all 2150 images of 2017; the first two have equal pixels. Most of them are in 2018.
+# Found by datasets.check.duplicates in all 2150 images of 2017; the first two have equal pixels. Most are in 2018.
 KNOWN_DUPLICATES = (
     ("ISIC_0012127", "ISIC_0012970"),
     ("ISIC_0012290", "ISIC_0013594"),
@@ -64,7 +65,6 @@ KNOWN_DUPLICATES = (
     ("ISIC_0012756", "ISIC_0013184"),
 )
 FILTERS = {name: getattr(Image.Resampling, name.upper()) for name in ("box", "bilinear", "bicubic", "lanczos")}
-RECORD = "preparation.json"
 
 
 @dataclass(kw_only=True)
@@ -90,12 +90,16 @@ class Pair(NamedTuple):
 class Placed(NamedTuple):
     """What split.csv and the search for duplicates need to know of a pair."""
 
-    row: dict
+    row: dict[str, str]
     fingerprint: Fingerprint
 
 
-def prepare(options):
+def prepare(options: PrepareISIC) -> dict[str, int]:
     """Writes the folder; returns {part: number of pairs}."""
+    if options.resize is not None and not 16 <= options.resize <= 4096:
+        raise ValueError(f"--resize {options.resize}; expected a side of 16 to 4096 pixels")
+    if options.resize is not None and options.link:
+        raise ValueError("--link and --resize exclude each other: a link cannot change the size of a file")
     name, sets = find_sets(options.source, options.dataset, options.split)
     pairs = {id: pair for found in sets.values() for id, pair in found.items()}
     if options.split == "official":
@@ -105,14 +109,14 @@ def prepare(options):
         splits = draw_splits(name, sets, options.seed)
     folders = splits[options.split]
 
-    out = claim_folder(options, name, sorted(pairs))
+    out = claim_folder(options.out, record_of(options, name, sorted(pairs)))
     for part in sorted(set(folders.values())):
         for kind in ("images", "masks"):
             (out / part / kind).mkdir(parents=True, exist_ok=True)
     staging = out / ".partial"
     staging.mkdir(exist_ok=True)
 
-    def place(id):
+    def place(id: str) -> Placed:
         return place_pair(id, pairs[id], out / folders[id], staging, options)
 
     try:
@@ -135,13 +139,15 @@ def prepare(options):
 # ---- official files
 
 
-def find_sets(source, dataset=None, split="paper"):
+def find_sets(
+    source: str | Path, dataset: str | None = None, split: str = "paper"
+) -> tuple[str, dict[str, dict[str, Pair]]]:
     """(data set, {set: {id: Pair}}) of the official sets in `source`.
 
     Raises FileNotFoundError if sets, or the masks of one, are missing; ValueError if files have no partner.
     """
     wanted = ("training", "validation") if split == "paper" else ("training", "validation", "test")
-    years = {}
+    years: dict[str, dict[str, dict[str, Pair]]] = {}
     for year in [dataset] if dataset else OFFICIAL:
         for key in wanted:
             found = [
@@ -160,19 +166,24 @@ def find_sets(source, dataset=None, split="paper"):
     if "training" in missing or (missing and split == "official"):
         needed = "; ".join(" and ".join(OFFICIAL[name][key]) for key in missing)
         raise FileNotFoundError(f"{source} has no {' and no '.join(missing)} set; --split {split} needs {needed}")
-    ids = [id for pairs in sets.values() for id in pairs]
-    if len(set(ids)) < len(ids):
-        twice = sorted({id for id in ids if ids.count(id) > 1})
+    twice = sorted(repeated(id for pairs in sets.values() for id in pairs))
+    if twice:
         raise ValueError(f"{len(twice)} images are in more than one official set of {source}: {some(twice)}")
     return name, sets
 
 
-def pair_downloads(source, image_folder, mask_folder, images, masks):
+def pair_downloads(
+    source: str | Path,
+    image_folder: str,
+    mask_folder: str,
+    images: dict[str, Download] | None,
+    masks: dict[str, Download] | None,
+) -> dict[str, Pair]:
     """{id: Pair} of the files of one official set."""
-    for folder, found in ((image_folder, images), (mask_folder, masks)):
-        if not found:
-            what = "no folder or zip archive" if found is None else "no official file in"
-            raise FileNotFoundError(f"{source} has {what} {folder}; images and masks are both needed")
+    if not images or not masks:
+        folder, found = (mask_folder, masks) if images else (image_folder, images)
+        what = "no folder or zip archive" if found is None else "no official file in"
+        raise FileNotFoundError(f"{source} has {what} {folder}; images and masks are both needed")
     images = {name.removesuffix(".jpg"): file for name, file in images.items()}
     masks = {name.removesuffix(f"{MASK_SUFFIX}.png"): file for name, file in masks.items()}
     alone = sorted(images.keys() ^ masks.keys())
@@ -184,14 +195,14 @@ def pair_downloads(source, image_folder, mask_folder, images, masks):
 # ---- splits
 
 
-def draw_splits(name, sets, seed=SEED):
+def draw_splits(name: str, sets: Mapping[str, Iterable[str]], seed: int = SEED) -> dict[str, dict[str, str]]:
     """{"paper": {id: "train" or "val"}, "holdout": {id: "train", "val", "test" or "" (left out)}}.
 
-    sets: {"training": ids, "validation": ids}. With the default seed ids take the part that the list of the data set in
-    SPLITS gives them, so that an incomplete download stays consistent with a complete one.
+    sets: {"training": ids, "validation": ids}. With the default seed an id is in the part that the data set's list in
+    SPLITS says, so that an incomplete download is split as a complete one.
     """
     listed = published_split(name) if seed == SEED else {}
-    parts = {}
+    parts: dict[str, tuple[str, str]] = {}
     for keys, complete, train in DRAWS[name]:
         ids = sorted(id for key in keys for id in sets.get(key, ()))
         if not ids:
@@ -202,14 +213,13 @@ def draw_splits(name, sets, seed=SEED):
             parts |= {id: listed[id] for id in ids}
         else:
             parts |= draw(ids, train if len(ids) == complete else int(0.7 * len(ids)), seed)
-    splits = {"paper": {}, "holdout": {}}
-    for id in sorted(parts):
-        splits["paper"][id], splits["holdout"][id] = parts[id]
+    ids = sorted(parts)
+    splits = {"paper": {id: parts[id][0] for id in ids}, "holdout": {id: parts[id][1] for id in ids}}
     leave_out(splits["holdout"], KNOWN_DUPLICATES)
     return splits
 
 
-def draw(ids, train, seed):
+def draw(ids: Collection[str], train: int, seed: int) -> dict[str, tuple[str, str]]:
     """{id: (part of the paper split, part of the holdout split)}: `train` ids drawn by seed to learn from."""
     shuffled = sorted(ids)
     random.Random(seed).shuffle(shuffled)
@@ -218,7 +228,7 @@ def draw(ids, train, seed):
     return dict(zip(shuffled, parts + [("val", "test")] * (len(ids) - train), strict=True))
 
 
-def leave_out(holdout, pairs):
+def leave_out(holdout: dict[str, str], pairs: Iterable[tuple[str, str]]) -> None:
     """Empties the part of each id whose duplicate lies in a part that counts more: test before val before train."""
     weight = {"": 0, "train": 1, "val": 2, "test": 3}
     for pair in pairs:
@@ -227,7 +237,7 @@ def leave_out(holdout, pairs):
             holdout[less] = ""
 
 
-def published_split(name):
+def published_split(name: str) -> dict[str, tuple[str, str]]:
     """{id: (part of the paper split, part of the holdout split)} of the list in SPLITS."""
     return {row["id"]: (row["paper"], row["holdout"]) for row in read_rows(SPLITS / f"{name}.csv")}
 
@@ -235,10 +245,9 @@ def published_split(name):
 # ---- files
 
 
-def claim_folder(options, name, ids):
-    """The folder to write, marked with what it is made of; raises ValueError if it was made of something else."""
-    out = Path(options.out)
-    record = {
+def record_of(options: PrepareISIC, name: str, ids: list[str]) -> dict:
+    """What the folder is made of."""
+    return {
         "dataset": name,
         "split": options.split,
         "seed": options.seed if options.split == "paper" else None,
@@ -246,33 +255,17 @@ def claim_folder(options, name, ids):
         "filter": options.filter if options.resize else None,
         "link": options.link,
         "pairs": len(ids),
-        "ids_sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest(),
+        "ids_sha256": sha256("\n".join(ids).encode()),
     }
-    if options.resize is not None and not 16 <= options.resize <= 4096:
-        raise ValueError(f"--resize {options.resize}; expected a side of 16 to 4096 pixels")
-    if options.resize is not None and options.link:
-        raise ValueError("--link and --resize exclude each other: a link cannot change the size of a file")
-    path = out / RECORD
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        other = [key for key in record if before.get(key) != record[key]]
-        if other:
-            changes = ", ".join(f"{key} {before.get(key)} instead of {record[key]}" for key in other)
-            raise ValueError(f"{out} was prepared otherwise ({changes}); remove it or give another --out")
-    elif out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} holds files that this tool has not prepared; remove them or give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(record, indent=1).encode() + b"\n")
-    return out
 
 
-def place_pair(id, pair, folder, staging, options):
-    """Puts the files of a pair into folder/images and folder/masks, decodes and checks them; returns Placed.
+def place_pair(id: str, pair: Pair, folder: Path, staging: Path, options: PrepareISIC) -> Placed:
+    """Puts the files of a pair into folder/images and folder/masks, decodes and checks them.
 
-    Every file is written in `staging` and then renamed, so that what has a name in `folder` is whole.
+    Every file is written in `staging` and then renamed, so that all files in `folder` are whole.
     """
     contents = [file.read() for file in pair]
-    official = [hashlib.sha256(content).hexdigest() for content in contents]
+    official = [sha256(content) for content in contents]
     staged = [staging / file.name for file in pair]
     if options.resize:
         targets = [folder / "images" / f"{id}.png", folder / "masks" / f"{id}{MASK_SUFFIX}.png"]
@@ -280,7 +273,7 @@ def place_pair(id, pair, folder, staging, options):
         targets = [folder / "images" / pair.image.name, folder / "masks" / pair.mask.name]
     done = all(target.is_file() for target in targets)  # each was renamed when it was whole
     if done and not options.resize:
-        done = [sha256(target) for target in targets] == official
+        done = [sha256(target.read_bytes()) for target in targets] == official
     if done:
         image, _ = decode(targets, targets)
     else:
@@ -301,13 +294,13 @@ def place_pair(id, pair, folder, staging, options):
             os.replace(path, target)
     row = {}
     for kind, target, digest in zip(("image", "mask"), targets, official, strict=True):
-        row |= {kind: str(target.relative_to(folder.parent)), f"{kind}_sha256": sha256(target)}
+        row |= {kind: str(target.relative_to(folder.parent)), f"{kind}_sha256": sha256(target.read_bytes())}
         row |= {f"official_{kind}_sha256": digest} if options.resize else {}
     return Placed(row, fingerprint(image))
 
 
-def decode(paths, origins):
-    """(image (3, H, W), mask (1, H, W)), uint8, of two files; errors speak of `origins`."""
+def decode(paths: Sequence[Path], origins: Sequence[Path | str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(image (3, H, W), mask (1, H, W)), uint8, of two files; errors name `origins` instead of `paths`."""
     try:
         image, mask = read_image(paths[0]), read_mask(paths[1])
     except ValueError as error:
@@ -315,17 +308,17 @@ def decode(paths, origins):
         for path, origin in zip(paths, origins, strict=True):
             text = text.replace(str(path), str(origin))
         raise ValueError(text) from error
-    if image.shape[1:] != mask.shape[1:]:
-        sizes = ["{1}x{0}".format(*tensor.shape[1:]) for tensor in (image, mask)]
-        raise ValueError(f"{origins[0]} is {sizes[0]} but its mask {origins[1]} is {sizes[1]} (width x height)")
+    check_same_size(image, mask, *origins)
     return image, mask
 
 
-def resize_pair(image, mask, size, filter):
+def resize_pair(
+    image: torch.Tensor, mask: torch.Tensor, size: int, filter: Image.Resampling
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The pair at size x size, not keeping the aspect ratio, as training resizes; uint8.
 
-    The image by one of Pillow's filters, which average when they shrink; a pixel of the mask becomes what the larger
-    part of its area was.
+    The image is resized by one of Pillow's filters, which average when they shrink. A pixel of the mask becomes lesion
+    if the larger part of its area was.
     """
     picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size, size), filter)
     area = Image.fromarray(mask[0].numpy()).resize((size, size), Image.Resampling.BOX)
@@ -333,11 +326,7 @@ def resize_pair(image, mask, size, filter):
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1), torch.from_numpy(majority)[None]
 
 
-def sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def check_folders(out, folders):
+def check_folders(out: Path, folders: dict[str, str]) -> None:
     """Raises ValueError if a folder holds pairs that do not belong there."""
     for part in sorted(set(folders.values())):
         found = {stem for stem, _, _ in find_pairs(out / part / "images", out / part / "masks")}
@@ -346,8 +335,8 @@ def check_folders(out, folders):
             raise ValueError(f"{out / part} holds {len(extra)} pairs that do not belong there: {some(extra)}")
 
 
-def report(out, duplicates, splits):
-    """Writes duplicates.csv; prints those that lie on two sides of a split."""
+def report(out: Path, duplicates: list[Duplicate], splits: dict[str, dict[str, str]]) -> None:
+    """Writes duplicates.csv; prints those on both sides of a split."""
     rows = []
     for found in duplicates:
         sides = {key: f"{split[found.first]}|{split[found.second]}" for key, split in splits.items()}
@@ -361,7 +350,7 @@ def report(out, duplicates, splits):
     write_rows(out / "duplicates.csv", rows)
 
 
-def main(options):
+def main(options: PrepareISIC) -> None:
     counts = prepare(options)
     print(f"{options.out}: " + ", ".join(f"{part} {count} pairs" for part, count in counts.items()))
 

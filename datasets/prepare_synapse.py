@@ -10,20 +10,19 @@ caseXXXX. What is done to a volume:
   intensities   Hounsfield units clipped to [-125, 275] and scaled to 0..1, float32
   labels        the eight organs of the paper become 1..8 (datasets/synapse.py), the other five background
   geometry      h5 attributes: `spacing` (3,), mm between slices, rows and columns; `affine` (4, 4), from (column, row,
-                slice) to the scanner's mm; `orientation`, the three directions of these indices
+                slice) to the scanner's mm; `orientation`, the directions in which these three indices grow
 
 Which cases are for training and which for testing follows the published lists (datasets/splits/synapse: 2211 slices of
 18 cases, 12 volumes), or the train.txt and test_vol.txt in --lists; val_vol.txt too, if it is there. Beside them
 lists/list_Synapse_holdout keeps three of the published training cases for `train_synapse.py --protocol holdout`.
-OUT/cases.csv says what each case was made of. A run that was stopped, or killed, is completed by repeating the command.
+OUT/cases.csv says what each case was made of. To complete a run that was stopped or killed, repeat the command.
 """
 
 import gzip
-import hashlib
 import io
 import itertools
-import json
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -41,16 +40,27 @@ from tqdm import tqdm
 from configs.config_setting_synapse import ORGANS
 from datasets.downloads import Download, by_name, find_downloads, zip_members
 from datasets.nifti import to_slices
-from datasets.prepare_isic import RECORD
-from datasets.synapse import HOLDOUT_LISTS, HU_WINDOW, ORIENTATION, read_list, scale_hu
+from datasets.prepared import claim_folder, sha256
+from datasets.synapse import HOLDOUT_LISTS, HU_WINDOW, ORIENTATION, case_of_slice, read_list, scale_hu
 from utils.files import read_rows, reading, some, write_atomically, write_rows
 from utils.runs.command_line import run_command
 
-# BTCV's label 1, 2, ...; those that Synapse has not become background
+# BTCV's label 1, 2, ...; those that Synapse does not have become background
 BTCV_ORGANS = (
-    "spleen", "right kidney", "left kidney", "gallbladder", "oesophagus", "liver", "stomach", "aorta", "vena cava",
-    "portal vein", "pancreas", "right adrenal", "left adrenal",
-)  # fmt: skip
+    "spleen",
+    "right kidney",
+    "left kidney",
+    "gallbladder",
+    "oesophagus",
+    "liver",
+    "stomach",
+    "aorta",
+    "vena cava",
+    "portal vein",
+    "pancreas",
+    "right adrenal",
+    "left adrenal",
+)
 CLASS_OF_LABEL = np.array([0] + [ORGANS.index(o) + 1 if o in ORGANS else 0 for o in BTCV_ORGANS], dtype=np.float32)
 PUBLISHED_LISTS = Path(__file__).parent / "splits" / "synapse"
 HOLDOUT_CASES = ("case0005", "case0009", "case0026")  # three of the 18, drawn once: random.Random(42).sample
@@ -63,7 +73,7 @@ LISTS = ("train.txt", "test_vol.txt", "val_vol.txt", "all.lst")
 
 @dataclass(kw_only=True)
 class PrepareSynapse:
-    source: str  # RawData.zip, or a folder with it, or with img and label
+    source: str  # RawData.zip, or a folder with it or with img and label
     out: str = "data/Synapse"  # folder to write
     lists: str | None = None  # folder with train.txt and test_vol.txt; none: the published lists
     debug: bool = False  # show the traceback of errors
@@ -86,7 +96,7 @@ class Case(NamedTuple):
     original: str  # orientation of the file's axes, such as LAS
 
 
-def prepare(options):
+def prepare(options: PrepareSynapse) -> tuple[int, int]:
     """Writes the folder; returns (number of slices, number of volumes)."""
     lists = Path(options.lists or PUBLISHED_LISTS)
     slices = slices_of_cases(read_list(lists, "train.txt"), lists / "train.txt")
@@ -103,19 +113,16 @@ def prepare(options):
             "expected all of them (--lists FOLDER for other lists)"
         )
 
-    out = claim_folder(options, lists)
+    out = claim_folder(options.out, record_of(lists))
     rows = {row["case"]: row for row in read_rows(out / "cases.csv")}
     for case in tqdm(listed, "cases", unit=" cases", disable=None):
-        contents = [file.read() for file in volumes[case]]
-        digests = {
-            f"{kind}_sha256": hashlib.sha256(content).hexdigest()
-            for kind, content in zip(("image", "label"), contents, strict=True)
-        }
+        image, label = (file.read() for file in volumes[case])
+        digests = {f"{kind}_sha256": sha256(content) for kind, content in (("image", image), ("label", label))}
         targets = [out / "train_npz" / f"{case}_slice{index:03d}.npz" for index in slices.get(case, ())]
         targets += [out / "test_vol_h5" / f"{case}.npy.h5"] * (case in whole)
         done = digests.items() <= rows.get(case, {}).items() and all(target.is_file() for target in targets)
         if not done:
-            prepared = read_case(*contents, *(file.origin for file in volumes[case]))
+            prepared = read_case(image, label, *(file.origin for file in volumes[case]))
             write_case(prepared, case, targets, slices.get(case, []), volumes[case].image.origin)
             rows[case] = describe(prepared, case) | digests
             write_rows(out / "cases.csv", [rows[name] for name in sorted(rows)])
@@ -128,9 +135,9 @@ def prepare(options):
 # ---- lists
 
 
-def slices_of_cases(names, path):
+def slices_of_cases(names: Iterable[str], path: Path) -> dict[str, list[int]]:
     """{case: [slice numbers]} of names such as case0005_slice000."""
-    cases = {}
+    cases: dict[str, list[int]] = {}
     for name in names:
         match = re.fullmatch(r"(case\d{4})_slice(\d{3})", name)
         if match is None:
@@ -139,18 +146,18 @@ def slices_of_cases(names, path):
     return cases
 
 
-def copy_lists(source, target):
-    """Puts the lists that are in `source` into `target`."""
+def copy_lists(source: Path, target: Path) -> None:
+    """Copies the lists that are in `source` to `target`."""
     target.mkdir(parents=True, exist_ok=True)
     for name in LISTS:
         if (source / name).is_file():
             write_atomically(target / name, (source / name).read_bytes())
 
 
-def write_holdout_lists(target):
+def write_holdout_lists(target: Path) -> None:
     """The published lists with the slices of HOLDOUT_CASES moved from train.txt to volumes in val_vol.txt."""
     copy_lists(PUBLISHED_LISTS, target)
-    train = [name for name in read_list(PUBLISHED_LISTS, "train.txt") if name.split("_")[0] not in HOLDOUT_CASES]
+    train = [name for name in read_list(PUBLISHED_LISTS, "train.txt") if case_of_slice(name) not in HOLDOUT_CASES]
     for name, lines in (("train.txt", train), ("val_vol.txt", HOLDOUT_CASES)):
         write_atomically(target / name, "".join(f"{line}\n" for line in lines).encode())
 
@@ -158,11 +165,11 @@ def write_holdout_lists(target):
 # ---- raw volumes
 
 
-def find_volumes(source, listed):
+def find_volumes(source: str | Path, listed: Collection[str]) -> dict[str, Volumes]:
     """{case: Volumes} of a zip archive, or of a folder that holds one, or img and label, or RawData/Training with them.
 
-    Raises FileNotFoundError if there are none, ValueError if a listed case has one of image and label only; others,
-    such as those that the challenge tests with, are left aside.
+    Raises FileNotFoundError if there are none, ValueError if a listed case has only an image or only a label. Cases
+    that are not listed, such as the challenge's test cases, are left out.
     """
     source = Path(source)
     places = [source, source / "Training", source / "RawData" / "Training"]
@@ -175,8 +182,8 @@ def find_volumes(source, listed):
         images, labels = find_downloads(found, "img", IMAGE), find_downloads(found, "label", LABEL)
     if not images:
         raise FileNotFoundError(f"{source} holds no img/imgXXXX.nii.gz; expected RawData.zip or folders img and label")
-    images = {f"case{re.fullmatch(IMAGE, name)[1]}": file for name, file in images.items()}
-    labels = {f"case{re.fullmatch(LABEL, name)[1]}": file for name, file in (labels or {}).items()}
+    images = {re.sub(IMAGE, r"case\1", name): file for name, file in images.items()}
+    labels = {re.sub(LABEL, r"case\1", name): file for name, file in (labels or {}).items()}
     alone = sorted((images.keys() ^ labels.keys()) & set(listed))
     if alone:
         names = [(images.get(case) or labels[case]).name for case in alone]
@@ -184,7 +191,7 @@ def find_volumes(source, listed):
     return {case: Volumes(images[case], labels[case]) for case in sorted(images.keys() & labels.keys())}
 
 
-def read_case(image_content, label_content, image_origin, label_origin):
+def read_case(image_content: bytes, label_content: bytes, image_origin: str, label_origin: str) -> Case:
     """The Case of two NIfTI files; raises ValueError that names the file and what is wrong with it."""
     image, hounsfield = parse_nifti(image_content, image_origin)
     label, labels = parse_nifti(label_content, label_origin)
@@ -216,7 +223,7 @@ def read_case(image_content, label_content, image_origin, label_origin):
     )
 
 
-def parse_nifti(content, origin):
+def parse_nifti(content: bytes, origin: str) -> tuple[nibabel.Nifti1Image, np.ndarray]:
     """(image, its values float32) of the bytes of a .nii or .nii.gz file with three axes along the patient's."""
     with reading(origin):
         try:
@@ -249,24 +256,16 @@ def parse_nifti(content, origin):
 # ---- files
 
 
-def claim_folder(options, lists):
-    """The folder to write, marked with the lists it follows; raises ValueError if it was made after others."""
-    out = Path(options.out)
+def record_of(lists: Path) -> dict:
+    """What the folder is made of."""
     content = b"".join((lists / name).read_bytes() for name in LISTS if (lists / name).is_file())
-    record = {"dataset": "synapse", "lists_sha256": hashlib.sha256(content).hexdigest(), "hu_window": list(HU_WINDOW)}
-    path = out / RECORD
-    if path.is_file():
-        if json.loads(path.read_text(encoding="utf-8")) != record:
-            raise ValueError(f"{out} was prepared otherwise (its {RECORD}); remove it or give another --out")
-    elif out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} holds files that this tool has not prepared; remove them or give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(record, indent=1).encode() + b"\n")
-    return out
+    return {"dataset": "synapse", "lists_sha256": sha256(content), "hu_window": list(HU_WINDOW)}
 
 
-def write_case(case, name, targets, slices, origin):
-    """Writes the slices and the volume of a case, each file in one step."""
+def write_case(case: Case, name: str, targets: list[Path], slices: list[int], origin: str) -> None:
+    """Writes the slices and the volume of a case, each file in one step.
+
+    slices: the numbers that train.txt lists. Raises ValueError, which names `origin`, if the case has fewer."""
     last = max(slices, default=-1)
     if last >= len(case.image):
         raise ValueError(f"{origin} has {len(case.image)} slices, but train.txt names slice {last:03d} of {name}")
@@ -287,7 +286,7 @@ def write_case(case, name, targets, slices, origin):
         write_atomically(target, buffer.getvalue())
 
 
-def describe(case, name):
+def describe(case: Case, name: str) -> dict:
     """The row of cases.csv, without the hashes of its sources."""
     slices, rows, columns = case.image.shape
     organs = [organ for number, organ in enumerate(ORGANS, 1) if (case.label == number).any()]
@@ -296,7 +295,7 @@ def describe(case, name):
     return {"case": name, **sizes, **spacing, "orientation_of_file": case.original, "organs": "; ".join(organs)}
 
 
-def main(options):
+def main(options: PrepareSynapse) -> None:
     slices, volumes = prepare(options)
     print(f"{options.out}: {slices} slices to train on, {volumes} whole volumes; arrays run {ORIENTATION}")
 

@@ -2,18 +2,18 @@
 
 import random
 import zlib
-from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import h5py
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datasets.cache import CachedDataset, split_key
-from datasets.files import check_numbers
-from utils.files import check_name, reading, some
+from datasets.cache import CachedDataset, Key, split_key
+from datasets.files import check_finite, check_numbers
+from utils.files import check_name, reading, repeated, some
 
 HOLDOUT_LISTS = "list_Synapse_holdout"  # the lists with a val_vol.txt, beside list_Synapse
 HU_WINDOW = (-125, 275)  # Hounsfield units that become 0 and 1
@@ -22,13 +22,13 @@ HU_WINDOW = (-125, 275)  # Hounsfield units that become 0 and 1
 ORIENTATION = "LPS"
 
 
-def scale_hu(volume, window=HU_WINDOW):
+def scale_hu(volume: np.ndarray, window: tuple[float, float] = HU_WINDOW) -> np.ndarray:
     """Hounsfield units (or other values, with their own window) clipped and scaled to 0..1, float32."""
     low, high = window
     return (np.clip(np.asarray(volume, dtype=np.float32), low, high) - np.float32(low)) / np.float32(high - low)
 
 
-def read_list(list_dir, name):
+def read_list(list_dir: str | Path, name: str) -> list[str]:
     """The lines of a list file, such as train.txt or test_vol.txt."""
     path = Path(list_dir, name)
     if not path.is_file():
@@ -39,18 +39,22 @@ def read_list(list_dir, name):
         raise ValueError(f"{path} is empty; expected one name a line")
     for line in lines:
         check_name(line, path)
-    if len(set(lines)) < len(lines):
-        twice = [line for line, count in Counter(lines).items() if count > 1]
+    twice = repeated(lines)
+    if twice:
         raise ValueError(f"{path} lists {len(twice)} names more than once: {some(twice)}; expected each once")
     return lines
 
 
-def cases_of_slices(names):
-    """The cases, such as case0005, that slices like case0005_slice012 are of."""
-    return {name.rsplit("_slice", 1)[0] for name in names}
+def case_of_slice(name: str) -> str:
+    """The case, such as case0005, of a slice such as case0005_slice012; a case itself stays."""
+    return name.rsplit("_slice", 1)[0]
 
 
-def listed_files(folder, names, ending):
+def cases_of_slices(names: Iterable[str]) -> set[str]:
+    return {case_of_slice(name) for name in names}
+
+
+def listed_files(folder: str | Path, names: Iterable[str], ending: str) -> list[Path]:
     """The files of all names in a folder; raises FileNotFoundError naming those that are missing."""
     files = [Path(folder, name + ending) for name in names]
     missing = [path.name for path in files if not path.is_file()]
@@ -59,8 +63,15 @@ def listed_files(folder, names, ending):
     return files
 
 
-def check_pair(image, label, ndim, path):
-    """Raises ValueError unless image and label, arrays or data sets of a file, are numbers in one `ndim`-D shape."""
+class Header(NamedTuple):
+    """Shape and type of an array in a file."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def check_pair(image: Header | h5py.Dataset, label: Header | h5py.Dataset, ndim: int, path: Path) -> None:
+    """Raises ValueError unless image and label are numbers in one `ndim`-D shape."""
     for array, name in ((image, "image"), (label, "label")):
         check_numbers(array.shape, array.dtype, f"{path}: {name}")
     if image.shape != label.shape or len(image.shape) != ndim:
@@ -68,30 +79,23 @@ def check_pair(image, label, ndim, path):
         raise ValueError(f"{path} holds {found}; expected one {ndim}-D shape")
 
 
-def check_keys(arrays, path):
+def check_keys(arrays: Collection[str], path: Path) -> None:
     """Raises ValueError unless a file holds `image` and `label`."""
     if not {"image", "label"} <= set(arrays):
         raise ValueError(f"{path} holds {some(sorted(arrays)) or 'nothing'}; expected image and label")
 
 
-def finite(image, path):
-    """The image as float32; raises ValueError if it is not finite everywhere."""
-    image = image.astype(np.float32)
-    if not np.isfinite(image).all():
-        raise ValueError(f"{path}: image holds NaN or infinite values")
-    return image
-
-
-def npz_shape(arrays, name):
-    """Shape and type of an array in an npz file, from its header: it may be too large to be read."""
+def npz_header(arrays: np.lib.npyio.NpzFile, name: str) -> Header:
+    """Of an array in an npz file, without reading its values: they may be too many."""
+    assert arrays.zip is not None  # it is open
     with arrays.zip.open(f"{name}.npy") as file:
         version = np.lib.format.read_magic(file)
         reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, _, dtype = reader(file)
-    return SimpleNamespace(shape=shape, dtype=dtype)
+    return Header(shape, dtype)
 
 
-def h5_array(file, name):
+def h5_array(file: h5py.File, name: str) -> h5py.Dataset:
     """A data set of an h5 file; raises ValueError if its values would come from another file."""
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         raise ValueError(f"{name} is not in the file itself")
@@ -101,7 +105,7 @@ def h5_array(file, name):
     return array
 
 
-def check_labels(label, num_classes, path):
+def check_labels(label: np.ndarray, num_classes: int, path: Path) -> np.ndarray:
     """Labels as uint8; raises ValueError if one is not a class id."""
     low, high = label.min(), label.max()
     if not 0 <= low <= high < num_classes or not np.array_equal(label, label.astype(np.uint8)):
@@ -116,26 +120,29 @@ class SynapseSlices(CachedDataset):
     The random decisions depend on seed, epoch and index only.
     """
 
-    def __init__(self, folder, list_dir, transform, num_classes=9, seed=42):
+    def __init__(
+        self, folder: str | Path, list_dir: str | Path, transform: Callable, num_classes: int = 9, seed: int = 42
+    ):
         self.names = read_list(list_dir, "train.txt")
         self.files = listed_files(folder, self.names, ".npz")
         self.transform = transform
         self.num_classes = num_classes
         self.seed = seed
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.names)
 
-    def decode(self, index):
+    def decode(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(image float32, label uint8), both (H, W), as stored."""
         path = self.files[index]
         with reading(path), open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             check_keys(arrays, path)
-            check_pair(npz_shape(arrays, "image"), npz_shape(arrays, "label"), 2, path)
-            image, label = finite(arrays["image"], path), arrays["label"]
+            check_pair(npz_header(arrays, "image"), npz_header(arrays, "label"), 2, path)
+            image, label = arrays["image"].astype(np.float32), arrays["label"]
+            check_finite(image, f"{path}: image")
         return torch.from_numpy(image), torch.from_numpy(check_labels(label, self.num_classes, path))
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: Key) -> tuple[torch.Tensor, torch.Tensor, str]:
         epoch, index = split_key(key)
         seed = f"{self.seed}/{epoch}/{index}"
         generators = random.Random(seed), np.random.RandomState(zlib.crc32(seed.encode()))
@@ -150,15 +157,15 @@ class SynapseVolumes(Dataset):
     the arrays, from the attribute `spacing` of the h5 file, None without it.
     """
 
-    def __init__(self, folder, list_dir, num_classes=9, list_name="test_vol.txt"):
+    def __init__(self, folder: str | Path, list_dir: str | Path, num_classes: int = 9, list_name: str = "test_vol.txt"):
         self.names = read_list(list_dir, list_name)
         self.files = listed_files(folder, self.names, ".npy.h5")
         self.num_classes = num_classes
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, str, np.ndarray | None]:
         path = self.files[index]
         with reading(path), h5py.File(path) as file:
             check_keys(file, path)
@@ -169,5 +176,6 @@ class SynapseVolumes(Dataset):
                 spacing = np.asarray(spacing, dtype=np.float64)
                 if spacing.shape != (3,) or not np.isfinite(spacing).all() or spacing.min() <= 0:
                     raise ValueError(f"{path}: the spacing is {spacing}; expected three positive numbers")
-            image, label = finite(image[:], path), label[:]
+            image, label = image[:].astype(np.float32), label[:]
+            check_finite(image, f"{path}: image")
         return image, check_labels(label, self.num_classes, path), self.names[index], spacing

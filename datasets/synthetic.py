@@ -1,4 +1,4 @@
-"""Synthetic lesions and abdomens for the demo data sets. All is drawn from a random generator; no patient is in it.
+"""Synthetic lesions and abdomens for the demo data sets, drawn from a random generator alone: not of patients.
 
 Lesions: a star-shaped outline with random harmonics on textured skin, darkened by pigment, under uneven light, with
 hairs, rulers, freckles and dark corners that are not lesion. Abdomens: ellipsoids bent by smooth random waves, in
@@ -6,12 +6,16 @@ Hounsfield units.
 """
 
 import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-# ---- lesions -------------------------------------------------------------------------------------------------------
+Point = Sequence[float] | np.ndarray  # three numbers
+
+# ---- lesions
 
 SKIN = np.array([(238, 205, 195), (228, 185, 165), (214, 168, 138), (205, 178, 160), (186, 140, 108), (142, 98, 72)])
 MELANIN = np.array((0.55, 1.0, 1.45))  # how strongly pigment absorbs red, green and blue
@@ -19,7 +23,7 @@ BLOOD = np.array((0.05, 0.75, 0.65))
 INK = np.array((1.0, 1.25, 0.35))
 
 
-def clouds(rng, size, roughness):
+def clouds(rng: Generator, size: int, roughness: float) -> np.ndarray:
     """A random field (size, size) with zero mean, unit deviation and spectrum 1 / frequency ** roughness."""
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
     frequency[0, 0] = np.inf
@@ -28,7 +32,7 @@ def clouds(rng, size, roughness):
     return (field - field.mean()) / field.std()
 
 
-def strokes(size, lines):
+def strokes(size: int, lines: Iterable[tuple[np.ndarray, float]]) -> np.ndarray:
     """Coverage 0..1 (size, size) of anti-aliased lines: [(points in 0..1, width in 0..1)]."""
     scale = 4
     canvas = Image.new("L", (size * scale, size * scale))
@@ -39,7 +43,7 @@ def strokes(size, lines):
     return np.asarray(canvas.resize((size, size), Image.Resampling.BOX)) / 255
 
 
-def hairs(rng, size):
+def hairs(rng: Generator, size: int) -> np.ndarray:
     """Coverage of a few to many bent hairs."""
     t = np.linspace(0, 1, 24)[:, None]
     main = rng.uniform(0, 2 * math.pi)
@@ -53,7 +57,7 @@ def hairs(rng, size):
     return strokes(size, lines)
 
 
-def ruler(rng, size):
+def ruler(rng: Generator, size: int) -> np.ndarray:
     """Coverage of a scale with ticks."""
     angle = rng.normal(0, 0.25) + rng.choice((0, math.pi / 2))
     along, across = np.array((math.cos(angle), math.sin(angle))), np.array((-math.sin(angle), math.cos(angle)))
@@ -66,7 +70,7 @@ def ruler(rng, size):
     return strokes(size, lines)
 
 
-def outline(rng, angle):
+def outline(rng: Generator, angle: np.ndarray) -> np.ndarray:
     """Radius of an irregular closed curve for each angle, 1 on average."""
     harmonics = np.arange(2, 14)
     strength = rng.uniform(0.3, 0.9) * rng.standard_normal(12) / harmonics**1.6
@@ -75,7 +79,7 @@ def outline(rng, angle):
     return np.exp(0.55 * wave)
 
 
-def lesion(rng, size):
+def lesion(rng: Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     """(image (size, size, 3), mask (size, size) of 0 and 255), both uint8."""
     y, x = np.mgrid[:size, :size] / (size - 1)
 
@@ -140,7 +144,7 @@ def lesion(rng, size):
     return (image.clip(0, 1) * 255).round().astype(np.uint8), mask.astype(np.uint8) * 255
 
 
-# ---- abdomens ------------------------------------------------------------------------------------------------------
+# ---- abdomens
 
 # Organs as unions of ellipsoids in body coordinates: u from the patient's right (-1) to left (1), v from front (-1) to
 # back (1), w from foot (0) to head (1). Each row: label, HU, its spread between patients, [(centre, radii)]. Later rows
@@ -165,7 +169,7 @@ ANATOMY = (
 FAT, MUSCLE, AIR, BONE = -100, 58, -1000, 420
 
 
-def waves(rng, points, count, frequency):
+def waves(rng: Generator, points: np.ndarray, count: int, frequency: float) -> np.ndarray:
     """Smooth random displacement (3, S, H, W) of unit size at points (3, S, H, W)."""
     field = np.zeros_like(points)
     for _ in range(count):
@@ -174,12 +178,12 @@ def waves(rng, points, count, frequency):
     return field / math.sqrt(count / 2)
 
 
-def ellipsoid(points, centre, radii):
-    """Below 1 inside, about the distance from the centre in radii. points (3, S, H, W) -> (S, H, W)."""
+def ellipsoid(points: np.ndarray, centre: Point, radii: Point) -> np.ndarray:
+    """The distance from the centre in radii, below 1 inside. points (3, S, H, W) -> (S, H, W)."""
     return np.sqrt(sum(((points[i] - centre[i]) / radii[i]) ** 2 for i in range(3)))
 
 
-def abdomen(rng, size, slices):
+def abdomen(rng: Generator, size: int, slices: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(image (slices, size, size) float32, label of the same shape uint8, spacing (3,) in mm): HU -125..275 as 0..1."""
     w, y, x = np.meshgrid(
         np.linspace(0.12, 0.95, slices), np.linspace(-1, 1, size), np.linspace(-1, 1, size), indexing="ij", copy=False

@@ -1,12 +1,13 @@
-"""Transforms of an image and its target together.
+"""Transforms of an image together with its target.
 
 ISICTransform: normalise, flip, rotate, resize, in the original's order and arithmetic (float64 until the end).
-RandomGenerator: TransUNet's augmentation of CT slices. Both draw every random number from generators they are given.
+RandomGenerator: TransUNet's augmentation of CT slices. Both draw random numbers only from generators they are given.
 """
 
 import functools
 import math
 import random
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -17,8 +18,8 @@ IMAGENET_MEAN = torch.tensor((0.485, 0.456, 0.406), dtype=torch.float64).view(3,
 IMAGENET_STD = torch.tensor((0.229, 0.224, 0.225), dtype=torch.float64).view(3, 1, 1)
 
 
-def minmax(image):
-    """Stretch an image (any shape) to 0..255, over all channels jointly; a constant image becomes 0. Returns float64.
+def minmax(image: torch.Tensor) -> torch.Tensor:
+    """Stretches an image (any shape) to 0..255, over all channels jointly; a constant image becomes 0. Returns float64.
 
     The original subtracts and divides by data set constants first; the stretch cancels them.
     """
@@ -28,19 +29,20 @@ def minmax(image):
     return image.double().sub_(low).div_(high - low).mul_(255)
 
 
-def imagenet(image):
-    """(3, H, W) 0..255 to zero mean and unit variance by ImageNet's constants. Returns float64."""
+def imagenet(image: torch.Tensor) -> torch.Tensor:
+    """Brings (3, H, W) 0..255 to zero mean and unit variance by ImageNet's constants. Returns float64."""
     return (image.double() / 255 - IMAGENET_MEAN) / IMAGENET_STD
 
 
-NORMALIZATIONS = {"minmax": minmax, "imagenet": imagenet}
+NORMALIZATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"minmax": minmax, "imagenet": imagenet}
 
 
 @functools.lru_cache(maxsize=2)  # with one angle for the whole run, all images of one size share a map
-def rotation_map(height, width, angle):
+def rotation_map(height: int, width: int, angle: float) -> torch.Tensor:
     """Where each pixel of a rotated image comes from: 1 + the flat index of its source, 0 outside. (H*W,) int64.
 
-    The steps of torchvision's rotate (nearest, no expand), so that ties at half a pixel fall to the same side.
+    Computed as torchvision's rotate does (nearest, no expand), so that a source halfway between two pixels is rounded
+    to the same one.
     """
     turn = math.radians(-angle)
     theta = torch.tensor(((math.cos(turn), -math.sin(turn)), (math.sin(turn), math.cos(turn))), dtype=torch.float64)
@@ -52,14 +54,14 @@ def rotation_map(height, width, angle):
     return F.grid_sample(numbers, grid[None], mode="nearest", align_corners=False).long().flatten()
 
 
-def rotate(image, angle):
-    """Rotate (C, H, W) counter-clockwise by degrees about its centre: nearest neighbour, same size, zeros outside."""
+def rotate(image: torch.Tensor, angle: float) -> torch.Tensor:
+    """Rotates (C, H, W) counter-clockwise by degrees about its centre: nearest neighbour, same size, zeros outside."""
     source = rotation_map(*image.shape[1:], float(angle))
     return F.pad(image.flatten(1), (1, 0)).gather(1, source.expand(len(image), -1)).view_as(image)
 
 
-def resize(image, size, mode="bilinear", antialias=False):
-    """Resize (C, H, W) to size x size. Nearest takes the pixel whose area holds the sampling point."""
+def resize(image: torch.Tensor, size: int, mode: str = "bilinear", antialias: bool = False) -> torch.Tensor:
+    """Resizes (C, H, W) to size x size. Nearest takes the pixel whose area holds the sampling point."""
     if image.shape[1:] == (size, size):
         return image
     if mode == "nearest":
@@ -67,7 +69,7 @@ def resize(image, size, mode="bilinear", antialias=False):
     return F.interpolate(image[None], (size, size), mode="bilinear", align_corners=False, antialias=antialias)[0]
 
 
-def run_angle(seed):
+def run_angle(seed: int) -> float:
     """The rotation angle in degrees that a whole run uses with rotation "run".
 
     The original draws one angle when its config is imported, before seeding, and turns every rotated image by it.
@@ -84,7 +86,15 @@ class ISICTransform:
     in this order; rotation "sample" draws the angle with a fourth. Without a generator nothing is random (validation).
     """
 
-    def __init__(self, size, binary=True, angle=None, normalization="minmax", mask_resize="bilinear", antialias=False):
+    def __init__(
+        self,
+        size: int,
+        binary: bool = True,
+        angle: float | None = None,
+        normalization: str = "minmax",
+        mask_resize: str = "bilinear",
+        antialias: bool = False,
+    ):
         """angle: degrees, the same for all images; None draws one for each rotated image."""
         if normalization not in NORMALIZATIONS:
             raise ValueError(f"normalization is {normalization!r}; expected one of {', '.join(NORMALIZATIONS)}")
@@ -97,7 +107,9 @@ class ISICTransform:
         self.mask_resize = mask_resize if binary else "nearest"  # a blend of two class ids is a third class
         self.antialias = antialias
 
-    def __call__(self, image, mask, rng=None):
+    def __call__(
+        self, image: torch.Tensor, mask: torch.Tensor, rng: random.Random | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         pair = torch.cat((self.normalize(image), mask.double() / 255 if self.binary else mask.double()))
         if rng is not None:
             pair = self.augment(pair, rng)
@@ -105,7 +117,8 @@ class ISICTransform:
         mask = resize(pair[3:], self.size, self.mask_resize, self.antialias)
         return image, mask.float() if self.binary else mask[0].long()
 
-    def augment(self, pair, rng):
+    def augment(self, pair: torch.Tensor, rng: random.Random) -> torch.Tensor:
+        """pair (C, H, W): the channels of image and mask."""
         if rng.random() < 0.5:
             pair = pair.flip(2)
         if rng.random() < 0.5:
@@ -124,25 +137,33 @@ class RandomGenerator:
     original does with the two global generators. Without generators the slice is only zoomed.
     """
 
-    def __init__(self, size):
+    def __init__(self, size: int):
         self.size = size
 
-    def __call__(self, image, label, rng=None, np_rng=None):
-        if rng is not None:
+    def __call__(
+        self,
+        image: np.ndarray,
+        label: np.ndarray,
+        rng: random.Random | None = None,
+        np_rng: np.random.RandomState | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if rng is not None and np_rng is not None:
             image, label = self.augment(image, label, rng, np_rng)
         factors = (self.size / image.shape[0], self.size / image.shape[1])
         if factors != (1, 1):
             image = ndimage.zoom(image, factors, order=3)
             label = ndimage.zoom(label, factors, order=0)
-        image = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
-        return image[None], torch.from_numpy(np.ascontiguousarray(label, dtype=np.int64))
+        image = np.ascontiguousarray(image, dtype=np.float32)[None]
+        return torch.from_numpy(image), torch.from_numpy(np.ascontiguousarray(label, dtype=np.int64))
 
     @staticmethod
-    def augment(image, label, rng, np_rng):
+    def augment(
+        image: np.ndarray, label: np.ndarray, rng: random.Random, np_rng: np.random.RandomState
+    ) -> tuple[np.ndarray, np.ndarray]:
         if rng.random() > 0.5:
             turns, axis = np_rng.randint(0, 4), np_rng.randint(0, 2)
             return np.flip(np.rot90(image, turns), axis), np.flip(np.rot90(label, turns), axis)
         if rng.random() > 0.5:
             angle = np_rng.randint(-20, 20)
-            return (ndimage.rotate(array, angle, order=0, reshape=False) for array in (image, label))
+            image, label = (ndimage.rotate(array, angle, order=0, reshape=False) for array in (image, label))
         return image, label

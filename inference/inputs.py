@@ -1,11 +1,16 @@
 """What a trained network can be given: image files, CT volumes (NIfTI, DICOM, h5, MetaImage, NRRD), folders of them."""
 
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import h5py
 import nibabel
 import numpy as np
+import numpy.typing as npt
 import torch
 from nibabel.orientations import aff2axcodes
 from PIL import Image
@@ -16,12 +21,11 @@ from datasets.nifti import affine_of_slices, from_slices, to_slices
 from datasets.synapse import ORIENTATION, h5_array
 from utils.files import open_image, reading
 
-VOLUME_ENDINGS = {
-    ".nii.gz": "nifti", ".nii": "nifti", ".npy.h5": "h5", ".h5": "h5", ".hdf5": "h5",
-    ".mha": "itk", ".mhd": "itk", ".nrrd": "itk",
-}  # fmt: skip
+FORMATS = {"nifti": (".nii.gz", ".nii"), "h5": (".npy.h5", ".h5", ".hdf5"), "itk": (".mha", ".mhd", ".nrrd")}
+VOLUME_ENDINGS = {ending: format for format, endings in FORMATS.items() for ending in endings}
 EXIF_ORIENTATION = 0x0112
 SLICE_TOLERANCE = 0.02  # of the distance between two slices, by which the others may differ
+Stored = tuple[np.ndarray, np.ndarray, str | None]  # array (i, j, k), affine (4, 4), modality of a DICOM series
 
 
 @dataclass(frozen=True)
@@ -33,15 +37,16 @@ class Input:
     files: tuple[str, ...] = ()  # of a DICOM series, in the order of its slices
 
     @property
-    def is_volume(self):
+    def is_volume(self) -> bool:
         return self.format != "image"
 
     @property
-    def stem(self):
+    def stem(self) -> str:
+        """The name of the file without its ending, or of the series."""
         return without_ending(self.path) if self.format != "dicom" or self.path.is_file() else self.path.name
 
 
-def without_ending(path):
+def without_ending(path: Path) -> str:
     """A file's name without .nii.gz, .npy.h5 or its last suffix."""
     ending = next((e for e in VOLUME_ENDINGS if path.name.lower().endswith(e)), path.suffix)
     return path.name[: len(path.name) - len(ending)]
@@ -50,11 +55,11 @@ def without_ending(path):
 # ---- finding
 
 
-def find_inputs(paths):
+def find_inputs(paths: Iterable[str | os.PathLike[str]]) -> list[Input]:
     """The inputs that files and folders stand for, in order and each once; folders are searched with all below them.
 
     Raises FileNotFoundError, ValueError for a file of an unknown kind and a folder without any of a known one."""
-    found = {}
+    found: dict[tuple[Path, tuple[str, ...]], Input] = {}
     for path in map(Path, paths):
         if path.is_dir():
             inputs = [i for folder in (path, *_folders_below(path)) for i in _inputs_of_folder(folder)]
@@ -69,19 +74,20 @@ def find_inputs(paths):
     return list(found.values())
 
 
-def _known():
+def _known() -> str:
     return ", ".join((*EXTENSIONS, *VOLUME_ENDINGS))
 
 
-def _folders_below(folder):
+def _folders_below(folder: Path) -> list[Path]:
     return sorted(f for f in folder.rglob("*") if f.is_dir() and not _hidden(f.relative_to(folder)))
 
 
-def _hidden(path):
+def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _format(path):
+def _format(path: Path) -> str | None:
+    """`Input.format` of a file, None if it is of an unknown kind."""
     ending = next((e for e in VOLUME_ENDINGS if path.name.lower().endswith(e)), None)
     if ending:
         return VOLUME_ENDINGS[ending]
@@ -90,22 +96,22 @@ def _format(path):
     return "dicom" if _is_dicom(path) else None
 
 
-def _is_dicom(path):
+def _is_dicom(path: Path) -> bool:
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
 
 
-def _input_of_file(path):
+def _input_of_file(path: Path) -> Input:
     kind = _format(path)
     if kind is None:
         raise ValueError(f"{path} is of an unknown kind; expected {_known()} or DICOM")
     return Input(path, kind, (str(path),) if kind == "dicom" else ())
 
 
-def _inputs_of_folder(folder):
+def _inputs_of_folder(folder: Path) -> list[Input]:
     """The inputs directly in a folder."""
     formats = {p: _format(p) for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".")}
-    inputs = [Input(path, kind) for path, kind in formats.items() if kind not in (None, "dicom")]
+    inputs = [Input(path, kind) for path, kind in formats.items() if kind is not None and kind != "dicom"]
     if "dicom" in formats.values():
         series = import_simpleitk().ImageSeriesReader
         names = series.GetGDCMSeriesIDs(str(folder))
@@ -115,12 +121,12 @@ def _inputs_of_folder(folder):
     return inputs
 
 
-def unique_names(inputs):
+def unique_names(inputs: Sequence[Input]) -> list[str]:
     """A name for the outputs of each input: its stem; where several share one (also if only the case differs), as much
     of the path as tells them apart."""
     names, depth = [i.stem for i in inputs], 0
     while True:
-        groups = {}
+        groups: dict[str, list[int]] = {}
         for number, name in enumerate(names):
             groups.setdefault(name.casefold(), []).append(number)
         shared = [number for group in groups.values() if len(group) > 1 for number in group]
@@ -155,8 +161,8 @@ class Volume:
     scaled: bool = False  # already as the network was trained on
     modality: str | None = None  # of a DICOM series, such as CT
 
-    def to_nifti(self, array, dtype):
-        """An array (S, H, W), or (C, S, H, W), as NIfTI file in the geometry that the volume was stored in."""
+    def to_nifti(self, array: np.ndarray, dtype: npt.DTypeLike) -> nibabel.Nifti1Image:
+        """An array (S, H, W), or (C, S, H, W), as a NIfTI file in the geometry that the volume was stored in."""
         if array.ndim == 4:
             stored = np.stack([from_slices(a, self.affine, self.orientation) for a in array], -1)
         else:
@@ -168,7 +174,7 @@ class Volume:
         return nifti
 
 
-def read_picture(item):
+def read_picture(item: Input) -> Picture:
     """The Picture of an image file. Raises ValueError for a file of several pages."""
     with open_image(item.path) as file:
         orientation = file.getexif().get(EXIF_ORIENTATION)
@@ -179,7 +185,7 @@ def read_picture(item):
         return Picture(read_image(item.path), exif.tobytes() if orientation else b"")
 
 
-def read_volume(item, orientation=ORIENTATION):
+def read_volume(item: Input, orientation: str = ORIENTATION) -> Volume:
     """The Volume of a file or series, with axes as in `orientation`; h5 files are taken as training takes them.
 
     Raises ValueError for what is no volume of grey values in even slices."""
@@ -196,7 +202,7 @@ def read_volume(item, orientation=ORIENTATION):
     return Volume(slices, spacing, affine, orientation, modality=modality)
 
 
-def _read_h5(path):
+def _read_h5(path: Path) -> Volume:
     with reading(path), h5py.File(path) as file:
         stored = h5_array(file, "image")
         check_numbers(stored.shape, stored.dtype, f"{path}: image")
@@ -213,24 +219,24 @@ def _read_h5(path):
     return Volume(slices, spacing, affine, "".join(aff2axcodes(affine)), scaled=True)  # written as it lies
 
 
-def _read_nifti(item):
-    nifti = nibabel.load(item.path)
+def _read_nifti(item: Input) -> Stored:
+    nifti: Any = nibabel.load(item.path)
     dtype = nifti.get_data_dtype()
     if dtype.fields:
         raise ValueError(f"found colours {dtype.names}, expected grey values")
-    check_numbers(nifti.shape, dtype, item.path)
+    check_numbers(nifti.shape, dtype, str(item.path))
     array = np.asarray(nifti.dataobj)
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     return array[..., None] if array.ndim == 2 else array, nifti.affine, None
 
 
-def _read_itk(item):
+def _read_itk(item: Input) -> Stored:
     image = import_simpleitk().ReadImage(str(item.path))
     return _array(image), _affine(image), None
 
 
-def _read_dicom(item):
+def _read_dicom(item: Input) -> Stored:
     sitk = import_simpleitk()
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(item.files)
@@ -255,7 +261,7 @@ def _read_dicom(item):
     return _array(image), affine, modality
 
 
-def _array(image):
+def _array(image: Any) -> np.ndarray:
     """A SimpleITK image as array (i, j, k)."""
     if image.GetNumberOfComponentsPerPixel() > 1:
         raise ValueError(f"found {image.GetNumberOfComponentsPerPixel()} values a pixel, expected grey values")
@@ -263,7 +269,7 @@ def _array(image):
     return array[..., None] if array.ndim == 2 else array
 
 
-def _affine(image):
+def _affine(image: Any) -> np.ndarray:
     """NIfTI's affine of a SimpleITK image, whose axes point left and back where NIfTI's point right and front."""
     dimensions = image.GetDimension()
     affine = np.eye(4)
@@ -272,7 +278,7 @@ def _affine(image):
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
-def import_simpleitk():
+def import_simpleitk() -> ModuleType:
     """SimpleITK. Raises ValueError with the command that installs it."""
     try:
         import SimpleITK

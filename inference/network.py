@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from types import ModuleType
 
 import torch
 
@@ -71,7 +72,7 @@ class BatchedNetwork:
 
     def average_views(self, images: torch.Tensor) -> torch.Tensor:
         """Mean logits over the views, each turned back."""
-        total = 0
+        total = torch.zeros(())
         for turns, mirrored in self.views:
             view = images.flip(3) if mirrored else images
             with self.execution.autocast():
@@ -92,7 +93,7 @@ def activate(logits: torch.Tensor) -> torch.Tensor:
     return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
 
 
-def import_monai():
+def import_monai() -> ModuleType:
     """monai.inferers. Raises ValueError with the command that installs it."""
     try:
         import monai.inferers

@@ -2,15 +2,18 @@
 
 import gzip
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from nibabel import Nifti1Image
 from PIL import Image
 
 from inference.inputs import Picture, Volume
 from utils.files import write_atomically
-from utils.plots import class_colours, draw_labels, draw_outlines, make_montage
+from utils.plots import class_colours, draw_class_outlines, draw_labels, draw_outlines, make_montage
 
 
 @dataclass
@@ -23,7 +26,7 @@ class Prediction:
     source: Picture | Volume
     spacing: np.ndarray | None  # mm, in the order of the mask's axes; None if unknown
 
-    def structures(self):
+    def structures(self) -> list[dict[str, Any]]:
         """A row for each structure: pixels, their share; where the spacing is known mm2 (images) or ml (volumes)."""
         counts = np.bincount(self.mask.ravel(), minlength=len(self.class_names) + 1)
         size = None if self.spacing is None else float(np.prod(self.spacing))
@@ -40,24 +43,31 @@ class Prediction:
             for c, name in enumerate(self.class_names, start=1)
         ]
 
-    def overlay(self):
-        """A PIL image: the outlines of one class, the colours of several; of a volume a sheet of slices."""
+    def overlay(self, truth: np.ndarray | None = None) -> Image.Image:
+        """A PIL image: the outlines of one class, the colours of several; of a volume a sheet of slices.
+
+        truth  class numbers (H, W) of an expert's mask, of images: outlined too, in green for one class"""
         if isinstance(self.source, Volume):
             buffer = io.BytesIO()
-            figure = make_montage(self.source.slices, self.mask, self.class_names, self.spacing)
+            spacing = None if self.spacing is None else self.spacing.tolist()
+            figure = make_montage(self.source.slices, self.mask, self.class_names, spacing)
             figure.savefig(buffer, format="png", dpi=100)
             return Image.open(buffer)
-        draw = draw_outlines if len(self.class_names) == 1 else draw_labels
-        return Image.fromarray(draw(self.source.pixels, self.mask))
+        if len(self.class_names) == 1:
+            return Image.fromarray(draw_outlines(self.source.pixels, self.mask, truth))
+        picture = draw_labels(self.source.pixels, self.mask)
+        return Image.fromarray(picture if truth is None else draw_class_outlines(picture.transpose(2, 0, 1), truth))
 
-    def save(self, folder, name, overlay=True):
+    def save(
+        self, folder: str | os.PathLike[str], name: str, overlay: bool = True, truth: np.ndarray | None = None
+    ) -> None:
         """Writes masks/NAME, overlays/NAME.png and, if they were asked for, probabilities/NAME, each in one step.
 
         Masks of images are PNG: 0 and 255, or class numbers with a palette. Those of volumes are NIfTI."""
         folder = Path(folder)
         exif = getattr(self.source, "exif", b"")
         if overlay:
-            _write(folder / "overlays" / f"{name}.png", _png(self.overlay(), exif))
+            _write(folder / "overlays" / f"{name}.png", _png(self.overlay(truth), exif))
         if isinstance(self.source, Volume):
             if self.probabilities is not None:
                 nifti = self.source.to_nifti(self.probabilities, np.float32)
@@ -78,16 +88,16 @@ class Prediction:
         _write(folder / "masks" / f"{name}.png", _png(picture, exif))
 
 
-def _write(path, content):
+def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, content)
 
 
-def _png(picture, exif):
+def _png(picture: Image.Image, exif: bytes) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="png", exif=exif)
     return buffer.getvalue()
 
 
-def _gzip(nifti):
+def _gzip(nifti: Nifti1Image) -> bytes:
     return gzip.compress(nifti.to_bytes(), compresslevel=3, mtime=0)

@@ -4,15 +4,18 @@ import dataclasses
 import itertools
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from configs.base import ScanBackend
 from datasets.isic import stretched_rgb
 from datasets.nifti import affine_of_slices
 from datasets.synapse import HU_WINDOW, ORIENTATION, scale_hu
@@ -51,31 +54,42 @@ class Options:
     batch_size: int | None = None  # images at a time; none: as many as the memory holds
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     precision: Literal["fp32", "bf16", "fp16"] | None = None
-    scan_backend: Literal["auto", "cuda", "triton", "mamba_ssm", "cpu", "torch", "reference"] = "auto"
+    scan_backend: ScanBackend = "auto"
 
 
 class Predictor:
     """A trained network, ready for images and volumes of any size.
 
-        Predictor("best.pth", device="cuda", tta="flips").predict("photo.jpg").mask
+        Predictor("isic17", tta="flips").predict("photo.jpg").mask
 
-    The options are those of the command line, see `Options`.
+    Args:
+        checkpoint: a file, the folder of a run, or the name of a network that comes with the code
+        options: those of the command line, see `Options`
+
     Raises ValueError and OSError for checkpoints and options that can't be used."""
 
-    def __init__(self, checkpoint, **options):
+    def __init__(self, checkpoint: str | os.PathLike[str], **options: Any):
         self.options = o = Options(**options)
-        model, self.config, self.sha256 = load_trained(
-            checkpoint, o.kind, image_size=o.image_size, normalization=o.normalization, threshold=o.threshold,
-            volume_resize=o.volume_resize, precision=o.precision, scan_backend=o.scan_backend,
-        )  # fmt: skip
-        self.volumes = self.config.of_volumes
+        trained = load_trained(
+            checkpoint,
+            o.kind,
+            image_size=o.image_size,
+            normalization=o.normalization,
+            threshold=o.threshold,
+            volume_resize=o.volume_resize,
+            precision=o.precision,
+            scan_backend=o.scan_backend,
+        )
+        self.config = trained.config
+        self.sha256 = trained.checkpoint.sha256  # of the checkpoint's file
+        self.volumes: bool = self.config.of_volumes
+        self.class_names: list[str] = self.config.class_names  # of the classes 1, 2, ...
         if o.sliding_window:
             import_monai()
         self._check_options()
-        self.class_names = self.config.class_names
         self.device = choose_device(o.device)
         self.network = BatchedNetwork(
-            prepare(model, self.config, self.device),
+            prepare(trained.network, self.config, self.device),
             Execution(self.device, self.config.precision),
             self.config.image_size,
             o.tta,
@@ -83,7 +97,9 @@ class Predictor:
             o.batch_size,
         )
 
-    def predict(self, source, spacing=None):
+    def predict(
+        self, source: str | os.PathLike[str] | npt.ArrayLike, spacing: Sequence[float] | np.ndarray | None = None
+    ) -> Prediction:
         """The Prediction for a file, a DICOM folder, or an array.
 
         An array is an image (H, W), (H, W, 3) or (H, W, 4), or for a network of volumes (S, H, W) in the orientation of
@@ -93,50 +109,38 @@ class Predictor:
             if len(found) > 1:
                 raise ValueError(f"{source} holds {len(found)} inputs; expected one (`predict_all` takes many)")
             return self._predict(self._read(found[0]))
-        array, spacing = np.asarray(source), None if spacing is None else np.asarray(spacing, dtype=float)
+        array, mm = np.asarray(source), None if spacing is None else np.asarray(spacing, dtype=float)
         if not self.volumes:
-            return self._predict(_picture_of_array(array), spacing)
+            return self._predict(_picture_of_array(array), mm)
         if array.ndim not in (2, 3):
             raise ValueError(f"found an array of shape {array.shape}, expected a volume (slices, rows, columns)")
-        volume = Volume(array[None] if array.ndim == 2 else array, spacing, affine_of_slices(spacing))
+        volume = Volume(array[None] if array.ndim == 2 else array, mm, affine_of_slices(mm))
         return self._predict(self._scaled(volume, "the array"))
 
-    def predict_all(self, inputs, on_error=None):
+    def predict_all(
+        self, inputs: Iterable[Input], on_error: Callable[[Input, Exception], None] | None = None
+    ) -> Iterator[tuple[Input, Prediction]]:
         """Pairs (Input, Prediction) for many inputs of `find_inputs`, in order; images in batches, read ahead.
 
         An input that can't be read ends this with its ValueError or OSError, or is handed to `on_error(input, error)`
         and left out."""
-        batch, remaining, waiting = [], iter(inputs), []
-        with ThreadPoolExecutor(min(8, available_cpus())) as pool:
-            while True:
-                for item in itertools.islice(remaining, READ_AHEAD - len(waiting)):
-                    # volumes are large: they are read when it is their turn
-                    waiting.append((item, None if item.is_volume else pool.submit(self._read, item)))
-                if not waiting:
-                    break
-                item, reading = waiting.pop(0)
-                try:
-                    source = self._read(item) if reading is None else reading.result()
-                except (ValueError, OSError) as error:
-                    if on_error is None:
-                        raise
-                    on_error(item, error)
-                    continue
-                if isinstance(source, Volume):
-                    yield from self._predict_batch(batch)
-                    batch = []
-                    yield item, self._predict_volume(source)
-                    continue
-                batch.append((item, source))
-                if len(batch) >= self.network.batch_size or sum(p.pixels.nbytes for _, p in batch) > LARGEST_PICTURES:
-                    yield from self._predict_batch(batch)
-                    batch = []
-            yield from self._predict_batch(batch)
+        batch: list[tuple[Input, Picture]] = []
+        for item, source in self._read_ahead(inputs, on_error):
+            if isinstance(source, Volume):
+                yield from self._predict_batch(batch)
+                batch = []
+                yield item, self._predict_volume(source)
+                continue
+            batch.append((item, source))
+            if len(batch) >= self.network.batch_size or sum(p.pixels.nbytes for _, p in batch) > LARGEST_PICTURES:
+                yield from self._predict_batch(batch)
+                batch = []
+        yield from self._predict_batch(batch)
 
-    def _check_options(self):
+    def _check_options(self) -> None:
         """Raises ValueError for options that this network would not heed, and for values that mean nothing."""
         o = self.options
-        foreign = {"--pixel-size": o.pixel_size} if self.volumes else {"--window": o.window}
+        foreign: dict[str, object] = {"--pixel-size": o.pixel_size} if self.volumes else {"--window": o.window}
         if self.config.num_classes > 1:
             foreign["--threshold"] = o.threshold
         for flag, value in foreign.items():
@@ -151,7 +155,29 @@ class Predictor:
 
     # ---- input
 
-    def _read(self, item: Input):
+    def _read_ahead(
+        self, inputs: Iterable[Input], on_error: Callable[[Input, Exception], None] | None
+    ) -> Iterator[tuple[Input, Picture | Volume]]:
+        """Pairs (Input, what it holds). Images are read in other threads before it is their turn."""
+        remaining, waiting = iter(inputs), list[tuple[Input, Future | None]]()
+        with ThreadPoolExecutor(min(8, available_cpus())) as pool:
+            while True:
+                for item in itertools.islice(remaining, READ_AHEAD - len(waiting)):
+                    # volumes are large: they are read when it is their turn
+                    waiting.append((item, None if item.is_volume else pool.submit(self._read, item)))
+                if not waiting:
+                    return
+                item, reading = waiting.pop(0)
+                try:
+                    source = self._read(item) if reading is None else reading.result()
+                except (ValueError, OSError) as error:
+                    if on_error is None:
+                        raise
+                    on_error(item, error)
+                else:
+                    yield item, source
+
+    def _read(self, item: Input) -> Picture | Volume:
         """The Picture or Volume of an input, with values as the network is used to."""
         if not item.is_volume:
             if self.volumes:
@@ -160,7 +186,7 @@ class Predictor:
         volume = read_volume(item, self.options.orientation)
         return self._scaled(volume, item.path) if self.volumes else volume
 
-    def _scaled(self, volume, name):
+    def _scaled(self, volume: Volume, name: object) -> Volume:
         """A volume with the values of training: h5 files and 0..1 are scaled already, else the window is used."""
         slices = volume.slices
         low, high = float(np.nanmin(slices)), float(np.nanmax(slices))
@@ -181,35 +207,35 @@ class Predictor:
 
     # ---- network
 
-    def _predict(self, source, spacing=None):
+    def _predict(self, source: Picture | Volume, spacing: np.ndarray | None = None) -> Prediction:
         if isinstance(source, Volume):
             return self._predict_volume(source)
         return next(self._predict_pictures([source], spacing))
 
-    def _predict_batch(self, batch):
+    def _predict_batch(self, batch: list[tuple[Input, Picture]]) -> Iterator[tuple[Input, Prediction]]:
         if batch:
             items, pictures = zip(*batch, strict=True)
             yield from zip(items, self._predict_pictures(pictures), strict=True)
 
-    def _predict_pictures(self, pictures, spacing=None):
+    def _predict_pictures(self, pictures: Sequence[Picture], spacing: np.ndarray | None = None) -> Iterator[Prediction]:
         if spacing is None and self.options.pixel_size is not None:
             spacing = np.full(2, self.options.pixel_size)
         for picture, probs in zip(pictures, self._probabilities([p.pixels for p in pictures]), strict=True):
             kept = probs if self.options.probabilities else None
             yield Prediction(self._decide(probs), kept, self.class_names, picture, spacing)
 
-    def _decide(self, probs):
+    def _decide(self, probs: np.ndarray) -> np.ndarray:
         """(C, H, W) probabilities to class numbers, uint8, as train.py does."""
         if len(probs) == 1:
             return (probs[0] >= np.float32(self.config.threshold)).astype(np.uint8)
         return probs.argmax(0).astype(np.uint8)
 
-    def _probabilities(self, pictures):
+    def _probabilities(self, pictures: Sequence[torch.Tensor]) -> Iterator[np.ndarray]:
         """Yields the probabilities (C, H, W) of uint8 pictures (3, H, W), each at its own size."""
         normalize, size = NORMALIZATIONS[self.config.normalization], self.config.image_size
         if self.options.sliding_window:
             for picture in pictures:
-                yield activate(self.network.by_windows(normalize(picture).float()[None]))[0].numpy()
+                yield self._by_windows(normalize(picture).float())
             return
         inputs = [resize(normalize(picture), size, antialias=self.config.antialias).float() for picture in pictures]
         for picture, probs in zip(pictures, activate(self.network(torch.stack(inputs))), strict=True):
@@ -218,41 +244,54 @@ class Predictor:
                 probs = F.interpolate(probs[None], own, mode="bilinear", align_corners=False)[0]
             yield probs.numpy()
 
-    def _predict_volume(self, volume):
-        """Slice by slice: as evaluate in engine_synapse.py does, or for a network of images as images."""
-        slices, chunks = volume.slices, []
-        bar = tqdm(total=len(slices), unit="slice", leave=False, disable=len(slices) < 2)
-        with bar:
-            if not self.volumes or self.options.sliding_window:
-                masks = []
-                for s in slices:
-                    if self.volumes:
-                        probs = activate(self.network.by_windows(torch.from_numpy(s)[None, None]))[0].numpy()
-                    else:
-                        (probs,) = self._probabilities([torch.from_numpy(stretched_rgb(s)).permute(2, 0, 1)])
-                    masks.append(self._decide(probs))
-                    chunks += [probs[:, None]] if self.options.probabilities else []
-                    bar.update()
-                mask = np.stack(masks)
+    def _by_windows(self, image: torch.Tensor) -> np.ndarray:
+        """Probabilities (classes, H, W) of an image (C, H, W) at its own scale."""
+        return activate(self.network.by_windows(image[None]))[0].numpy()
+
+    def _predict_volume(self, volume: Volume) -> Prediction:
+        count = len(volume.slices)
+        with tqdm(total=count, unit="slice", leave=False, disable=count < 2) as bar:
+            if self.volumes and not self.options.sliding_window:
+                mask, probabilities = self._resized_slices(volume.slices, bar)
             else:
-                size = (self.config.image_size,) * 2
+                mask, probabilities = self._single_slices(volume.slices, bar)
+        kept = np.concatenate(probabilities, 1) if probabilities else None
+        return Prediction(mask, kept, self.class_names, volume, volume.spacing)
 
-                def network(x):
-                    logits = self.network(x)
-                    if self.options.probabilities:
-                        # Corner-aligned, as the zoom that made the network's input.
-                        own = F.interpolate(logits, slices.shape[1:], mode="bilinear", align_corners=True)
-                        chunks.append(activate(own).transpose(0, 1).numpy())
-                    bar.update(len(x))
-                    return logits
+    def _resized_slices(self, slices: np.ndarray, bar: tqdm) -> tuple[np.ndarray, list[np.ndarray]]:
+        """(mask (S, H, W), probabilities (C, s, H, W) of groups of slices if they are asked for), as evaluate in
+        engine_synapse.py makes them."""
+        chunks: list[np.ndarray] = []
 
-                resizing = self.config.volume_resize
-                mask = predict_volume(network, slices, size, "cpu", self.network.batch_size, volume_resize=resizing)
-        probabilities = np.concatenate(chunks, 1) if chunks else None
-        return Prediction(mask, probabilities, self.class_names, volume, volume.spacing)
+        def network(x: torch.Tensor) -> torch.Tensor:
+            logits = self.network(x)
+            if self.options.probabilities:
+                # Corner-aligned, as the zoom that made the network's input.
+                own = F.interpolate(logits, slices.shape[1:], mode="bilinear", align_corners=True)
+                chunks.append(activate(own).transpose(0, 1).numpy())
+            bar.update(len(x))
+            return logits
+
+        size, resizing = (self.config.image_size,) * 2, self.config.volume_resize
+        mask = predict_volume(network, slices, size, "cpu", self.network.batch_size, volume_resize=resizing)
+        return mask, chunks
+
+    def _single_slices(self, slices: np.ndarray, bar: tqdm) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The same for slices at their own scale, in windows, or for a network of images, as images."""
+        masks, chunks = [], []
+        for pixels in slices:
+            if self.volumes:
+                probs = self._by_windows(torch.from_numpy(pixels)[None])
+            else:
+                (probs,) = self._probabilities([torch.from_numpy(stretched_rgb(pixels)).permute(2, 0, 1)])
+            masks.append(self._decide(probs))
+            if self.options.probabilities:
+                chunks.append(probs[:, None])
+            bar.update()
+        return np.stack(masks), chunks
 
 
-def _picture_of_array(array):
+def _picture_of_array(array: np.ndarray) -> Picture:
     if array.ndim == 3 and array.shape[2] in (3, 4):
         array = array[..., :3]
     elif array.ndim != 2:

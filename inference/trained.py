@@ -2,72 +2,110 @@
 
 import dataclasses
 import logging
+import os
 import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
-from configs.check import flag
+import torch
+
+from configs.check import check_config, flag
 from configs.config_setting_synapse import ORGANS
 from configs.stored import CONFIGS, config_from_values, kind_of
 from datasets.synapse import HU_WINDOW
-from models.build import build_model
-from utils.runs.weights import fill_network, read_checkpoint
+from models.build import build_model, build_vmunet
+from models.network import SegmentationNetwork
+from utils.runs.weights import Checkpoint, check_fit, fill_network, inner_network, read_checkpoint
 
 log = logging.getLogger("vmunet")
 
+Kind = Literal["images", "volumes"]
+KIND_OF_CLASSES = {1: "images", len(ORGANS) + 1: "volumes"}  # as published
 CT_DATASETS = ("synapse", "demo")  # trained on Hounsfield units within HU_WINDOW
 # What belongs to the machine or the run that trained, not to the network.
 NOT_INHERITED = dict(device="auto", scan_backend="auto", use_checkpoint=False, compile=False, load_ckpt_path="none")
 
 
-def load_trained(path, kind=None, **changes):
-    """The network of a checkpoint, in eval mode on the CPU, its config and the file's SHA-256.
+class Trained(NamedTuple):
+    """A network with the values it was trained under."""
+
+    network: SegmentationNetwork  # in eval mode, on the CPU
+    config: Any  # an ISICConfig or a SynapseConfig
+    checkpoint: Checkpoint
+
+
+def load_trained(named: str | os.PathLike[str], kind: Kind | None = None, **changes: Any) -> Trained:
+    """The network of a checkpoint file, a run's folder or a shipped network (see `find_checkpoint`).
 
     The config is the one stored in the checkpoint. A checkpoint without one, such as the original's or weights alone,
     tells the network's shape by its tensors; all else is as published, for images (one class) or volumes (nine).
 
     Args:
-        kind: "images" or "volumes", if the checkpoint can't tell
+        kind: of a checkpoint that can't tell
         changes: values that replace those of the config; None keeps them
 
     Raises:
-        FileNotFoundError, ValueError: see `utils.pretrained.load_checkpoint_weights`; a change that the config lacks
+        FileNotFoundError, ValueError: see `utils.runs.weights.read_checkpoint`; a stored configuration that can't be
+            meant or does not fit the weights; a change that the config lacks
     """
-    weights, stored, sha256 = read_checkpoint(path)
-    if not stored:
-        stored = shape_of_weights(weights, path)
-        stored["kind"] = kind or {1: "images", len(ORGANS) + 1: "volumes"}.get(stored["num_classes"])
-        if stored["kind"] is None:
+    checkpoint = read_checkpoint(named)
+    path = checkpoint.path
+    found: str | None
+    if checkpoint.config:
+        values, found = checkpoint.config, kind_of(checkpoint.config)
+    else:
+        values = shape_of_weights(checkpoint.weights, path)
+        found = kind or KIND_OF_CLASSES.get(values["num_classes"])
+        if found is None:
             raise ValueError(f"{path} holds no configuration; say with --kind whether it is for images or volumes")
-        log.info("%s holds no configuration: published values for %s", path, stored["kind"])
-    config_class = CONFIGS[stored.get("kind") or kind_of(stored)]
-    changes = {name: value for name, value in changes.items() if value is not None}
-    config = make_config(config_class, stored | NOT_INHERITED, changes, path)
-    model = build_model(config)
-    fill_network(model, weights, path)
-    log.info("weights from %s, %d tensors, SHA-256 %s", path, len(weights), sha256)
-    return model.eval(), config, sha256
+        log.info("%s holds no configuration: published values for %s", path, found)
+    config = config_of_checkpoint(found, values, path)
+    config = changed(config, {name: value for name, value in changes.items() if value is not None}, found, path)
+    if config.network == "vmunet":
+        with torch.device("meta"):  # without memory: the configuration may ask for any amount
+            check_fit(inner_network(build_vmunet(config)).state_dict(), checkpoint.weights, path)
+    network = build_model(config)
+    fill_network(network, checkpoint.weights, path)
+    log.info("weights from %s, %d tensors, SHA-256 %s", path, len(checkpoint.weights), checkpoint.sha256)
+    return Trained(network.eval(), config, checkpoint)
 
 
-def make_config(config_class, stored, changes, path):
-    """A config from the values in a checkpoint. Those that came into being after it was written have their defaults."""
-    known = typing.get_type_hints(config_class)
+def config_of_checkpoint(kind: str, values: Mapping[str, Any], path: Path) -> Any:
+    """A config from the values in a checkpoint. Those that came into being after it was written have their defaults.
+
+    Raises ValueError for values of other types and out of range."""
+    known = typing.get_type_hints(CONFIGS[kind])
+    inherited = {name: value for name, value in values.items() if name in known}
+    config = config_from_values(CONFIGS[kind], inherited | NOT_INHERITED)
+    try:
+        check_config(config)
+    except ValueError as error:
+        raise ValueError(f"{path}: the configuration stored in it can't be used: {error}") from error
+    return config
+
+
+def changed(config: Any, changes: Mapping[str, Any], kind: str, path: Path) -> Any:
+    """A config with other values. Raises ValueError for those that it lacks or that can't be meant."""
+    known = typing.get_type_hints(type(config))
     foreign = [name for name in changes if name not in known]
     if foreign:
-        kind = next(kind for kind, known in CONFIGS.items() if known is config_class)
         raise ValueError(
             f"{flag(foreign[0])}: found a value, but {path} is of a network for {kind}, which has no such setting"
         )
-    config = config_from_values(config_class, {name: value for name, value in stored.items() if name in known})
-    return dataclasses.replace(config, **changes)
+    config = dataclasses.replace(config, **changes)
+    check_config(config)
+    return config
 
 
-def shape_of_weights(weights, path):
+def shape_of_weights(weights: Mapping[str, torch.Tensor], path: Path) -> dict[str, Any]:
     """The values of a config that VM-UNet's tensors tell: classes, channels, depths, widths, states."""
+    stages = range(4)
+    blocks = {
+        half: tuple(len({n.split(".")[3] for n in weights if n.startswith(f"{half}.{i}.blocks.")}) for i in stages)
+        for half in ("layers", "layers_up")
+    }
     try:
-        stages = range(4)
-        blocks = {
-            half: tuple(len({n.split(".")[3] for n in weights if n.startswith(f"{half}.{i}.blocks.")}) for i in stages)
-            for half in ("layers", "layers_up")
-        }
         return {
             "num_classes": weights["final_conv.weight"].shape[0],
             "input_channels": weights["patch_embed.proj.weight"].shape[1],
@@ -78,9 +116,11 @@ def shape_of_weights(weights, path):
         }
     except KeyError as error:
         raise ValueError(f"{path}: found no tensor {error.args[0]}, expected the weights of a VM-UNet") from error
+    except IndexError as error:
+        raise ValueError(f"{path}: found tensors of fewer dimensions than those of a VM-UNet") from error
 
 
-def describe(config):
+def describe(config: Any) -> dict[str, Any]:
     """What someone must know who calls the network without this code: a dict of plain values."""
     if config.of_volumes:
         values = "values as in the volumes it was trained on"
@@ -90,12 +130,13 @@ def describe(config):
             f"{values}; axial slices, rows from front to back, columns from the patient's right to left; "
             "cubic zoom of each slice to the input size"
         )
-        threshold = None
+        normalization, threshold = None, None
     else:
         preprocessing = {
             "minmax": "RGB; stretch each image over all channels to 0..255; bilinear resize to the input size",
             "imagenet": "RGB / 255, minus ImageNet's mean, divided by its standard deviation; bilinear resize",
         }[config.normalization] + (" with antialiasing" if config.antialias else "")
+        normalization = config.normalization
         threshold = config.threshold if config.num_classes == 1 else None
     return {
         "network": config.network,
@@ -103,7 +144,7 @@ def describe(config):
         "image_size": config.image_size,
         "input_channels": config.input_channels,
         "preprocessing": preprocessing,
-        "normalization": getattr(config, "normalization", None),
+        "normalization": normalization,
         "num_classes": config.num_classes,
         "class_names": (["background"] if config.num_classes > 1 else []) + config.class_names,
         "threshold": threshold,

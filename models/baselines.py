@@ -6,6 +6,9 @@
 """
 
 import difflib
+from types import ModuleType
+
+from torch import Tensor, nn
 
 from models.network import SegmentationNetwork
 
@@ -18,14 +21,16 @@ class Baseline(SegmentationNetwork):
 
     Raises ValueError if the name is none of the library's, or without the library."""
 
-    def __init__(self, network, num_classes=1, input_channels=3):
+    def __init__(self, network: str, num_classes: int = 1, input_channels: int = 3):
         super().__init__(num_classes, input_channels)
         self.architecture, self.encoder = parse(network)
         self.network = self._create(None)
 
-    name = property(lambda self: f"{self.architecture}-{self.encoder}")
+    @property
+    def name(self) -> str:
+        return f"{self.architecture}-{self.encoder}"
 
-    def _create(self, encoder_weights):
+    def _create(self, encoder_weights: str | None) -> nn.Module:
         smp = import_library()
         _check("architecture", self.architecture, list(smp.MODEL_ARCHITECTURES_MAPPING))
         if not self.encoder.startswith("tu-"):  # timm's, of which there are a thousand
@@ -36,15 +41,16 @@ class Baseline(SegmentationNetwork):
         except (ValueError, KeyError, RuntimeError) as error:  # pairs that don't fit, timm's names, no such weights
             raise ValueError(f"--network smp:{self.name}: {error.args[0]}") from error
 
-    def logits(self, x):
+    def logits(self, x: Tensor) -> Tensor:
         return self.network(x)
 
-    def load_imagenet_encoder(self):
+    def load_imagenet_encoder(self) -> None:
         """Fills the encoder with its ImageNet weights, which the library downloads on first use."""
-        self.network.encoder.load_state_dict(self._create("imagenet").encoder.state_dict())
+        weights = self._create("imagenet").get_submodule("encoder").state_dict()
+        self.network.get_submodule("encoder").load_state_dict(weights)
 
 
-def parse(network):
+def parse(network: str) -> tuple[str, str]:
     """(architecture, encoder) of a `network` of the config: ("unet", "resnet34") for unet, and for smp:unet."""
     kind, _, rest = network.partition(":")
     if network != "unet" and (kind != "smp" or not rest):
@@ -53,7 +59,7 @@ def parse(network):
     return architecture.lower(), encoder or ENCODER
 
 
-def import_library():
+def import_library() -> ModuleType:
     """segmentation_models_pytorch. Raises ValueError with the command that installs it."""
     try:
         import models.torchvision_compat  # noqa: F401, I001  before the library, which imports torchvision

@@ -2,25 +2,29 @@
 
 import logging
 import platform
+from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models.baselines import Baseline
 from models.cost import measure_cost
 from models.cross_scan import backends
 from models.cuda_graphs import GraphedModel
+from models.network import SegmentationNetwork
 from models.vmunet import VMUNet
-from models.vmunet.pretrained import load_vmamba
+from models.vmunet.pretrained import load_pretrained
 from utils import distributed
 from utils.machine.fast_matmul import use_fast_matmuls, warn_of_slow_bf16
 from utils.machine.memory import keep_freed_memory
+from utils.runs.run import Note, log_fact
 
 log = logging.getLogger("vmunet")
 
 
-def build_model(config):
-    """The network of a config, with random weights. Its parameters and cost go to the log.
+def build_model(config: Any, note: Note = log_fact) -> SegmentationNetwork:
+    """The network of a config, with random weights. `note`, such as Run.note, is told its parameters and cost.
 
     Raises ValueError if images of `image_size` don't go through it."""
     model = build_vmunet(config) if config.network == "vmunet" else build_baseline(config)
@@ -29,11 +33,11 @@ def build_model(config):
     except RuntimeError as error:
         size = f"{config.image_size} x {config.image_size}"
         raise ValueError(f"--network {config.network}: images of {size} don't go through it: {error}") from error
-    log.info("%s: %s", config.network, cost)
+    note("network", f"{config.network}: {cost}")
     return model
 
 
-def build_vmunet(config):
+def build_vmunet(config: Any) -> VMUNet:
     return VMUNet(
         num_classes=config.num_classes,
         input_channels=config.input_channels,
@@ -48,7 +52,7 @@ def build_vmunet(config):
     )
 
 
-def build_baseline(config):
+def build_baseline(config: Any) -> Baseline:
     """The network of segmentation_models_pytorch that a config names; the values of VM-UNet's layers are not used.
 
     Raises ValueError for options that only VM-UNet has."""
@@ -63,22 +67,23 @@ def build_baseline(config):
     return Baseline(config.network, config.num_classes, config.input_channels)
 
 
-def load_initial_weights(model, config):
-    """VMamba's ImageNet weights into encoder and decoder, as published, unless `load_ckpt_path` is "none". Those of a
-    baseline go into its encoder."""
+def load_initial_weights(model: nn.Module, config: Any) -> None:
+    """Weights to start from, unless `load_ckpt_path` is "none": VMamba's ImageNet weights into encoder and decoder, as
+    published, or those of another VM-UNet, for fine-tuning. ImageNet weights of a baseline go into its encoder."""
     if config.load_ckpt_path.lower() == "none":
         log.info("training from random weights (load_ckpt_path is none)")
     elif isinstance(model, Baseline):
         model.load_imagenet_encoder()
         log.info("training from the ImageNet weights of the encoder %s, the rest is random", model.encoder)
     else:
-        load_vmamba(model, config.load_ckpt_path)
+        load_pretrained(model, config.load_ckpt_path)
 
 
-def prepare(model, config, device):
+def prepare(model: nn.Module, config: Any, device: torch.device, note: Note = log_fact) -> nn.Module:
     """The model as the loops call it: on its device, compiled if asked, one of several processes under torchrun.
 
-    The scan backend is chosen here, so that one that can't be used says so before the first epoch."""
+    The scan backend is chosen here, so that one that can't be used says so before the first epoch. `note`, such as
+    Run.note, is told the device and the backend."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
     try:
         backend = backends.resolve(config.scan_backend, device.type, dtype) if isinstance(model, VMUNet) else "none"
@@ -86,10 +91,9 @@ def prepare(model, config, device):
         raise ValueError(f"--scan-backend {config.scan_backend}: {error}") from error
     processor = platform.processor() or platform.machine()
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else processor
-    log.info(
-        "device %s (%s), %d CPU threads, %d processes, %s, scan backend %s",
-        device, hardware, torch.get_num_threads(), distributed.world_size(), config.precision, backend,
-    )  # fmt: skip
+    processes = f"{torch.get_num_threads()} CPU threads, {distributed.world_size()} processes"
+    note("device", f"device {device} ({hardware}), {processes}, {config.precision}, scan backend {backend}")
+    note("scan", backend, level=None)  # the line of the device names it
     if device.type == "cpu":
         keep_freed_memory()
         if config.precision == "fp32":

@@ -14,6 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.cross_scan import backends
+from models.cross_scan.operator import recurrence_flops
+from models.network import SegmentationNetwork
 from models.vmunet.ss2d import SS2D
 from models.vmunet.vmamba import FinalPatchExpand2D
 
@@ -27,22 +29,22 @@ class Cost:
     image_size: tuple[int, int]
     parameters: int
     flops: int  # of everything but activations
-    product_macs: int  # multiply-adds of all matrix products and convolutions
-    scan_flops: int
+    matmul_macs: int  # multiply-adds of all matmuls and convolutions
+    scan_flops: int  # of the recurrence; the matmul that makes its steps is among the matmuls
     published_parameters: int  # those that thop sees
     published_macs: int  # thop's figure
 
-    def __str__(self):
+    def __str__(self) -> str:
         height, width = self.image_size
         return (
             f"{self.parameters / 1e6:.2f} M parameters; at {height}x{width} {self.flops / 1e9:.2f} GFLOP: "
-            f"{self.product_macs / 1e9:.2f} G multiply-adds in products, {self.scan_flops / 1e9:.2f} GFLOP in the scan "
+            f"{self.matmul_macs / 1e9:.2f} G multiply-adds in matmuls, {self.scan_flops / 1e9:.2f} GFLOP in the scan "
             f"(thop: {self.published_macs / 1e9:.2f} G, as published, and {self.published_parameters / 1e6:.2f} M)"
         )
 
 
-def measure_cost(model, height, width):
-    """The `Cost` of a VMUNet for one image. Nothing is computed: a copy of the model runs on shapes alone."""
+def measure_cost(model: SegmentationNetwork, height: int, width: int) -> Cost:
+    """The `Cost` of a network for one image. Nothing is computed: a copy of the model runs on shapes alone."""
     model = copy.deepcopy(model).cpu().float().eval()
     for module in model.modules():
         if isinstance(module, SS2D):
@@ -58,7 +60,7 @@ def measure_cost(model, height, width):
         image_size=(height, width),
         parameters=sum(p.numel() for p in model.parameters()),
         flops=counted + LAYER_NORM_FLOPS * seen["norm_elements"],
-        product_macs=(counted - seen["scan_flops"]) // 2,
+        matmul_macs=(counted - seen["scan_flops"]) // 2,
         scan_flops=seen["scan_flops"],
         published_parameters=sum(
             p.numel()
@@ -82,11 +84,11 @@ def _watch(module, count):
 def _add(seen, module, x, head=None, *, output):
     """Adds what one call of a layer costs."""
     if isinstance(module, SS2D):  # x (B, H, W, C)
-        tokens, (channels, states) = x.shape[:-1].numel(), module.A_logs.shape  # channels: of all four directions
+        tokens, channels, states = x.shape[:-1].numel(), module.out_norm.weight.numel(), module.A_logs.shape[1]
         weights = (module.in_proj.weight, module.out_proj.weight, module.conv2d.weight)
         seen["macs"] += tokens * sum(weight.numel() for weight in weights)
-        seen["norm_elements"] += tokens * module.out_norm.weight.numel()
-        seen["scan_flops"] += tokens * channels * (9 * states + 2)  # nine an update of a state, two for the skip
+        seen["norm_elements"] += tokens * channels
+        seen["scan_flops"] += recurrence_flops(tokens, channels, states)
     elif isinstance(module, FinalPatchExpand2D):  # which applies the weights of the last convolution, `head`
         seen["macs"] += output[:, 0].numel() * head.weight.numel()
     elif isinstance(module, nn.Conv2d):

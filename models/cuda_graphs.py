@@ -5,7 +5,7 @@ import contextlib
 import logging
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 log = logging.getLogger("vmunet")
 WARM_UP = 3  # calls before recording, in which libraries choose and load their kernels
@@ -19,12 +19,13 @@ class GraphedModel(nn.Module):
     until the next one, so they can't be accumulated over steps. Weights may change in place only, as optimizers and
     load_state_dict do."""
 
-    def __init__(self, module):
+    def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module
-        self.training_step, self.inference = None, None
+        self.training_step: _TrainingStep | None = None
+        self.inference: _Inference | None = None
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         if self.training != torch.is_grad_enabled():
             return self.module(images)  # neither a step of training nor inference
         if self.training:

@@ -1,7 +1,7 @@
 """What every network here shares: inputs of any size, logits out, probabilities on request."""
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 STRIDE = 32  # the deepest map is 32 times smaller than the image
 
@@ -11,14 +11,20 @@ class SegmentationNetwork(nn.Module):
 
     A subclass has `logits(x)`: (B, input_channels, H, W) -> (B, num_classes, H, W)."""
 
-    name = property(lambda self: type(self).__name__)  # in messages
+    @property
+    def name(self) -> str:
+        """In messages."""
+        return type(self).__name__
 
-    def __init__(self, num_classes, input_channels):
+    def __init__(self, num_classes: int, input_channels: int):
         super().__init__()
         self.num_classes = num_classes
         self.input_channels = input_channels
 
-    def forward(self, x):
+    def logits(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
         """(B, input_channels or 1, H, W) -> logits (B, num_classes, H, W); H and W at least 32.
 
         Sides that are not multiples of 32 are padded with zeros, right and bottom; the output is cropped back."""
@@ -34,7 +40,7 @@ class SegmentationNetwork(nn.Module):
             x = F.pad(x, (0, -W % STRIDE, 0, -H % STRIDE))
         return self.logits(x)[:, :, :H, :W]
 
-    def predict(self, x):
+    def predict(self, x: Tensor) -> Tensor:
         """Probabilities (B, num_classes, H, W): the sigmoid for one class, the softmax over several."""
         logits = self(x)
         return logits.sigmoid() if self.num_classes == 1 else logits.softmax(dim=1)

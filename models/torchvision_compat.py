@@ -18,7 +18,7 @@ SCHEMAS = (
 )
 
 
-def declare_operators():
+def declare_operators() -> torch.library.Library:
     """Declares the operators that torchvision's extension would define; the caller keeps the result alive."""
     library = torch.library.Library("torchvision", "DEF")
     for schema in SCHEMAS:

@@ -26,7 +26,8 @@ from datasets.synapse import SynapseSlices, SynapseVolumes, read_list  # noqa: E
 from datasets.transforms import RandomGenerator  # noqa: E402
 from utils.files import read_rows  # noqa: E402
 from utils.runs.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
-from utils.runs.weights import read_weights  # noqa: E402
+from utils.runs.packed import pack_weights  # noqa: E402
+from utils.runs.weights import read_checkpoint  # noqa: E402
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (9, 7, 3), dtype=np.uint8)
 LABELS = (PIXELS[..., 0] > 99).astype(np.float32)
@@ -92,7 +93,8 @@ READERS = {  # name of the file, a good one, what reads it
     "h5": ("case0001.npy.h5", h5(), as_listed(SynapseVolumes)),
     "list": ("train.txt", b"case0001_slice000\ncase0002_slice000\n", lambda path: read_list(path.parent, path.name)),
     "checkpoint": ("latest.pth", checkpoint(save_checkpoint), load_checkpoint),
-    "weights": ("best.pth", checkpoint(), lambda path: read_weights(path, "nowhere")),
+    "weights": ("best.pth", checkpoint(), read_checkpoint),
+    "packed": ("best.h5", pack_weights({"weight": torch.ones(30, 20), "bias": torch.ones(1)}, {}, {}), read_checkpoint),
     "config": ("config.json", json.dumps(vars(ISICConfig())).encode(), stored_config),
     "rows": ("metrics.csv", b"epoch,loss\n1,0.5\n", read_rows),
 }

@@ -1,4 +1,4 @@
-"""Runs a test file as a program in which Triton's kernels are interpreted; it must be so from the import on."""
+"""Runs a test file as a program in which Triton interprets its kernels; it decides so when it is imported."""
 
 import json
 import os
@@ -8,9 +8,8 @@ import sys
 
 def run_interpreted(file):
     """What the program prints, read as JSON."""
-    run = subprocess.run(
-        [sys.executable, file], capture_output=True, encoding="utf-8", timeout=600,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    settings = {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | settings
+    run = subprocess.run([sys.executable, file], capture_output=True, encoding="utf-8", timeout=600, env=environment)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout)

@@ -34,7 +34,7 @@ def in_double(loop):
 
 script = importlib.import_module(sys.argv.pop(1).removesuffix(".py"))
 build_model, train_one_epoch = script.build_model, script.train_one_epoch
-script.build_model = lambda config: build_model(config).double()
+script.build_model = lambda config, note: build_model(config, note).double()
 script.train_one_epoch = in_double(train_one_epoch)
 if script.__name__ == "train":
     script.evaluate = in_double(script.evaluate)

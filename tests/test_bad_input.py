@@ -1,6 +1,6 @@
-"""What a user can get wrong ends with one sentence that names it, exit status 2 and no traceback.
+"""A user's mistake ends with one sentence that names it, exit status 2 and no traceback.
 
-What is merely unusual is read right."""
+Input that is unusual but valid is read correctly."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def synapse(made, tmp_path):
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys, caplog):
-    """Runs a script's command line in this process: (exit status, the last thing it said)."""
+    """Runs a script's command line in this process: (exit status, its error message)."""
 
     def run(script, *flags):
         with_defaults = [] if "--resume" in flags else [*SMALL, "--work-dir", str(tmp_path / "results")]
@@ -73,11 +73,12 @@ def command(tmp_path, monkeypatch, capsys, caplog):
 
 
 def refused(command, script, data, *words, flags=()):
+    """Asserts that the script refuses the data, in one sentence with these words."""
     status, said = command(script, "--data-path", data, *flags)
     assert status == 2
     for word in words:
         assert word in said
-    assert said.count("\n") <= 1, "more than a sentence"
+    assert said.count("\n") <= 1, "more than one sentence"
 
 
 # ---- images and masks
@@ -90,14 +91,14 @@ def noise(*shape, dtype=np.uint8):
 
 
 def put(root, picture, name="DEMO_0000002.png", **options):
-    """Puts a picture, a Pillow image or bytes, in the place of the third training image."""
+    """Puts a picture, a Pillow image or bytes, in place of the third training image."""
     (root / IMAGE).unlink()
     path = root / "train" / "images" / name
     path.write_bytes(picture) if isinstance(picture, bytes) else picture.save(path, **options)
 
 
 def png(width, height, bits, rows):
-    """A PNG of RGB colours, made by hand: Pillow writes neither what is wrong nor colours of 16 bits."""
+    """An RGB PNG, made by hand: Pillow writes neither damaged files nor colours of 16 bits."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -200,12 +201,10 @@ def test_what_is_only_unusual_is_read(command, isic, tmp_path):
     assert "ünï" in (folder / "test_images.csv").read_text(encoding="utf-8")
 
 
-def test_a_bad_file_found_by_a_worker_is_one_sentence_too(command, isic):
+def test_a_bad_file_that_a_worker_finds_is_one_sentence_too(command, isic):
     os.truncate(isic / IMAGE, 500)
-    refused(
-        command, train, isic, f"error: {isic / IMAGE}", "runcated",
-        flags=["--cache", "off", "--num-workers", "1", "--batch-size", "5"],
-    )  # fmt: skip
+    flags = ["--cache", "off", "--num-workers", "1", "--batch-size", "5"]
+    refused(command, train, isic, f"error: {isic / IMAGE}", "runcated", flags=flags)
 
 
 # ---- slices and volumes
@@ -363,7 +362,7 @@ def test_a_stored_config_is_checked(change, words, stored, command):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", "null", '{"epochs": NaN}'])
-def test_a_stored_config_that_is_none_is_named(content, stored, command):
+def test_a_file_that_is_no_config_is_named(content, stored, command):
     stored.write_text(content)
     status, said = command(train, "--resume", stored.parent)
     assert status == 2 and "config.json" in said
@@ -386,8 +385,8 @@ def test_debug_shows_where_an_error_comes_from(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("allocate", [lambda: torch.empty(2**60), lambda: np.empty(2**50)])
 def test_too_little_memory_ends_with_advice(allocate, command, made, monkeypatch):
-    """Neither PyTorch nor NumPy can have so much."""
-    monkeypatch.setattr(train, "build_model", lambda config: allocate())
+    """More than PyTorch or NumPy can get."""
+    monkeypatch.setattr(train, "build_model", lambda config, note: allocate())
     refused(command, train, made / "isic", "the memory is not enough", "smaller --batch-size", "--use-checkpoint")
 
 
@@ -399,7 +398,6 @@ def test_a_worker_killed_by_the_system_is_explained(command, made, monkeypatch):
     refused(command, train, made / "isic", "DataLoader worker (pid", "try fewer --num-workers", flags=flags)
 
 
-def test_nothing_is_left_behind_by_a_refusal(command, made, tmp_path):
-    """A wrong value is found before a run folder is made."""
+def test_a_refused_value_leaves_no_run_folder(command, made, tmp_path):
     command(train, "--data-path", made / "isic", "--epochs", "0")
     assert not (tmp_path / "results").exists()

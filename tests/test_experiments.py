@@ -15,10 +15,13 @@ from filelock import FileLock
 import experiments
 import train
 from configs.config_setting import ISICConfig
+from configs.optim import OPTIMIZERS, SCHEDULERS
+from configs.recipes import RECIPES
 from datasets.demo import make_demo_isic
 from tests.made_runs import make_run
 from tests.tiny import NETWORK_FLAGS
 from utils.files import read_rows
+from utils.optim import optimization_values
 from utils.report.published import ROWS, differences, initial_weights
 from utils.report.records import Record
 
@@ -81,8 +84,9 @@ def test_seeds_are_run_recognised_and_resumed(tmp_path, monkeypatch):
     assert sorted(record.config["seed"] for record in records) == [1, 2]
     scores = [100 * record.scores["miou"] for record in records]
     mean, deviation = sum(scores) / 2, abs(scores[0] - scores[1]) / 2**0.5
-    ((name, paper, here, *_, seeds, remarks),) = row_of(work, "isic17-none")
-    assert (name, paper, here) == ("isic17-none", "77.59 †", f"{mean:.2f} ± {deviation:.2f}")
+    ((name, paper, here, *_, seeds, recipe, remarks),) = row_of(work, "isic17-none")
+    assert (name, paper, here) == ("isic17-none", "77.59", f"{mean:.2f} ± {deviation:.2f}")
+    assert recipe == "published"
     assert sorted(seeds.split(", ")) == ["1", "2"]
     assert remarks.startswith("not comparable: ") and "epochs is 2, published 300" in remarks
     assert "tested on 3 images or volumes, published 650" in remarks
@@ -90,10 +94,8 @@ def test_seeds_are_run_recognised_and_resumed(tmp_path, monkeypatch):
 
 def test_dry_run_runs_and_writes_nothing(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(experiments, "launch", lambda command: pytest.fail("was started"))
-    assert (
-        run("isic18-none", "synapse-vmamba-s", "--seeds", 7, "--dry-run", "--work-dir", tmp_path / "r", "--epochs", 1)
-        == 0
-    )
+    arguments = ["--seeds", 7, "--dry-run", "--work-dir", tmp_path / "r", "--epochs", 1]
+    assert run("isic18-none", "synapse-vmamba-s", *arguments) == 0
     assert not (tmp_path / "r").exists()
     isic, synapse = caplog.messages
     assert "isic18-none, seed 7: start" in isic and "--dataset isic18 --network vmunet --load-ckpt-path none" in isic
@@ -124,13 +126,60 @@ def test_table_has_every_row_of_the_paper_and_groups_of_equal_values(tmp_path):
     (tmp_path / "damaged" / "config.json").write_text("{")
     assert run("--work-dir", tmp_path) == 0
     full, short = row_of(tmp_path, "isic17-none")
-    assert full[3:] == ["87.38 †", "85.00 ± 7.07", "1, 2", "as published"]
-    assert short[3:] == ["87.38 †", "70.00", "1", "not comparable: epochs is 3, published 300"]
+    assert full[3:] == ["87.38", "85.00 ± 7.07", "1, 2", "published", "as published"]
+    assert short[3:] == ["87.38", "70.00", "1", "published", "not comparable: epochs is 3, published 300"]
     assert row_of(tmp_path, "isic17-unet-none")[0][1:5] == ["", "30.00", "", "60.00"]
     assert row_of(tmp_path, "synapse-vmamba-s") == [
-        ["synapse-vmamba-s", "81.08", "not run yet", "19.21", "not run yet", "", ""]
+        ["synapse-vmamba-s", "81.08", "not run yet", "19.21", "not run yet", "", "", ""]
     ]
     assert all(row_of(tmp_path, row) for row in ROWS) and not row_of(tmp_path, "demo-none")
+
+
+def test_table_remarks_a_run_that_lost_what_it_had_learned(tmp_path):
+    lost = "lost what it had learned: from epoch 98 on"
+    make_run(tmp_path / "a", [0.9] * 650, seed=1)
+    make_run(tmp_path / "b", [0.8] * 650, seed=2, facts={"lost": lost})
+    assert run("--work-dir", tmp_path) == 0
+    assert row_of(tmp_path, "isic17-none")[0][-1] == f"as published; seed 2: {lost}"
+
+
+def test_a_recipe_is_that_of_the_training_script(tmp_path):
+    """`--recipe stable` means its values, also where runs are recognised, and single flags still win."""
+    changes = RECIPES["stable"] | {"clip_grad_norm": 5.0}
+    make_run(tmp_path / "published", [0.9] * 650, seed=1)
+    flags = ["--recipe", "stable", "--clip-grad-norm", "5"]
+    ((_, state, command),) = experiments.plan("isic17-none", [1], str(tmp_path), flags)
+    assert state == "start" and command[-4:] == flags
+    make_run(tmp_path / "stable", [0.9] * 650, seed=1, recipe="stable", **changes)
+    ((_, state, _),) = experiments.plan("isic17-none", [1], str(tmp_path), flags)
+    assert state == f"finished in {tmp_path / 'stable'}"
+    assert run("--work-dir", tmp_path) == 0
+    assert [row[6] for row in row_of(tmp_path, "isic17-none")] == ["published", "stable"]
+
+
+def test_a_run_with_other_rows_of_the_optimizer_is_another_run(tmp_path):
+    built = optimization_values(ISICConfig(), OPTIMIZERS, SCHEDULERS)
+    folder = make_run(tmp_path / "done", [0.8, 0.6], seed=1, facts={"optimization": built})
+    ((_, state, _),) = experiments.plan("isic17-none", [1], str(tmp_path), [])
+    assert state == f"finished in {folder}"
+    built["optimizer"]["weight_decay"] = 0.05  # as configs/optim.py had it when the run was started
+    (folder / "facts.json").write_text(json.dumps({"optimization": built}))
+    ((_, state, _),) = experiments.plan("isic17-none", [1], str(tmp_path), [])
+    assert state == "start"
+
+
+def test_runs_from_before_there_were_recipes_are_resumed(tmp_path):
+    folder = make_run(tmp_path / "old", [0.8, 0.6], seed=1)
+    (folder / "metrics.json").unlink()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config.pop("recipe")
+    (folder / "config.json").write_text(json.dumps(config))
+    ((_, state, _),) = experiments.plan("isic17-none", [1], str(tmp_path), [])
+    assert state == "resume"
+    config.pop("threshold")
+    (folder / "config.json").write_text(json.dumps(config))
+    ((_, state, _),) = experiments.plan("isic17-none", [1], str(tmp_path), [])
+    assert state == "start"
 
 
 @pytest.mark.parametrize(
@@ -209,6 +258,7 @@ def test_published_values_alone_are_comparable():
     config = defaults | {"dataset": "isic18", "seed": 7, "num_workers": 4, "device": "cpu", "save_interval": 5}
     assert differences(config, defaults, 808) == []
     assert differences(config | {"lr": 0.1, "dims": [1, 2]}, defaults, 808) == [
-        "dims is 1 2, published 96 192 384 768", "lr is 0.1, published none",
-    ]  # fmt: skip
+        "dims is 1 2, published 96 192 384 768",
+        "lr is 0.1, published none",
+    ]
     assert differences(config, defaults, 100) == ["tested on 100 images or volumes, published 808"]

@@ -1,4 +1,4 @@
-"""What goes wrong in long runs is said early; what is kept does not grow with the data."""
+"""Long runs: a network that broke is not saved, and memory does not grow with the data."""
 
 import weakref
 

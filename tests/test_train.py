@@ -27,7 +27,7 @@ from utils.losses import BceDiceWithLogitsLoss
 from utils.runs import usage
 from utils.runs.batches import Batches
 
-SMALL = TRAINING | dict(dataset="demo", batch_size=5)
+SMALL = TRAINING | dict(dataset="demo", batch_size=5, epochs=2)
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +39,11 @@ def data(tmp_path_factory):
 
 
 def isic(data, tmp_path, **changes):
-    return ISICConfig(**{**SMALL, "data_path": str(data / "isic"), "work_dir": str(tmp_path), "epochs": 2} | changes)
+    return ISICConfig(**SMALL | {"data_path": str(data / "isic"), "work_dir": str(tmp_path)} | changes)
 
 
 def synapse(data, tmp_path, **changes):
-    return SynapseConfig(
-        **{**SMALL, "data_path": str(data / "synapse"), "work_dir": str(tmp_path), "epochs": 2} | changes
-    )
+    return SynapseConfig(**SMALL | {"data_path": str(data / "synapse"), "work_dir": str(tmp_path)} | changes)
 
 
 def the_run(work_dir):
@@ -97,12 +95,11 @@ def test_synapse_run_writes_volumes_with_their_spacing(data, tmp_path):
     assert [row["name"] for row in cases] == (data / "synapse/lists/list_Synapse/test_vol.txt").read_text().split()
     organs = [np.mean([float(row[name]) for row in cases]) for name in cases[0] if name.startswith("dice_transunet")]
     assert len(organs) == 8 and np.mean(organs) == pytest.approx(scores["dice_transunet"])
-    prediction = nibabel.load(run / "predictions" / f"{cases[0]['name']}_pred.nii.gz")
-    assert prediction.shape == (40, 40, 5)
-    assert (
-        prediction.header.get_zooms()
-        == nibabel.load(run / "predictions" / f"{cases[0]['name']}_img.nii.gz").header.get_zooms()
+    image, prediction = (
+        nibabel.load(run / "predictions" / f"{cases[0]['name']}_{kind}.nii.gz") for kind in ("img", "pred")
     )
+    assert prediction.shape == (40, 40, 5)
+    assert prediction.header.get_zooms() == image.header.get_zooms()
     assert prediction.header.get_zooms()[2] > 1  # the volumes' own spacing, not the published 1 mm
 
 
@@ -164,16 +161,8 @@ def test_several_classes_from_folders(data, tmp_path):
             Image.fromarray(noise).save(folder / split / "images" / f"{i}.png")
             mask = np.repeat(np.array([0, 128, 255], np.uint8), [10, 10, 20])[None].repeat(40, 0)
             Image.fromarray(mask).save(folder / split / "masks" / f"{i}.png")
-    config = isic(
-        data,
-        tmp_path / "runs",
-        dataset="own",
-        data_path=str(folder),
-        num_classes=3,
-        mask_values=("0", "128", "255"),
-        batch_size=2,
-    )
-    scores = train.main(config)
+    classes = dict(num_classes=3, mask_values=("0", "128", "255"))
+    scores = train.main(isic(data, tmp_path / "runs", dataset="own", data_path=str(folder), batch_size=2, **classes))
     run = the_run(tmp_path / "runs")
     assert len(scores["classes"]) == 3 and "dsc_class2" in rows(run / "test_images.csv")[0]
     assert set(np.unique(np.array(Image.open(run / "predictions" / "0.png")))) <= {0, 1, 2}
@@ -220,17 +209,9 @@ def test_clipping_bounds_the_step():
 
 
 def run_script(script, processes, flags):
-    command = [sys.executable, script]
-    if processes > 1:
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={processes}",
-            script,
-        ]
-    return subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=300, check=False)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [sys.executable, *(torchrun if processes > 1 else []), script, *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=600, check=False)
 
 
 @pytest.mark.parametrize("script, kind", [("train.py", "isic"), ("train_synapse.py", "synapse")])

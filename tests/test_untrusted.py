@@ -1,4 +1,4 @@
-"""Nobody gets in: no file can run code, name a place outside of its folder, or crash a program.
+"""Files from strangers can't run code, write outside their folder, or crash a program.
 
 tests/fuzz_readers.py tries far more inputs."""
 
@@ -21,7 +21,7 @@ from tests.fuzz_readers import READERS, altered, feed
 from tests.tiny import ROOT
 from utils.errors import CheckpointError
 from utils.runs.checkpoint import load_checkpoint, save_checkpoint
-from utils.runs.weights import read_weights
+from utils.runs.weights import read_checkpoint
 
 SOURCES = [path for path in ROOT.rglob("*.py") if not {".venv", "tests", "results"} & set(path.relative_to(ROOT).parts)]
 
@@ -38,7 +38,7 @@ class Bomb:
 
 @pytest.fixture
 def proof(tmp_path):
-    """A folder that comes to be if a bomb goes off; that it would is tried first."""
+    """A folder that a bomb makes when it goes off, which is tried first."""
     path = tmp_path / "code has run"
     pickle.loads(pickle.dumps(Bomb(path)))
     path.rmdir()
@@ -47,7 +47,7 @@ def proof(tmp_path):
 
 
 def with_checksum(content, path, monkeypatch):
-    """A hostile file with a right checksum: everybody can compute it."""
+    """A hostile file with the right checksum, which anybody can compute."""
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", lambda state, file: file.write(content))
         save_checkpoint(path, {})
@@ -60,7 +60,7 @@ def test_a_checkpoint_can_not_run_code(old_format, proof, tmp_path, monkeypatch)
     path = tmp_path / "best.pth"
     path.write_bytes(file.getvalue())
     with pytest.raises(ValueError, match="best.pth: found .*mkdir, expected tensors and plain values only"):
-        read_weights(path, "")
+        read_checkpoint(path)
     with_checksum(file.getvalue(), path, monkeypatch)
     with pytest.raises(CheckpointError, match="best.pth: found"):
         load_checkpoint(path)
@@ -70,7 +70,7 @@ def test_a_bare_pickle_can_not_run_code(proof, tmp_path):
     path = tmp_path / "weights.pth"
     path.write_bytes(pickle.dumps(Bomb(proof)))
     with pytest.raises(ValueError, match="weights.pth: found"):
-        read_weights(path, "")
+        read_checkpoint(path)
 
 
 def test_an_npz_can_not_run_code(proof, tmp_path):

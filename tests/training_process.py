@@ -1,4 +1,4 @@
-"""Real training as processes of their own, small enough to be killed and resumed many times: what test_kill.py does."""
+"""Training runs as separate processes, small enough to be killed and resumed many times in test_kill.py."""
 
 import csv
 import os
@@ -21,15 +21,16 @@ FLAGS = ["--dataset", "demo", *TRAINING_FLAGS, "--print-interval", "1"]
 def start(script, *flags, **options):
     """The script as a process, its messages in a pipe."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | options.pop("environment", {})
-    return subprocess.Popen(
-        [sys.executable, script, *map(str, flags)], cwd=ROOT, env=environment, encoding="utf-8",
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
-    )  # fmt: skip
+    command, output = [sys.executable, script, *map(str, flags)], dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, encoding="utf-8", **output, **options)
 
 
-def finish(process, timeout=200):
+def finish(process, timeout=500):
     """(exit status, what it said)."""
-    said, _ = process.communicate(timeout=timeout)
+    try:
+        said, _ = process.communicate(timeout=timeout)
+    finally:
+        process.kill()  # if it is still there
     return process.returncode, said
 
 
@@ -38,12 +39,12 @@ def run(script, *flags, **options):
 
 
 def the_run(work_dir):
-    """The one run folder that can be gone on with; None if the process was killed before there was one."""
+    """The one run folder that can be resumed; None if the process was killed before it had one."""
     folders = [path.parent for path in Path(work_dir).glob("*/config.json")]
     return folders[0] if folders else None
 
 
-def wait_for(condition, process, timeout=100):
+def wait_for(condition, process, timeout=300):
     """Waits until `condition()` is true; False if the process ended before."""
     end = time.monotonic() + timeout
     while process.poll() is None:
@@ -95,7 +96,7 @@ def differences(found, expected):
 
 
 def losses(folder):
-    """{step: loss of the batch} as TensorBoard shows it: what was written before a start beyond its step is gone."""
+    """{step: loss of the batch} as TensorBoard shows it: a restart at a step hides what was written from there on."""
     curve = {}
     for path in sorted(folder.iterdir()):
         content, position = path.read_bytes(), 0

@@ -4,8 +4,10 @@ torchrun --nproc_per_node=2 train.py
 """
 
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,9 +15,10 @@ import torch.distributed as dist
 from utils.errors import LostProcessError
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+T = TypeVar("T")
 
 
-def under_torchrun():
+def under_torchrun() -> bool:
     """Whether torchrun started this process. Raises RuntimeError if it set only some of its variables."""
     found = [name for name in VARIABLES if name in os.environ]
     if found and len(found) < len(VARIABLES):
@@ -23,29 +26,29 @@ def under_torchrun():
     return bool(found)
 
 
-def rank():
+def rank() -> int:
     return int(os.environ["RANK"]) if under_torchrun() else 0
 
 
-def local_rank():
+def local_rank() -> int:
     """This process's number on its machine, which is also the number of its GPU."""
     return int(os.environ["LOCAL_RANK"]) if under_torchrun() else 0
 
 
-def world_size():
+def world_size() -> int:
     return int(os.environ["WORLD_SIZE"]) if under_torchrun() else 1
 
 
-def is_main():
-    """Only the main process writes files and talks."""
+def is_main() -> bool:
+    """Whether this is the main process: it alone writes files and logs."""
     return rank() == 0
 
 
 @contextmanager
-def process_group(device, timeout=timedelta(minutes=10)):
+def process_group(device: torch.device, timeout: timedelta = timedelta(minutes=10)) -> Iterator[None]:
     """Connects the processes for the length of the block: NCCL on CUDA devices, gloo elsewhere.
 
-    A process whose partner is gone, or that waits longer than `timeout`, gives up with LostProcessError."""
+    Raises LostProcessError if another process has ended, or does not answer within `timeout`."""
     if not under_torchrun():
         yield
         return
@@ -68,43 +71,65 @@ def process_group(device, timeout=timedelta(minutes=10)):
         dist.destroy_process_group()
 
 
-def all_gather(value):
+# ---- exchange; every process must make the same calls in the same order
+
+
+def connected() -> bool:
+    """Whether this process is in a `process_group`, with others to exchange values with."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def all_gather(value: T) -> list[T]:
     """[value of rank 0, value of rank 1, ...] in each process; any picklable value."""
-    if not dist.is_initialized():
+    if not connected():
         return [value]
-    values = [None] * dist.get_world_size()
+    values: list = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 
 
-def largest(number):
+def gather_over_ranks(rows: list[T]) -> list[T]:
+    """The lists of all ranks, of any lengths, as one in the order of the ranks."""
+    return [row for part in all_gather(rows) for row in part]
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values):
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(ctx, grad):
+        # Every rank computes the same loss of the same sums; the factor undoes DDP's division by the number of ranks.
+        return grad * dist.get_world_size()
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Sums of the ranks' `values` (any shape), in float64, for a loss that DistributedDataParallel trains with."""
+    return _SumOverRanks.apply(values.double()).to(values.dtype) if connected() else values
+
+
+def largest(number: int) -> int:
     """The largest of the processes' integers, in each of them."""
-    if not dist.is_initialized():
+    if not connected():
         return number
     value = torch.tensor(number, device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(value, dist.ReduceOp.MAX)
-    return value.item()
+    return int(value.item())
 
 
-def from_main(value):
+def from_main(value: T) -> T:
     """The main process's `value`, in each process."""
-    if not dist.is_initialized():
+    if not connected():
         return value
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
 
 
-def barrier():
+def barrier() -> None:
     """Waits for the other processes."""
-    if dist.is_initialized():
+    if connected():
         dist.barrier()
-
-
-def gather_over_ranks(rows):
-    """The lists of all ranks, of any lengths, as one in the order of the ranks; `rows` itself in a single process."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return rows
-    parts = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, rows)
-    return [row for part in parts for row in part]

@@ -5,7 +5,10 @@ import csv
 import errno
 import io
 import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -15,15 +18,20 @@ MAX_PIXELS = 2**26  # of an image: 8192 x 8192; the largest official one has hal
 LONGEST_NAME = 240  # bytes; with "_overlay.png" behind it, it must be the name of a file
 
 
-def some(names, shown=SHOWN):
-    """The first names of a list, and how many more there are, as one string; "" for none."""
+def some(names: Iterable[Any], shown: int = SHOWN) -> str:
+    """The first names, and how many more there are, as one string; "" for none."""
     names = list(names)
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(str(name) for name in names[:shown]) + more
 
 
+def repeated(names: Iterable[str]) -> list[str]:
+    """The names that occur more than once, each once."""
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
 @contextlib.contextmanager
-def reading(path):
+def reading(path: str | Path) -> Iterator[None]:
     """Whatever goes wrong while a file is read becomes a ValueError, or stays an OSError, that names the file.
 
     The libraries raise more kinds of errors for damaged files than they document."""
@@ -39,10 +47,10 @@ def reading(path):
 
 
 @contextlib.contextmanager
-def open_image(path):
+def open_image(path: str | Path) -> Iterator[Image.Image]:
     """A Pillow image of one of IMAGE_FORMATS, whose pixels are not decoded yet. Errors in the block name the file.
 
-    Raises ValueError for what would be read only in part, or differently than it was meant (several pictures in one
+    Raises ValueError for what would be read only in part, or differently from what was meant (several pictures in one
     file, colours of 16 bits, other colours than grey and RGB), and for more than MAX_PIXELS."""
     with reading(path), Image.open(path, formats=IMAGE_FORMATS) as file:
         width, height = file.size
@@ -57,8 +65,8 @@ def open_image(path):
         yield file
 
 
-def check_name(name, where):
-    """Raises ValueError if results can't be written under a name: it is too long, no text, or leads elsewhere."""
+def check_name(name: str, where: str | Path) -> None:
+    """Raises ValueError for a name that can't be a file name: it is too long, not UTF-8, or a path."""
     if "/" in name or "\\" in name or name in ("", ".", ".."):
         raise ValueError(f"{where}: found the name {name!r}, expected one without a path")
     try:
@@ -72,8 +80,8 @@ def check_name(name, where):
 # ---- writing, tables
 
 
-def write_atomically(path, *parts):
-    """Puts the bytes of `parts` at `path` in one step: no other process, and no crash, can see half of them."""
+def write_atomically(path: str | Path, *parts: bytes | memoryview) -> None:
+    """Writes the bytes of `parts` to `path` in one step: nobody finds half of them, not even after a crash."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")  # always the same, so that kills don't fill the disk with them
     try:
@@ -87,12 +95,12 @@ def write_atomically(path, *parts):
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
         raise OSError(f"{path}: could not be written, what was there before is untouched: {reason}") from error
     finally:
-        temporary.unlink(missing_ok=True)  # it is there only if something, perhaps Ctrl-C, came in between
+        temporary.unlink(missing_ok=True)  # there only after an error or Ctrl-C
     _sync_folder(path.parent)
 
 
-def _sync_folder(folder):
-    """Makes a rename survive a power failure; Windows does it without being asked and can't open folders."""
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename survive a power failure; Windows does that by itself and can't open folders."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -102,7 +110,7 @@ def _sync_folder(folder):
         os.close(descriptor)
 
 
-def read_rows(path):
+def read_rows(path: str | Path) -> list[dict[str, str]]:
     """The rows of a CSV file as dicts of text; none if the file is not there."""
     if not Path(path).exists():
         return []
@@ -110,8 +118,8 @@ def read_rows(path):
         return list(csv.DictReader(file))
 
 
-def write_rows(path, rows):
-    """Writes dicts as a CSV file, in one step. The columns are all keys in the order they came up; floats are exact."""
+def write_rows(path: str | Path, rows: list[dict[str, Any]]) -> None:
+    """Writes dicts as a CSV file, in one step. The columns are all keys in order of appearance; floats are exact."""
     text = io.StringIO(newline="")
     if rows:
         columns = dict.fromkeys(key for row in rows for key in row)

@@ -5,52 +5,40 @@ is divided, so that each rank returns the same number, and the gradient that DDP
 one process would get, however unevenly the images are shared out. Evaluation takes no gradient and stays on its rank.
 """
 
+from collections.abc import Sequence
+
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-
-class _SumOverRanks(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, values):
-        values = values.clone()
-        dist.all_reduce(values)
-        return values
-
-    @staticmethod
-    def backward(ctx, grad):
-        # Every rank computes the same loss of the same sums; the factor undoes DDP's division by the number of ranks.
-        return grad * dist.get_world_size()
+from utils import distributed
+from utils.errors import check_same_shape
 
 
-def global_sums(values):
+def global_sums(values: torch.Tensor) -> torch.Tensor:
     """Sums over the ranks of `values` (any shape); `values` itself in a single process, or where it has no gradient."""
-    if not (values.requires_grad and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return values
-    return _SumOverRanks.apply(values.double()).to(values.dtype)
+    return distributed.sum_over_ranks(values) if values.requires_grad else values
 
 
-def batch_mean(values):
+def batch_mean(values: torch.Tensor) -> torch.Tensor:
     """Mean of one value per image, (B,) -> scalar, over the images of the global batch."""
     total, images = global_sums(torch.stack([values.sum(), values.new_tensor(len(values))]))
     return total / images
 
 
-def _full_precision(x):
+def _full_precision(x: torch.Tensor) -> torch.Tensor:
     """Losses are computed in float32 at least: float16 overflows in the sums over an image."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _pair(inputs, target):
+def _pair(inputs: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and target as (B, pixels) of one floating type; they must agree in shape."""
-    if inputs.shape != target.shape:
-        raise ValueError(f"prediction and mask differ in shape: {tuple(inputs.shape)} and {tuple(target.shape)}")
+    check_same_shape(inputs, target)
     inputs = _full_precision(inputs).flatten(1)
     return inputs, target.to(inputs.dtype).flatten(1)
 
 
-def _dice_loss_per_image(prob, target):
+def _dice_loss_per_image(prob: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """1 - (2 sum(p t) + 1) / (sum p + sum t + 1) of each image: (B, pixels) twice -> (B,)."""
     return 1 - (2 * (prob * target).sum(1) + 1) / (prob.sum(1) + target.sum(1) + 1)
 
@@ -58,7 +46,7 @@ def _dice_loss_per_image(prob, target):
 class BCELoss(nn.Module):
     """Binary cross-entropy of probabilities, mean over all pixels; logarithms are cut at -100."""
 
-    def forward(self, prob, target):
+    def forward(self, prob: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         prob, target = _pair(prob, target)
         return batch_mean(F.binary_cross_entropy(prob, target, reduction="none").mean(1))
 
@@ -66,19 +54,19 @@ class BCELoss(nn.Module):
 class DiceLoss(nn.Module):
     """Soft Dice of probabilities, per image with smooth 1, mean over the images."""
 
-    def forward(self, prob, target):
+    def forward(self, prob: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return batch_mean(_dice_loss_per_image(*_pair(prob, target)))
 
 
 class BceDiceLoss(nn.Module):
     """wb * BCE + wd * Dice of probabilities and masks of equal shape (B, ...): the published definition."""
 
-    def __init__(self, wb=1, wd=1):
+    def __init__(self, wb: float = 1, wd: float = 1):
         super().__init__()
         self.wb, self.wd = wb, wd
         self.bce, self.dice = BCELoss(), DiceLoss()
 
-    def forward(self, prob, target):
+    def forward(self, prob: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return self.wb * self.bce(prob, target) + self.wd * self.dice(prob, target)
 
 
@@ -88,11 +76,11 @@ class BceDiceWithLogitsLoss(nn.Module):
     The two differ only where the original's sigmoid has rounded to 0 or 1 and its logarithm is cut.
     """
 
-    def __init__(self, wb=1, wd=1):
+    def __init__(self, wb: float = 1, wd: float = 1):
         super().__init__()
         self.wb, self.wd = wb, wd
 
-    def forward(self, logits, target):
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         logits, target = _pair(logits, target)
         bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
         dice = _dice_loss_per_image(logits.sigmoid(), target)
@@ -102,11 +90,11 @@ class BceDiceWithLogitsLoss(nn.Module):
 class GT_BceDiceLoss(nn.Module):
     """BceDiceLoss of the output plus that of five side outputs, deepest first, weighted 0.1 to 0.5."""
 
-    def __init__(self, wb=1, wd=1):
+    def __init__(self, wb: float = 1, wd: float = 1):
         super().__init__()
         self.bcedice = BceDiceLoss(wb, wd)
 
-    def forward(self, gt_pre, out, target):
+    def forward(self, gt_pre: Sequence[torch.Tensor], out: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         weights = (0.1, 0.2, 0.3, 0.4, 0.5)
         if len(gt_pre) != len(weights):
             raise ValueError(f"GT_BceDiceLoss needs {len(weights)} side outputs, got {len(gt_pre)}")
@@ -122,11 +110,17 @@ class nDiceLoss(nn.Module):
     inputs (B, n, H, W): probabilities, or logits with softmax=True; target (B, H, W): class numbers.
     """
 
-    def __init__(self, n_classes):
+    def __init__(self, n_classes: int):
         super().__init__()
         self.n_classes = n_classes
 
-    def forward(self, inputs, target, weight=None, softmax=False):
+    def forward(
+        self,
+        inputs: torch.Tensor,
+        target: torch.Tensor,
+        weight: Sequence[float] | None = None,
+        softmax: bool = False,
+    ) -> torch.Tensor:
         if inputs.shape[1] != self.n_classes or target.shape != inputs[:, 0].shape:
             expected = f"(B, {self.n_classes}, H, W) and (B, H, W)"
             raise ValueError(f"nDiceLoss needs {expected}, got {tuple(inputs.shape)} and {tuple(target.shape)}")
@@ -145,12 +139,12 @@ class nDiceLoss(nn.Module):
 class CeDiceLoss(nn.Module):
     """w0 * cross-entropy + w1 * nDiceLoss of logits (B, n, H, W) and class numbers (B, H, W)."""
 
-    def __init__(self, num_classes, loss_weight=(0.4, 0.6)):
+    def __init__(self, num_classes: int, loss_weight: Sequence[float] = (0.4, 0.6)):
         super().__init__()
         self.loss_weight = tuple(loss_weight)
         self.dice = nDiceLoss(num_classes)
 
-    def forward(self, logits, target):
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         logits, target = _full_precision(logits), target.long()
         ce = batch_mean(F.cross_entropy(logits, target, reduction="none").flatten(1).mean(1))
         ce_weight, dice_weight = self.loss_weight

@@ -4,47 +4,52 @@ import ast
 import inspect
 import math
 from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch.optim import lr_scheduler
+from torch import nn
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
+
+from utils.errors import check_one_of
+
+Rows = Mapping[str, Any]  # name -> its values, as in configs/optim.py
 
 
-def build_optimizer(model, config, rows, overrides=None):
+def build_optimizer(model: nn.Module, config: Any, rows: Rows, overrides: dict[str, Any] | None = None) -> Optimizer:
     """The optimizer `config.opt` for all parameters of `model`, with the values of its row in `rows`.
 
     config.lr, config.weight_decay   replace the row's, unless None; `overrides` (name -> value) replaces any value
     config.decay                     "all" decays every parameter (published); "weights_only" spares A_logs, Ds, norms
                                      and biases
     """
-    replaced = {name: getattr(config, name) for name in ("lr", "weight_decay") if getattr(config, name) is not None}
-    values = _row(rows, "opt", config.opt, replaced | (overrides or {}), getattr(torch.optim, config.opt, None))
+    values = _optimizer_row(config, rows, overrides)
     optimizer = getattr(torch.optim, config.opt)
     if config.opt in ("Adam", "AdamW") and all(p.is_cuda or p.is_cpu for p in model.parameters()):
         values.setdefault("fused", True)  # one kernel for all parameters; on CPUs also no temporary copies of them
     return optimizer(_parameter_groups(model, config.decay), **values)
 
 
-def build_scheduler(optimizer, config, rows, overrides=None):
+def build_scheduler(
+    optimizer: Optimizer, config: Any, rows: Rows, overrides: dict[str, Any] | None = None
+) -> LRScheduler:
     """The scheduler `config.sch`, stepped once an epoch by `step_scheduler`, with the values of its row in `rows`.
 
     config.epochs   length of the run
     config.warmup   of the WP_* rows: "from_first_step" climbs from 1/n of the rate; "published" spends its first epoch
                     at rate 0
     """
-    factor = FACTORS.get(config.sch)
-    values = _row(rows, "sch", config.sch, overrides or {}, factor or getattr(lr_scheduler, config.sch, None))
-    if config.sch == "StepLR" and values["step_size"] is None:
-        values["step_size"] = max(1, config.epochs // 5)
+    values, factor = _scheduler_row(config, rows, overrides), FACTORS.get(config.sch)
     if factor is None:
         return getattr(lr_scheduler, config.sch)(optimizer, **values)
-    if config.warmup not in ("from_first_step", "published"):
-        raise ValueError(f"unknown warmup {config.warmup!r}, expected 'from_first_step' or 'published'")
+    check_one_of("warmup", config.warmup, ("from_first_step", "published"))
     run = dict(epochs=config.epochs, base_lr=optimizer.defaults["lr"], from_zero=config.warmup == "published")
     # The lambda keeps the values out of the scheduler's state, which then holds nothing but numbers.
     return lr_scheduler.LambdaLR(optimizer, lambda epoch: factor(epoch, **run, **values))
 
 
-def step_scheduler(scheduler, metric):
+def step_scheduler(scheduler: LRScheduler, metric: float) -> None:
     """Ends an epoch. Only ReduceLROnPlateau looks at the metric, the loss by which the best epoch is selected."""
     if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
         scheduler.step(metric)
@@ -52,10 +57,30 @@ def step_scheduler(scheduler, metric):
         scheduler.step()
 
 
+def optimization_values(config: Any, optimizers: Rows, schedulers: Rows) -> dict[str, dict[str, Any]]:
+    """The values that a config's optimizer and scheduler are built with, and their names, as plain values."""
+    return {
+        "optimizer": {"name": config.opt, **_optimizer_row(config, optimizers, config.opt_args)},
+        "scheduler": {"name": config.sch, **_scheduler_row(config, schedulers, config.sch_args)},
+    }
+
+
+def _optimizer_row(config, rows, overrides):
+    replaced = {name: getattr(config, name) for name in ("lr", "weight_decay") if getattr(config, name) is not None}
+    return _row(rows, "opt", config.opt, replaced | (overrides or {}), getattr(torch.optim, config.opt, None))
+
+
+def _scheduler_row(config, rows, overrides):
+    build = FACTORS.get(config.sch) or getattr(lr_scheduler, config.sch, None)
+    values = _row(rows, "sch", config.sch, overrides or {}, build)
+    if config.sch == "StepLR" and values["step_size"] is None:
+        values["step_size"] = max(1, config.epochs // 5)
+    return values
+
+
 def _row(rows, option, name, overrides, build):
     """Row `name` with the overrides; those given as text, as on a command line, are read as Python literals."""
-    if name not in rows:
-        raise ValueError(f"unknown {option} {name!r}, expected one of {', '.join(rows)}")
+    check_one_of(option, name, rows)
     known = [key for key in inspect.signature(build).parameters if key not in ("params", "optimizer", *RUN_VALUES)]
     unknown = sorted(set(overrides) - set(known))
     if unknown:
@@ -71,10 +96,9 @@ def _literal(value):
 
 
 def _parameter_groups(model, decay):
+    check_one_of("decay", decay, ("all", "weights_only"))
     if decay == "all":
         return list(model.parameters())
-    if decay != "weights_only":
-        raise ValueError(f"unknown decay {decay!r}, expected 'all' or 'weights_only'")
     decayed, spared = [], []
     for name, parameter in model.named_parameters():
         leaf = name.rsplit(".", 1)[-1]  # A_logs and dt_projs_bias are matrices: their names tell, not their shapes
@@ -98,19 +122,29 @@ def _half_cosine(epoch, start, end):
     return 0.5 * (1 + math.cos(math.pi * (epoch - start) / max(1, end - start)))
 
 
-def warm_up_multi_step(epoch, epochs, base_lr, from_zero, warm_up_epochs, milestones, gamma):
+def warm_up_multi_step(
+    epoch: int,
+    epochs: int,
+    base_lr: float,
+    from_zero: bool,
+    warm_up_epochs: int,
+    milestones: Sequence[int],
+    gamma: float,
+) -> float:
     if epoch < warm_up_epochs:
         return _warm_up(epoch, warm_up_epochs, from_zero)
     return gamma ** bisect_right(milestones, epoch)
 
 
-def warm_up_cosine(epoch, epochs, base_lr, from_zero, warm_up_epochs):
+def warm_up_cosine(epoch: int, epochs: int, base_lr: float, from_zero: bool, warm_up_epochs: int) -> float:
     if epoch < warm_up_epochs:
         return _warm_up(epoch, warm_up_epochs, from_zero)
     return _half_cosine(epoch, warm_up_epochs, epochs)
 
 
-def cosine_over_the_run(epoch, epochs, base_lr, from_zero, warm_up_epochs, eta_min):
+def cosine_over_the_run(
+    epoch: int, epochs: int, base_lr: float, from_zero: bool, warm_up_epochs: int, eta_min: float
+) -> float:
     """Warm-up, never from 0, then one cosine that reaches eta_min in the run's last epoch and stays there."""
     if epoch < warm_up_epochs:
         return _warm_up(epoch, warm_up_epochs, from_zero=False)
@@ -118,7 +152,7 @@ def cosine_over_the_run(epoch, epochs, base_lr, from_zero, warm_up_epochs, eta_m
     return lowest + (1 - lowest) * _half_cosine(min(epoch, last), warm_up_epochs, last)
 
 
-FACTORS = {
+FACTORS: dict[str, Callable[..., float]] = {
     "WP_MultiStepLR": warm_up_multi_step,
     "WP_CosineLR": warm_up_cosine,
     "CosineWarmup": cosine_over_the_run,

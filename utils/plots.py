@@ -1,5 +1,5 @@
-"""Pictures of a run: curves, predictions beside the truth, TensorBoard. Figures are made without pyplot, so nothing is
-shared between them and no display is asked for.
+"""Pictures of a run as PNG files and in TensorBoard: curves, predictions beside the truth. Figures are made without
+pyplot, so they share no state and need no display. (The charts inside HTML pages come from utils/report/charts.py.)
 
 Images are (C, H, W) or (H, W) tensors or arrays of any range; masks and labels are (H, W) or (1, H, W).
 """
@@ -8,13 +8,16 @@ import colorsys
 import io
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Patch
+from numpy.typing import ArrayLike
 from PIL import Image
 from scipy.ndimage import binary_erosion
 from tensorboardX import summary
@@ -24,18 +27,26 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from utils import distributed
 from utils.files import read_rows, write_atomically
 
+Colour = tuple[int, int, int]
+Sample = tuple[str, ArrayLike, ArrayLike, ArrayLike]  # title, image, truth, prediction
+
 TRUTH, PREDICTION = (0, 200, 80), (255, 60, 40)
-# class 1, 2, ...: told apart by people with any kind of colour vision
-CLASS_COLOURS = [
-    (213, 94, 0), (240, 228, 66), (0, 114, 178), (86, 180, 233),
-    (204, 121, 167), (0, 158, 115), (230, 159, 0), (150, 90, 220),
-]  # fmt: skip
+CLASS_COLOURS = [  # of class 1, 2, ...: told apart by people with any kind of colour vision
+    (213, 94, 0),
+    (240, 228, 66),
+    (0, 114, 178),
+    (86, 180, 233),
+    (204, 121, 167),
+    (0, 158, 115),
+    (230, 159, 0),
+    (150, 90, 220),
+]
 
 
 # ---- curves
 
 
-def save_curves(metrics, path):
+def save_curves(metrics: str | Path, path: str | Path) -> None:
     """Draws metrics.csv as a PNG: losses, learning rate, overlap scores and, where measured, HD95, over the epochs."""
     rows = read_rows(metrics)
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -63,7 +74,7 @@ def save_curves(metrics, path):
     save_figure(path, figure)
 
 
-def save_figure(path, figure):
+def save_figure(path: str | Path, figure: Figure) -> None:
     """Writes a figure as a PNG, in one step."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=100)
@@ -73,7 +84,7 @@ def save_figure(path, figure):
 # ---- predictions
 
 
-def for_display(image):
+def for_display(image: ArrayLike) -> np.ndarray:
     """Any image as uint8 (H, W, 3), its darkest value black and its brightest white; one colour becomes mid-grey."""
     image = np.asarray(image, dtype=np.float64)
     if image.ndim == 3:
@@ -85,7 +96,7 @@ def for_display(image):
     return np.broadcast_to((scaled * 255).round().astype(np.uint8), (*image.shape[:2], 3)).copy()
 
 
-def draw_outlines(image, prediction=None, truth=None):
+def draw_outlines(image: ArrayLike, prediction: ArrayLike | None = None, truth: ArrayLike | None = None) -> np.ndarray:
     """The image, uint8 (H, W, 3), with the outlines of two masks: the truth in green, the prediction in red."""
     picture = for_display(image)
     for mask, colour in ((truth, TRUTH), (prediction, PREDICTION)):
@@ -96,7 +107,7 @@ def draw_outlines(image, prediction=None, truth=None):
     return picture
 
 
-def draw_labels(image, labels, opacity=0.55):
+def draw_labels(image: ArrayLike, labels: ArrayLike, opacity: float = 0.55) -> np.ndarray:
     """The image, uint8 (H, W, 3), under the colours of its classes; class 0 is left as it is."""
     picture, labels = for_display(image), _flat(labels).astype(int)
     colours = np.array([(0, 0, 0), *class_colours(labels.max())])
@@ -104,7 +115,7 @@ def draw_labels(image, labels, opacity=0.55):
     return np.where(labels[..., None] > 0, coloured.round().astype(np.uint8), picture)
 
 
-def draw_class_outlines(image, labels):
+def draw_class_outlines(image: ArrayLike, labels: ArrayLike) -> np.ndarray:
     """The image, uint8 (H, W, 3), with the outline of each class from 1 on in its colour."""
     picture, labels = for_display(image), _flat(labels).astype(int)
     width = max(1, min(labels.shape) // 150)
@@ -114,13 +125,13 @@ def draw_class_outlines(image, labels):
     return picture
 
 
-def class_colours(number):
+def class_colours(number: int) -> list[Colour]:
     """The colours of the classes 1, ..., number."""
     more = (colorsys.hsv_to_rgb(i * 0.618 % 1, 0.8, 0.9) for i in range(number - len(CLASS_COLOURS)))
-    return CLASS_COLOURS[:number] + [tuple(round(255 * part) for part in colour) for colour in more]
+    return CLASS_COLOURS[:number] + [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in more]
 
 
-def make_panels(samples, class_names=None):
+def make_panels(samples: Sequence[Sample], class_names: Sequence[str] | None = None) -> Figure:
     """A figure with a row for each (title, image, truth, prediction): image, truth, prediction.
 
     Without `class_names` the masks are binary and drawn as outlines; with the names of the classes 1, 2, ... they hold
@@ -141,16 +152,22 @@ def make_panels(samples, class_names=None):
     return figure
 
 
-def save_panels(path, samples, class_names=None):
+def save_panels(path: str | Path, samples: Sequence[Sample], class_names: Sequence[str] | None = None) -> None:
     """Writes `make_panels` as a PNG."""
     save_figure(path, make_panels(samples, class_names))
 
 
-def make_montage(slices, labels, class_names, spacing=None, shown=12):
-    """A figure of slices of a volume (S, H, W), window 0..1, under the colours of its classes.
+def make_montage(
+    slices: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    spacing: Sequence[float] | None = None,
+    shown: int = 12,
+) -> Figure:
+    """A figure of slices of a volume (S, H, W), values in 0..1, under the colours of its classes.
 
-    Shown are slices evenly from the first to the last that holds a class, from all where none does; pixels have the
-    shape that the spacing, in mm along the axes, gives them."""
+    Shows `shown` slices, evenly spaced from the first to the last that holds a class, or from all if none does. With
+    the `spacing` in mm along the axes, pixels are drawn in their true proportions."""
     found = np.flatnonzero(np.any(labels > 0, axis=(1, 2)))
     first, last = (found[0], found[-1]) if len(found) else (0, len(slices) - 1)
     numbers = np.unique(np.linspace(first, last, min(shown, last - first + 1)).round().astype(int))
@@ -168,19 +185,19 @@ def make_montage(slices, labels, class_names, spacing=None, shown=12):
     return figure
 
 
-def class_patches(class_names):
+def class_patches(class_names: Sequence[str]) -> list[Patch]:
     """What a legend needs to show the colours of the classes 1, 2, ..."""
     colours = np.array(class_colours(len(class_names))) / 255
     return [Patch(color=colour, label=name) for colour, name in zip(colours, class_names, strict=True)]
 
 
-def save_picture(path, picture):
+def save_picture(path: str | Path, picture: np.ndarray) -> None:
     """Writes a uint8 array, (H, W) or (H, W, 3), as the image file that the ending of `path` names."""
     Image.fromarray(picture).save(path)
 
 
 def _drawable(text):
-    """The text with a box for each character that the font lacks, about which matplotlib would warn each time."""
+    """The text with a box for each character that the font lacks; matplotlib would warn of each."""
     glyphs = get_font(findfont(FontProperties())).get_charmap()
     return "".join(letter if ord(letter) in glyphs else "\N{WHITE SQUARE}" for letter in text)
 
@@ -199,35 +216,37 @@ class EventWriter:
     A run resumed after `step` steps takes back what it had written beyond them. tensorboardX's own SummaryWriter hands
     everything to a thread; when the disk is full that thread dies, and the run waits for it forever."""
 
-    def __init__(self, folder, step=0):
-        self.writer = None
+    def __init__(self, folder: str | Path, step: int = 0):
+        self.writer: EventsWriter | None = None
         if distributed.is_main():
             Path(folder).mkdir(exist_ok=True)
             suffix = f".{os.getpid()}.{time.time_ns()}"  # a run stopped and resumed within a second has two files
             self.writer = EventsWriter(str(Path(folder, "events")), suffix)
             self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
-    def add_scalar(self, tag, value, step):
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
         self._write(step=step, summary=summary.scalar(tag, value))
 
-    def add_image(self, tag, picture, step):
+    def add_image(self, tag: str, picture: np.ndarray, step: int) -> None:
         """`picture`: uint8 (H, W, 3)."""
         self._write(step=step, summary=summary.image(tag, picture, dataformats="HWC"))
 
-    def _write(self, **event):
+    def _write(self, **event: Any) -> None:
         if self.writer is not None:
             self.writer.write_event(Event(wall_time=time.time(), **event))
 
-    def flush(self):
+    def flush(self) -> None:
         if self.writer is not None:
             self.writer.flush()
 
-    def close(self):
+    def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
 
 
-def add_panels(writer, tag, samples, step, class_names=None):
+def add_panels(
+    writer: EventWriter, tag: str, samples: Sequence[Sample], step: int, class_names: Sequence[str] | None = None
+) -> None:
     """Shows `make_panels` in TensorBoard."""
     canvas = FigureCanvasAgg(make_panels(samples, class_names))
     canvas.draw()

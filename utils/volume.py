@@ -1,6 +1,6 @@
-"""Evaluation of volumes: slices through the network, Dice and HD95 of each class, NIfTI files.
+"""Evaluation of volumes: slices through the network, Dice and HD95 of each class.
 
-Volumes are (S, H, W): slices, rows, columns. A spacing is in millimetres in the same order.
+Volumes are (S, H, W): slices, rows, columns. A spacing is in millimetres, in the same order.
 
 Two protocols judge a class of a case, and both are always reported:
   transunet   the published one: prediction without ground truth (1, 0); otherwise, one or both empty, (0, 0);
@@ -9,7 +9,9 @@ Two protocols judge a class of a case, and both are always reported:
               HD95 in millimetres where the spacing is known, else in voxels
 """
 
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,21 +21,25 @@ from scipy.spatial import KDTree
 
 SCORE_NAMES = ("dice_transunet", "hd95_transunet", "dice_strict", "hd95_strict")
 
+Spacing = Sequence[float] | np.ndarray | None  # mm along each axis
+Network = Callable[[torch.Tensor], torch.Tensor]
+
 
 # ---- one object against another
 
 
-def dice(pred, label):
+def dice(pred: np.ndarray, label: np.ndarray) -> float:
     """Dice score of two boolean masks; 0 where both are empty."""
     total = np.count_nonzero(pred) + np.count_nonzero(label)
     return 2 * np.count_nonzero(pred & label) / total if total else 0.0
 
 
-def hd95(pred, label, spacing=None):
+def hd95(pred: np.ndarray, label: np.ndarray, spacing: Spacing = None) -> float:
     """95th percentile of the distances between the surfaces of two boolean masks of equal shape, both ways pooled.
 
-    Equals medpy's hd95 with connectivity 1. It looks up the nearest surface voxel in a k-d tree, whose cost depends on
-    the surfaces, where a distance transform pays for the box around both, which one stray voxel makes the whole volume.
+    Equals medpy's hd95 with connectivity 1, but finds the nearest surface voxel with a k-d tree, whose cost grows with
+    the surfaces. The cost of medpy's distance transform grows with the box around both objects, which a single stray
+    voxel can extend to the whole volume.
     """
     scale = np.ones(pred.ndim) if spacing is None else np.asarray(spacing, dtype=float)
     points = []
@@ -41,13 +47,13 @@ def hd95(pred, label, spacing=None):
         if not mask.any():
             raise ValueError(f"HD95 needs two objects, the {name} is empty")
         points.append(_surface_points(mask) * scale)
-    # Grid points need no balancing, and the trees are used once: the cheap way to build them is the fast one.
+    # The trees are used once, and points on a grid are spread evenly: balancing would cost more than it saves.
     trees = [KDTree(p, balanced_tree=False, compact_nodes=False) for p in points]
     distances = [trees[1].query(points[0])[0], trees[0].query(points[1])[0]]
     return float(np.percentile(np.concatenate(distances), 95))
 
 
-def _surface_points(mask):
+def _surface_points(mask: np.ndarray) -> np.ndarray:
     """Indices (n, ndim) of the voxels with a background neighbour across a face; outside the array is background."""
     box = []
     for axis in range(mask.ndim):
@@ -63,10 +69,12 @@ def _surface_points(mask):
     return np.argwhere(mask & ~interior) + [s.start for s in box]
 
 
-def calculate_metric_percase(pred, label, protocol="transunet", spacing=None):
-    """(Dice, HD95) of one class of one case; masks are foreground where > 0 and are left as they are.
+def calculate_metric_percase(
+    pred: np.ndarray, label: np.ndarray, protocol: str = "transunet", spacing: Spacing = None
+) -> tuple[float, float]:
+    """(Dice, HD95) of one class of one case. Masks are foreground where > 0, and are not changed.
 
-    `spacing` counts in the strict protocol only: the published one measures in voxels.
+    `spacing` is used by the strict protocol only: the published one measures in voxels.
     """
     if protocol not in ("transunet", "strict"):
         raise ValueError(f"unknown protocol {protocol!r}, expected 'transunet' or 'strict'")
@@ -86,8 +94,8 @@ def calculate_metric_percase(pred, label, protocol="transunet", spacing=None):
 # ---- one case
 
 
-def score_case(pred, label, num_classes, spacing=None):
-    """Scores of a case by both protocols: a dict of SCORE_NAMES, each an array with the values of class 1, 2, ..."""
+def score_case(pred: np.ndarray, label: np.ndarray, num_classes: int, spacing: Spacing = None) -> dict[str, np.ndarray]:
+    """Scores of a case by both protocols: for each of SCORE_NAMES an array with the values of class 1, 2, ..."""
     rows = []
     for c in range(1, num_classes):
         masks = pred == c, label == c
@@ -98,28 +106,36 @@ def score_case(pred, label, num_classes, spacing=None):
     return dict(zip(SCORE_NAMES, np.array(rows).T, strict=True))
 
 
-def evaluate_volume(model, image, label, num_classes, patch_size, spacing=None, **options):
-    """Predicted labels of a case and its scores (`predict_volume`, `score_case`)."""
+def evaluate_volume(
+    model: Network,
+    image: np.ndarray,
+    label: np.ndarray,
+    num_classes: int,
+    patch_size: Sequence[int],
+    spacing: Spacing = None,
+    **options: Any,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Predicted labels of a case and its scores (`predict_volume`, which takes `options`, and `score_case`)."""
     pred = predict_volume(model, image, patch_size, **options)
     return pred, score_case(pred, label, num_classes, spacing)
 
 
-def summarize_cases(cases):
+def summarize_cases(cases: list[dict[str, np.ndarray]]) -> dict[str, Any]:
     """Mean scores over cases, then over classes, of what `score_case` returned for each; NaN is not counted.
 
-    Returns SCORE_NAMES as floats, and under `classes` a list with the scores of class 1, 2, ... A score that no case
-    counts (strict, a class that is nowhere) is NaN.
+    Returns SCORE_NAMES as floats, and under `classes` a list with the scores of class 1, 2, ... A score that is NaN in
+    every case (strict, a class that is nowhere) stays NaN.
     """
     if not cases:
         raise ValueError("no scores without a case")
     by_class = {name: _mean_of_counted(np.array([case[name] for case in cases])) for name in SCORE_NAMES}
-    summary = {name: float(_mean_of_counted(values)) for name, values in by_class.items()}
+    summary: dict[str, Any] = {name: float(_mean_of_counted(values)) for name, values in by_class.items()}
     classes = range(len(by_class[SCORE_NAMES[0]]))
     summary["classes"] = [{name: float(values[c]) for name, values in by_class.items()} for c in classes]
     return summary
 
 
-def _mean_of_counted(values):
+def _mean_of_counted(values: np.ndarray) -> np.ndarray:
     """Mean over the first axis without the NaNs; NaN where nothing is left."""
     counted = ~np.isnan(values)
     total, n = np.where(counted, values, 0).sum(0), counted.sum(0)
@@ -130,12 +146,19 @@ def _mean_of_counted(values):
 
 
 @torch.inference_mode()
-def predict_volume(model, image, patch_size, device="cpu", batch_size=16, volume_resize="labels"):
+def predict_volume(
+    model: Network,
+    image: np.ndarray,
+    patch_size: Sequence[int],
+    device: torch.device | str = "cpu",
+    batch_size: int = 16,
+    volume_resize: str = "labels",
+) -> np.ndarray:
     """Labels, uint8 in the image's shape, of a volume (S, H, W), `batch_size` slices at a time.
 
     model          (B, 1, *patch_size) float32 -> logits (B, classes, *patch_size); switched to eval mode by the caller
     volume_resize  "labels": argmax, then nearest zoom back (published); "logits": bilinear resize back, then argmax
-    Every slice is brought to `patch_size` by cubic zoom. An image (H, W) is predicted at its own size, as published.
+    Every slice is zoomed to `patch_size` (cubic). An image (H, W) is predicted at its own size, as published.
     """
     if volume_resize not in ("labels", "logits"):
         raise ValueError(f"unknown volume_resize {volume_resize!r}, expected 'labels' or 'logits'")
@@ -154,7 +177,7 @@ def predict_volume(model, image, patch_size, device="cpu", batch_size=16, volume
     return np.concatenate(batches)
 
 
-def zoom_cubic(slices, size):
+def zoom_cubic(slices: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """scipy.ndimage.zoom(order=3) of every slice of (S, h, w) to `size`, in the type of `slices`.
 
     The cubic zoom is linear and separable, so two matrices do it: one from the left, one from the right, in float64.
@@ -165,7 +188,7 @@ def zoom_cubic(slices, size):
     return (rows @ slices.astype(np.float64) @ columns.T).astype(slices.dtype)
 
 
-def zoom_nearest(slices, size):
+def zoom_nearest(slices: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """scipy.ndimage.zoom(order=0) of every slice of (S, h, w) to `size`."""
     if slices.shape[1:] == tuple(size):
         return slices
@@ -175,18 +198,12 @@ def zoom_nearest(slices, size):
 
 
 @cache
-def _cubic_matrix(n, m):
+def _cubic_matrix(n: int, m: int) -> np.ndarray:
     """The matrix (m, n) of a cubic zoom from n to m samples: its columns are the zoomed unit vectors."""
     return np.stack([zoom(unit, m / n, order=3) for unit in np.eye(n)], axis=1)
 
 
 @cache
-def _nearest_index(n, m):
+def _nearest_index(n: int, m: int) -> np.ndarray:
     """For each of m samples its source among n, counted from 1; 0 where the zoom rounds past the end and gives zero."""
     return zoom(np.arange(1, n + 1), m / n, order=0)
-
-
-# ---- orientation
-
-
-# ---- files

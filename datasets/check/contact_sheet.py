@@ -1,8 +1,9 @@
 """Contact sheets: many small pictures with their masks and names on one PNG."""
 
 import io
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -16,21 +17,28 @@ OPACITY = 0.55  # of the colours of several classes
 PAPER, INK, NOTE = (250, 250, 250), (30, 30, 30), (190, 30, 20)
 
 
+Item = TypeVar("Item")
+
+
 class Cell(NamedTuple):
-    """A picture of a sheet."""
+    """A picture on a sheet."""
 
     name: str
-    read: Callable  # () -> image (C, H, W) or (H, W) or None, classes (H, W) or None
+    read: Callable[
+        [], tuple[Any, Any]
+    ]  # image (C, H, W) or (H, W), classes (H, W): arrays or tensors; None: unreadable
     note: str = ""
 
 
-def spread(items, number):
+def spread(items: Sequence[Item], number: int) -> list[Item]:
     """At most `number` of the items, evenly spread, in their order."""
     number = min(number, len(items))
     return [items[round(place)] for place in np.linspace(0, len(items) - 1, number)] if number else []
 
 
-def save_sheet(path, title, cells, num_classes, class_names=()):
+def save_sheet(
+    path: Path, title: str, cells: Sequence[Cell], num_classes: int, class_names: Sequence[str] = ()
+) -> None:
     """Writes the cells as a PNG. One class is drawn as an outline, several as colours with a legend."""
     columns = max(4, min(COLUMNS, len(cells)))
     rows = -(-len(cells) // columns)
@@ -58,7 +66,7 @@ def save_sheet(path, title, cells, num_classes, class_names=()):
     write_atomically(path, buffer.getvalue())
 
 
-def thumbnail(image, classes, num_classes):
+def thumbnail(image: Any, classes: Any, num_classes: int) -> Image.Image:
     """A small picture of an image with its mask; a grey one with a cross if it can't be read."""
     if image is None:
         picture = Image.new("RGB", (SIDE, SIDE), (200, 200, 200))
@@ -82,7 +90,7 @@ def thumbnail(image, classes, num_classes):
     return Image.fromarray(pixels)
 
 
-def shortened(text, font):
+def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """The text with its middle left out where it is wider than a picture."""
     if font.getlength(text) <= SIDE:
         return text

@@ -1,4 +1,4 @@
-"""The same picture twice, found by content: what must not lie on both sides of a split.
+"""Images that are in the data twice, found by content: they must not lie on both sides of a split.
 
 same pixels  equal size and equal decoded RGB values, whatever the files' names and formats
 similar      thumbnails whose correlation is at least SIMILAR, also when one is mirrored or turned by quarters: another
@@ -8,9 +8,11 @@ similar      thumbnails whose correlation is at least SIMILAR, also when one is 
 """
 
 import hashlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 
 THUMBNAIL = 16  # side in pixels
@@ -20,7 +22,7 @@ ROWS = 1024  # of the table of correlations that are in memory at once
 
 
 class Fingerprint(NamedTuple):
-    """What is kept of an image."""
+    """What is kept of an image to compare it with others."""
 
     pixels: str  # SHA-256 of size and RGB values
     thumbnail: np.ndarray  # (16, 16, 3) uint8
@@ -35,17 +37,17 @@ class Duplicate(NamedTuple):
     correlation: float
 
 
-def fingerprint(image):
+def fingerprint(image: torch.Tensor) -> Fingerprint:
     """The Fingerprint of an image, a uint8 tensor (3, H, W)."""
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
     digest = hashlib.sha256(repr(pixels.shape).encode())
-    digest.update(pixels)
+    digest.update(pixels.data)
     small = Image.fromarray(pixels).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     return Fingerprint(digest.hexdigest(), np.asarray(small))
 
 
-def find_duplicates(fingerprints, similar=SIMILAR):
-    """[Duplicate] among {name: Fingerprint}, each pair once, in the order of the names."""
+def find_duplicates(fingerprints: dict[str, Fingerprint], similar: float = SIMILAR) -> list[Duplicate]:
+    """The Duplicates among {name: Fingerprint}, each pair once, in the order of the names."""
     names = sorted(fingerprints)
     thumbnails = [fingerprints[name].thumbnail for name in names]
     content = np.array([thumbnail.std() >= FLAT for thumbnail in thumbnails], dtype=bool)
@@ -60,7 +62,7 @@ def find_duplicates(fingerprints, similar=SIMILAR):
         for i, j in np.argwhere(best >= similar):
             if start + i < j:
                 found[start + i, j] = Duplicate(names[start + i], names[j], "similar", round(float(best[i, j]), 4))
-    first_with = {}
+    first_with: dict[str, int] = {}
     for j, name in enumerate(names):
         i = first_with.setdefault(fingerprints[name].pixels, j)
         if i != j:
@@ -68,14 +70,14 @@ def find_duplicates(fingerprints, similar=SIMILAR):
     return [found[key] for key in sorted(found)]
 
 
-def eight_views(images):
-    """(N, S, S, 3) turned by quarters and mirrored, the unchanged first."""
+def eight_views(images: np.ndarray) -> Iterator[np.ndarray]:
+    """(N, S, S, 3) turned by quarters and mirrored; first unchanged."""
     for mirrored in (images, images[:, :, ::-1]):
         for turns in range(4):
             yield np.rot90(mirrored, turns, (1, 2))
 
 
-def normalized(images):
+def normalized(images: np.ndarray) -> np.ndarray:
     """Each image as a vector of mean 0 and length 1 (0 for a constant one)."""
     vectors = images.reshape(len(images), -1)
     vectors = vectors - vectors.mean(1, keepdims=True)

@@ -1,16 +1,19 @@
-"""The part of datasets.check that looks at volumes in the layout of Synapse."""
+"""The part of datasets.check that looks at slices and volumes in the layout of Synapse."""
 
 import hashlib
 import itertools
-from collections import Counter, defaultdict
+from collections.abc import Callable, Container
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from configs.config_setting_synapse import ORGANS
 from datasets.check.contact_sheet import Cell, save_sheet, spread
-from datasets.synapse import SynapseSlices, SynapseVolumes, read_list
+from datasets.check.report import Section, in_several, tally
+from datasets.synapse import SynapseSlices, SynapseVolumes, case_of_slice, read_list
 from datasets.transforms import RandomGenerator
 from utils.files import some
 
@@ -18,160 +21,245 @@ OUTSIDE = 0.5  # how far values may lie beyond 0..1, in which interpolation over
 PICTURES_OF_VOLUME = 4
 
 
-def is_synapse(folder):
+@dataclass
+class Seen:
+    """What one file looks like."""
+
+    name: str
+    shape: tuple[int, ...]
+    counts: np.ndarray  # pixels of each class
+    spacing: str = ""  # of a volume
+    slices: dict[str, str] = field(default_factory=dict)  # {SHA-256: title} of the slices that are not constant
+    cells: list[Cell] = field(default_factory=list)  # candidates for the contact sheet
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+class Kind(NamedTuple):
+    """What a list names: slices or volumes."""
+
+    files: str
+    shown: str  # which pictures its contact sheet has
+    open: Callable  # (folder, list_dir, list_name, num_classes) -> data set
+    look_at: Callable  # (data set, index) -> Seen
+    choose_cells: Callable  # [Seen] -> [Cell]
+
+
+def check_synapse(folder: Path, num_classes: int, output: Path, thumbnails: int) -> list[Section]:
+    """The report on all listed files of a folder. Writes a contact sheet of each list into `output`."""
+    output.mkdir(parents=True, exist_ok=True)
+    list_dirs = sorted(path for path in (folder / "lists").glob("*") if (path / "train.txt").is_file())
+    of_lists = []
+    seen: dict[str, list[Seen]] = {}  # {list: files that can be read}; one that several folders list is read once
+    for list_dir in list_dirs:
+        of_lists.append(check_overlap(list_dir))
+        for list_name in LISTS:
+            if (list_dir / list_name).is_file():
+                known = {one.name for one in seen.get(list_name, [])}
+                found, section = check_files(folder, list_dir, list_name, num_classes, known)
+                if found:
+                    seen.setdefault(list_name, []).extend(found)
+                of_lists.append(section)
+    class_names = list(ORGANS) if num_classes == len(ORGANS) + 1 else [f"class {c}" for c in range(1, num_classes)]
+    save_sheets(output, seen, class_names, thumbnails)
+    return [
+        check_lists(folder, list_dirs),
+        *of_lists,
+        describe_lists(seen),
+        describe_classes(seen, class_names),
+        *(check_duplicates(list_dir, seen) for list_dir in list_dirs),
+    ]
+
+
+def is_synapse(folder: Path) -> bool:
     return (folder / "train_npz").is_dir() or (folder / "test_vol_h5").is_dir()
 
 
-def check(folder, num_classes, output, thumbnails, report):
-    """Looks at every listed slice and volume under `folder`; writes a sheet of each list into `output`."""
-    output.mkdir(parents=True, exist_ok=True)
-    report.say(f"{folder}: slices and volumes in the layout of Synapse")
-    lists = sorted(path for path in (folder / "lists").glob("*") if (path / "train.txt").is_file())
-    if not lists:
-        report.problem(f"{folder / 'lists'} holds no folder with train.txt and test_vol.txt")
-    names = list(ORGANS) if num_classes == len(ORGANS) + 1 else [f"class {c}" for c in range(1, num_classes)]
-    seen = defaultdict(Part)
-    for list_dir in lists:
-        check_overlap(list_dir, report)
-        for list_name in ("train.txt", "val_vol.txt", "test_vol.txt"):
-            if (list_dir / list_name).is_file():
-                look_at_list(folder, list_dir, list_name, num_classes, seen, report)
-    seen = {name: part for name, part in seen.items() if part.files}
-    for name, part in seen.items():
-        part.describe(name, report)
-    describe_classes(seen, names, report)
-    for list_dir in lists:
-        describe_duplicates(list_dir, seen, report)
-    for name, part in seen.items():
-        cells = spread(part.cells, thumbnails)
-        which = "of each case the slice with most organs" if name == "train.txt" else "spread over the volumes"
-        title = f"{name}, {which}: {len(cells)} slices"
-        save_sheet(output / f"{name.removesuffix('.txt')}.png", title, cells, num_classes, names)
+# ---- slices and volumes
 
 
-class Part:
-    """What the files of one list look like."""
-
-    def __init__(self):
-        self.files = {}  # name: pixels of each class
-        self.sizes, self.spacings = Counter(), Counter()
-        self.hashes = {}  # name: {SHA-256 of a slice: what it is called}
-        self.cells = []
-
-    def describe(self, name, report):
-        sizes = ", ".join(f"{size} ({count})" for size, count in self.sizes.most_common(3))
-        more = f" and {len(self.sizes) - 3} more" if len(self.sizes) > 3 else ""
-        spacings = ", ".join(f"{spacing} ({count})" for spacing, count in self.spacings.most_common(3))
-        line = f"  {name:13}{len(self.files):6} {'slices' if name == 'train.txt' else 'volumes'}   sizes {sizes}{more}"
-        report.say(line + (f"   spacing in mm {spacings}" if spacings else ""))
+def open_slices(folder: Path, list_dir: Path, list_name: str, num_classes: int) -> SynapseSlices:
+    return SynapseSlices(folder / "train_npz", list_dir, RandomGenerator(32), num_classes)
 
 
-def check_overlap(list_dir, report):
+def open_volumes(folder: Path, list_dir: Path, list_name: str, num_classes: int) -> SynapseVolumes:
+    return SynapseVolumes(folder / "test_vol_h5", list_dir, num_classes, list_name)
+
+
+def look_at_slice(dataset: SynapseSlices, index: int) -> Seen:
+    image, label = (tensor.numpy() for tensor in dataset.decode(index))
+    seen = look_at_arrays(dataset.names[index], image, label, dataset.num_classes, dataset.files[index])
+    seen.slices = titles_by_hash({seen.name: image})
+    seen.cells = [Cell(seen.name, lambda: dataset.decode(index))]  # read again: few of many slices are shown
+    return seen
+
+
+def look_at_volume(dataset: SynapseVolumes, index: int) -> Seen:
+    image, label, name, spacing = dataset[index]
+    seen = look_at_arrays(name, image, label, dataset.num_classes, dataset.files[index])
+    seen.spacing = "unknown" if spacing is None else " x ".join(f"{mm:.3g}" for mm in spacing)
+    if spacing is None:
+        seen.warnings.append("no spacing, so HD95 is in voxels in both protocols")
+    titles = [f"{name} slice {i}" for i in range(len(image))]
+    seen.slices = titles_by_hash(dict(zip(titles, image, strict=True)))
+    with_organs = [i for i in range(len(image)) if label[i].any()] or range(len(image))
+    seen.cells = [cell_of(titles[i], image[i], label[i]) for i in spread(with_organs, PICTURES_OF_VOLUME)]
+    return seen
+
+
+def cell_of(title: str, image: np.ndarray, label: np.ndarray) -> Cell:
+    """The picture of a slice; copied, so that its volume need not stay in memory."""
+    picture = image.copy(), label.copy()
+    return Cell(title, lambda: picture)
+
+
+def look_at_arrays(name: str, image: np.ndarray, label: np.ndarray, num_classes: int, path: Path) -> Seen:
+    """What slices and volumes have in common."""
+    seen = Seen(name, image.shape, np.bincount(label.ravel(), minlength=num_classes))
+    low, high = image.min(), image.max()
+    if low < -OUTSIDE or high > 1 + OUTSIDE:
+        seen.problems.append(f"{path} holds values from {low:g} to {high:g}; expected 0..1")
+    elif low == high:
+        seen.warnings.append("constant image")
+    return seen
+
+
+def titles_by_hash(slices: dict[str, np.ndarray]) -> dict[str, str]:
+    """{title: slice} as {SHA-256: title}, without constant slices."""
+    return {
+        hashlib.sha256(np.ascontiguousarray(image).data).hexdigest(): title
+        for title, image in slices.items()
+        if image.min() < image.max()
+    }
+
+
+def fullest_of_each_case(seen: list[Seen]) -> list[Cell]:
+    cases: dict[str, list[Seen]] = {}
+    for one in seen:
+        cases.setdefault(case_of_slice(one.name), []).append(one)
+    fullest = (max(slices, key=lambda one: one.counts[1:].sum()) for slices in cases.values())
+    return [cell for one in fullest for cell in one.cells]
+
+
+def all_cells(seen: list[Seen]) -> list[Cell]:
+    return [cell for one in seen for cell in one.cells]
+
+
+SLICES = Kind("slices", "of each case the slice with most organs", open_slices, look_at_slice, fullest_of_each_case)
+VOLUMES = Kind("volumes", "spread over the volumes", open_volumes, look_at_volume, all_cells)
+LISTS = {"train.txt": SLICES, "val_vol.txt": VOLUMES, "test_vol.txt": VOLUMES}
+REQUIRED = ("train.txt", "test_vol.txt")
+
+
+# ---- sections of the report
+
+
+def check_lists(folder: Path, list_dirs: list[Path]) -> Section:
+    """What the folder is, and whether there are lists."""
+    section = Section([f"{folder}: slices and volumes in the layout of Synapse"])
+    if not list_dirs:
+        section.problems.append(f"{folder / 'lists'} holds no folder with train.txt and test_vol.txt")
+    return section
+
+
+def check_overlap(list_dir: Path) -> Section:
     """A case must be in one list only."""
-    cases = {}
-    for name in ("train.txt", "val_vol.txt", "test_vol.txt"):
-        if not (list_dir / name).is_file():
-            if name != "val_vol.txt":
-                report.problem(f"{list_dir} has no {name}")
-            continue
-        for case in dict.fromkeys(line.split("_slice")[0] for line in read_list(list_dir, name)):
-            cases.setdefault(case, []).append(name)
-    twice = [f"{case} ({' and '.join(names)})" for case, names in cases.items() if len(names) > 1]
+    problems = [f"{list_dir} has no {name}" for name in REQUIRED if not (list_dir / name).is_file()]
+    names = {name: read_list(list_dir, name) for name in LISTS if (list_dir / name).is_file()}
+    cases = {name: dict.fromkeys(map(case_of_slice, lines)) for name, lines in names.items()}
+    twice = in_several((case, name) for name, found in cases.items() for case in found)
     if twice:
-        report.problem(f"{list_dir}: {len(twice)} cases are in several lists: {some(twice)}")
+        problems.append(f"{list_dir}: {len(twice)} cases are in several lists: {some(twice)}")
+    return Section(problems=problems)
 
 
-def look_at_list(folder, list_dir, list_name, num_classes, seen, report):
-    """Reads all files of a list that were not read for another one."""
+def check_files(
+    folder: Path, list_dir: Path, list_name: str, num_classes: int, known: Container[str]
+) -> tuple[list[Seen], Section]:
+    """Looks at the files of a list that are not `known`. Returns those that can be read, and what is said of all."""
+    kind = LISTS[list_name]
     try:
-        if list_name == "train.txt":
-            dataset = SynapseSlices(folder / "train_npz", list_dir, RandomGenerator(32), num_classes)
-        else:
-            dataset = SynapseVolumes(folder / "test_vol_h5", list_dir, num_classes, list_name)
+        dataset = kind.open(folder, list_dir, list_name, num_classes)
     except (ValueError, OSError) as error:
-        report.problem(str(error))
-        return
-    read = dataset.decode if list_name == "train.txt" else dataset.__getitem__
-    part = seen[list_name]
-    best = {}  # of each case the slice with most organs
+        return [], Section(problems=[str(error)])
+    found, section = [], Section()
     for index, name in enumerate(tqdm(dataset.names, f"{list_dir.name}/{list_name}", disable=None)):
-        if name in part.files:
+        if name in known:
             continue
-        problems, warnings = [], []
         try:
-            image, label, *rest = read(index)
+            seen = kind.look_at(dataset, index)
         except (ValueError, OSError) as error:
-            report.problem(str(error))
-            report.rows.append({"list": list_name, "name": name, "problems": str(error)})
+            section.rows.append({"list": list_name, "name": name, "problems": str(error)})
+            section.problems.append(str(error))
             continue
-        image, label = np.asarray(image), np.asarray(label)
-        part.files[name] = counts = np.bincount(label.ravel(), minlength=num_classes)
-        part.sizes["x".join(map(str, image.shape))] += 1
-        path = Path(dataset.files[index])
-        if not np.isfinite(image).all():
-            problems.append(f"{path} holds values that are not finite")
-        elif image.min() < -OUTSIDE or image.max() > 1 + OUTSIDE:
-            problems.append(f"{path} holds values from {image.min():g} to {image.max():g}; expected 0..1")
-        elif image.min() == image.max():
-            warnings.append("constant image")
-        spacing = ""
-        if rest:
-            spacing = "unknown" if rest[1] is None else " x ".join(f"{mm:.3g}" for mm in rest[1])
-            part.spacings[spacing] += 1
-            if rest[1] is None:
-                warnings.append("no spacing, so HD95 is in voxels in both protocols")
-        slices = [(name, image, label)] if image.ndim == 2 else [
-            (f"{name} slice {i}", image[i], label[i]) for i in range(len(image))
-        ]  # fmt: skip
-        part.hashes[name] = {
-            hashlib.sha256(np.ascontiguousarray(picture)).hexdigest(): title
-            for title, picture, _ in slices
-            if picture.min() < picture.max()
-        }
-        if image.ndim == 2:
-            case = name.split("_slice")[0]
-            if case not in best or (label > 0).sum() > best[case][0]:
-                best[case] = (label > 0).sum(), Cell(name, lambda i=image, l=label: (i, l))
-        else:
-            with_organs = [one for one in slices if one[2].any()] or slices
-            part.cells += [
-                Cell(title, lambda i=picture, l=organs: (i, l))
-                for title, picture, organs in spread(with_organs, PICTURES_OF_VOLUME)
-            ]
-        report.problems += problems
-        report.warnings += [f"{name}: {text}" for text in warnings]
-        shares = {f"class_{c}": float(counts[c] / counts.sum()) for c in range(1, num_classes)}
-        size = dict(zip(("rows", "columns"), image.shape[-2:], strict=True))
-        slices_of_file = 1 if image.ndim == 2 else len(image)
-        row = {"list": list_name, "name": name, "slices": slices_of_file, **size, "spacing": spacing, **shares}
-        report.rows.append(row | {"problems": "; ".join(problems), "warnings": "; ".join(warnings)})
-    part.cells += [cell for _, cell in best.values()]
+        found.append(seen)
+        section.rows.append(row_of(seen, list_name))
+        section.problems += seen.problems
+        section.warnings += [f"{name}: {text}" for text in seen.warnings]
+    return found, section
 
 
-def describe_classes(seen, names, report):
+def row_of(seen: Seen, list_name: str) -> dict:
+    """The row of files.csv."""
+    *slices, rows, columns = seen.shape
+    size = {"slices": slices[0] if slices else 1, "rows": rows, "columns": columns, "spacing": seen.spacing}
+    shares = {f"class_{c}": float(share) for c, share in enumerate(seen.counts / seen.counts.sum()) if c > 0}
+    said = {"problems": "; ".join(seen.problems), "warnings": "; ".join(seen.warnings)}
+    return {"list": list_name, "name": seen.name, **size, **shares, **said}
+
+
+def describe_lists(seen: dict[str, list[Seen]]) -> Section:
+    """A line for each list: files, sizes, spacings."""
+    section = Section()
+    for name, files in seen.items():
+        sizes = some(tally("x".join(map(str, one.shape)) for one in files), 3)
+        line = f"  {name:13}{len(files):6} {LISTS[name].files}   sizes {sizes}"
+        spacings = tally(one.spacing for one in files if one.spacing)[:3]
+        section.lines.append(line + (f"   spacing in mm {', '.join(spacings)}" if spacings else ""))
+    return section
+
+
+def describe_classes(seen: dict[str, list[Seen]], class_names: list[str]) -> Section:
     """A table of the organs: share of all voxels, and slices or volumes that hold them, for each list."""
     if not seen:
-        return
-    report.say(f"  {'class':16}" + "".join(f"{name + ' voxels':>22}{'in':>8}" for name in seen))
-    for c, organ in enumerate(["background", *names]):
-        columns = []
-        for name, part in seen.items():
-            counts = np.array(list(part.files.values()))
-            share, holding = counts[:, c].sum() / counts.sum(), (counts[:, c] > 0).sum()
-            columns.append(f"{100 * share:20.3f} %{holding:8}")
+        return Section()
+    section = Section([f"  {'class':16}" + "".join(f"{name + ' voxels':>22}{'in':>8}" for name in seen)])
+    for c, organ in enumerate(["background", *class_names]):
+        line = f"  {organ:16}"
+        for name, files in seen.items():
+            counts = np.array([one.counts for one in files])
+            holding = (counts[:, c] > 0).sum()
+            line += f"{100 * (counts[:, c].sum() / counts.sum()):20.3f} %{holding:8}"
             if holding == 0:
-                report.warn(f"{organ} is nowhere in {name}")
-        report.say(f"  {organ:16}" + "".join(columns))
+                section.warnings.append(f"{organ} is nowhere in {name}")
+        section.lines.append(line)
+    return section
 
 
-def describe_duplicates(list_dir, seen, report):
+def check_duplicates(list_dir: Path, seen: dict[str, list[Seen]]) -> Section:
     """Slices of equal values in two lists of a folder."""
-    hashes = {}
-    for list_name, part in seen.items():
+    section = Section()
+    titles = {}  # {list: {SHA-256: title}}
+    for list_name, files in seen.items():
+        slices = {one.name: one.slices for one in files}
         names = read_list(list_dir, list_name) if (list_dir / list_name).is_file() else []
-        hashes[list_name] = {key: title for name in names for key, title in part.hashes.get(name, {}).items()}
-    for one, other in itertools.combinations(hashes, 2):
-        common = sorted(hashes[one].keys() & hashes[other].keys(), key=hashes[one].get)
+        titles[list_name] = {key: title for name in names for key, title in slices.get(name, {}).items()}
+    for (one, of_one), (other, of_other) in itertools.combinations(titles.items(), 2):
+        common = sorted(of_one.keys() & of_other.keys(), key=lambda key: of_one[key])
         if common:
-            names = some(f"{hashes[one][key]} = {hashes[other][key]}" for key in common)
-            report.problem(f"{list_dir}: {len(common)} slices with equal values are in {one} and {other}: {names}")
+            names = some(f"{of_one[key]} = {of_other[key]}" for key in common)
+            section.problems.append(
+                f"{list_dir}: {len(common)} slices with equal values are in {one} and {other}: {names}"
+            )
+    return section
+
+
+# ---- pictures
+
+
+def save_sheets(output: Path, seen: dict[str, list[Seen]], class_names: list[str], thumbnails: int) -> None:
+    for name, files in seen.items():
+        kind = LISTS[name]
+        cells = spread(kind.choose_cells(files), thumbnails)
+        title = f"{name}, {kind.shown}: {len(cells)} slices"
+        save_sheet(output / f"{name.removesuffix('.txt')}.png", title, cells, len(class_names) + 1, class_names)

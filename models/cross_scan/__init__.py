@@ -1,15 +1,29 @@
 """The cross-scan: a selective scan of a map in four directions, summed (SS2D, section 3.2 of the VM-UNet paper).
 
-`reference.py` defines it; the other modules compute the same faster, and `tests/test_cross_scan.py` holds them to it.
+`reference.py` defines it; the other modules compute the same faster, and `tests/models` holds them to it.
 """
+
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from . import backends, operator
+from .inputs import ScanInputs
 
 
-def cross_selective_scan(x, dt, B, C, A, D, dt_bias, dt_weight=None, backend="auto"):
+def cross_selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    A: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    dt_weight: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
     """The four-directional selective scan, channels last, in pixel order.
 
     Direction k visits the pixels row by row (0), column by column (1), or backwards (2, 3). Along it
@@ -26,8 +40,7 @@ def cross_selective_scan(x, dt, B, C, A, D, dt_bias, dt_weight=None, backend="au
         A: (4, I, N) rates, negative
         D, dt_bias: (4, I)
         dt_weight: (4, I, R) or None
-        backend: "auto" (the best for the device and the dtype), "triton", "mamba_ssm", "cpu", "torch", "reference" or
-            "exportable"
+        backend: "auto" (the best for the device and the dtype) or a name of `backends.MODULES`
 
     x, dt, B and C share one dtype; the parameters are in float32 (float64 with float64 inputs), and so is the state.
 
@@ -38,30 +51,44 @@ def cross_selective_scan(x, dt, B, C, A, D, dt_bias, dt_weight=None, backend="au
         ValueError: a shape, dtype or device that does not fit; an unknown backend
         RuntimeError: a backend that can't run here
     """
+    inputs = ScanInputs(x, dt, B, C, A, D, dt_bias, dt_weight)
     if not torch.jit.is_tracing():  # where sizes are no numbers
-        check_inputs(x, dt, B, C, A, D, dt_bias, dt_weight)
+        check_inputs(inputs)
     name = resolve(backend, x.device.type, x.dtype)
-    inputs = (x, dt, B, C, A, D, dt_bias, dt_weight)
     if name in backends.DIFFERENTIABLE:
         return backends.load(name).scan(*inputs)
     return operator.cross_scan(*inputs, name, _wants_grad(inputs))[0]
 
 
-def gated_cross_scan(x, z, dt, B, C, A, D, dt_bias, dt_weight, norm_weight, norm_bias, eps=1e-5, backend="auto"):
+def gated_cross_scan(
+    x: Tensor,
+    z: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    A: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    dt_weight: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float = 1e-5,
+    backend: str = "auto",
+) -> Tensor:
     """LayerNorm(cross_selective_scan(...)) * SiLU(z): the scan, its norm and its gate.
 
     z is (b, H, W, I), norm_weight and norm_bias are (I,); the rest as in `cross_selective_scan`."""
-    inputs = (dt, B, C, A, D, dt_bias, dt_weight)
+    inputs = ScanInputs(x, dt, B, C, A, D, dt_bias, dt_weight)
     name = resolve(backend, x.device.type, x.dtype)
     if name in backends.FUSED:
-        check_inputs(x, *inputs)
-        tensors = (x, z, *inputs, norm_weight, norm_bias)
-        return operator.gated_cross_scan(*tensors, eps, name, _wants_grad(tensors))[0]
-    y = cross_selective_scan(x, *inputs, name)
+        check_inputs(inputs)
+        gated = inputs.gated(z, norm_weight, norm_bias)
+        return operator.gated_cross_scan(*gated, eps, name, _wants_grad(gated))[0]
+    y = cross_selective_scan(*inputs, name)
     return F.layer_norm(y, y.shape[-1:], norm_weight, norm_bias, eps) * F.silu(z)
 
 
-def _wants_grad(tensors):
+def _wants_grad(tensors: Iterable[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
@@ -69,8 +96,9 @@ def _wants_grad(tensors):
 resolve = torch.compiler.assume_constant_result(backends.resolve)
 
 
-def check_inputs(x, dt, B, C, A, D, dt_bias, dt_weight):
-    """Shapes, dtypes and devices of the operator's inputs, for all backends."""
+def check_inputs(inputs: ScanInputs) -> None:
+    """Shapes, dtypes and devices of the operator's inputs, for all backends. Raises ValueError."""
+    x, A, dt_weight = inputs.x, inputs.A, inputs.dt_weight
     if x.ndim != 4 or A.ndim != 3:
         raise ValueError(
             f"cross-scan: found x {tuple(x.shape)} and A {tuple(A.shape)}, expected (b, H, W, I) and (4, I, N)"
@@ -78,16 +106,17 @@ def check_inputs(x, dt, B, C, A, D, dt_bias, dt_weight):
     (b, H, W, I), N = x.shape, A.shape[-1]
     R = I if dt_weight is None else dt_weight.shape[-1]
     expected = {
-        "dt": (dt, (b, H, W, 4, R)),
-        "B": (B, (b, H, W, 4, N)),
-        "C": (C, (b, H, W, 4, N)),
-        "A": (A, (4, I, N)),
-        "D": (D, (4, I)),
-        "dt_bias": (dt_bias, (4, I)),
-        "dt_weight": (dt_weight, (4, I, R)),
+        "dt": (b, H, W, 4, R),
+        "B": (b, H, W, 4, N),
+        "C": (b, H, W, 4, N),
+        "A": (4, I, N),
+        "D": (4, I),
+        "dt_bias": (4, I),
+        "dt_weight": (4, I, R),
     }
     parameters = torch.promote_types(x.dtype, torch.float32)
-    for name, (tensor, shape) in expected.items():
+    for name, shape in expected.items():
+        tensor = getattr(inputs, name)
         if tensor is None:
             continue
         if tensor.shape != shape:

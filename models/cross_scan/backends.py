@@ -3,10 +3,12 @@
 import functools
 import importlib
 import logging
+from types import ModuleType
 
 import torch
 
 from . import reference
+from .inputs import present
 
 log = logging.getLogger("vmunet")
 
@@ -20,19 +22,19 @@ MODULES = {
     "exportable": "exportable",
 }
 PREFERENCE = ("cuda", "triton", "mamba_ssm", "cpu", "torch")
-# made of pieces that autograd knows: `scan` instead of `forward`
+# made of pieces that autograd knows: `scan`, which takes the tensors one by one, instead of `forward`
 DIFFERENTIABLE = {"mamba_ssm", "reference", "exportable"}
 FUSED = {"cuda", "triton"}  # have `gated_forward` and `gated_backward`: the scan with the norm and the gate after it
 SELF_TEST_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
 @functools.cache
-def load(name):
+def load(name: str) -> ModuleType:
     """The module of one backend."""
     return importlib.import_module("." + MODULES[name], __package__)
 
 
-def _self_test(name, device, dtype):
+def _self_test(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """None if the backend agrees with the definition on a tiny input, otherwise a sentence: how far it is, or why it
     can't be run. On cards that a kernel was not built for, some libraries return zeros without an error; others need a
     C compiler at run time."""
@@ -40,9 +42,9 @@ def _self_test(name, device, dtype):
     try:
         inputs = reference.make_inputs(b=1, H=3, W=5, I=32, R=4, dtype=dtype, device=device)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            expected = reference.scan(*(t.double() for t in inputs))
+            expected = reference.scan(*(t.double() for t in present(inputs)))
             backend = load(name)
-            found = backend.scan(*inputs) if name in DIFFERENTIABLE else backend.forward(*inputs, save=False)[0]
+            found = backend.scan(*inputs) if name in DIFFERENTIABLE else backend.forward(inputs, save=False)[0]
         error = ((found.double() - expected).norm() / expected.norm()).item()
     except Exception as failure:  # whatever a compiler or a driver raises
         return f"{what} ended with {describe_failure(failure)}"
@@ -51,13 +53,13 @@ def _self_test(name, device, dtype):
     return None
 
 
-def describe_failure(failure):
+def describe_failure(failure: Exception) -> str:
     """An exception in one line."""
     return f"{type(failure).__name__}: {(str(failure).strip() or 'no message').splitlines()[0]}"
 
 
 @functools.cache
-def why_not(name, device_type, dtype):
+def why_not(name: str, device_type: str, dtype: torch.dtype) -> str | None:
     """None if the backend can run there, otherwise why not. Tried once in a process."""
     device = torch.device(device_type)
     reason = load(name).why_not(device, dtype)
@@ -65,7 +67,7 @@ def why_not(name, device_type, dtype):
 
 
 @functools.cache
-def choose(device_type, dtype):
+def choose(device_type: str, dtype: torch.dtype) -> str:
     """The best backend for a device and a dtype; the log says which, and why the others were passed over."""
     passed_over = []
     for name in PREFERENCE:
@@ -78,7 +80,7 @@ def choose(device_type, dtype):
     raise RuntimeError(f"no scan backend for {device_type} in {dtype}: " + "; ".join(passed_over))
 
 
-def resolve(backend, device_type, dtype):
+def resolve(backend: str, device_type: str, dtype: torch.dtype) -> str:
     """The name of the backend to use. Raises RuntimeError if the one asked for is not there, with the reason."""
     if backend == "auto":
         return choose(device_type, dtype)

@@ -13,23 +13,28 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from .inputs import ScanInputs
 from .reference import scan_order
 
 try:
     from . import cpu_kernels as kernels
+
+    IMPORT_ERROR = None
 except ImportError as error:
-    kernels, IMPORT_ERROR = None, str(error)
+    IMPORT_ERROR = error
 
 NAME = "cpu"
 LANES, TILE = 16, 32  # of the kernels
-GROUPS = 2  # of channels, whose shares of the gradients of dt, B and C are summed last
+GROUPS = 2  # of channels; each has its own sums for the gradients of dt, B and C, which are added up last
 ENOUGH_FOR_THREADS = 2_000_000  # state updates, about 0.3 ms; less is done before another thread has woken up
 log = logging.getLogger("vmunet")
 
 
-def why_not(device, dtype):
-    if kernels is None:
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """None if the kernels can run, otherwise why not."""
+    if IMPORT_ERROR is not None:
         return f"numba can't be imported ({IMPORT_ERROR}); pip install -r requirements.txt"
     if device.type != "cpu":
         return f"it runs on the CPU, not on {device.type}"
@@ -38,8 +43,9 @@ def why_not(device, dtype):
     return None
 
 
-def saved_shape(b, H, W, I, N):
+def saved_shape(inputs: ScanInputs) -> tuple[int, ...]:
     """Shape of the states kept by the forward, one for each tile of steps."""
+    (b, H, W, I), N = inputs.x.shape, inputs.A.shape[-1]
     return (b, 4, _rounded_up(H * W, TILE) // TILE, _rounded_up(I, LANES) // LANES, _rounded_up(N, LANES), LANES)
 
 
@@ -92,25 +98,36 @@ def _cut(tensor, like):
 class _Call:
     """The inputs as the kernels want them: float32, channels and states filled up to whole vectors."""
 
-    def __init__(self, x, dt, B, C, A, D, dt_bias, dt_weight):
-        self.b, self.H, self.W, i = x.shape
-        self.I, self.N = _rounded_up(i, LANES), _rounded_up(A.shape[-1], LANES)
+    def __init__(self, inputs: ScanInputs):
+        self.b, self.H, self.W, i = inputs.x.shape
+        states = inputs.A.shape[-1]
+        self.I, self.N = _rounded_up(i, LANES), _rounded_up(states, LANES)
         self.L, self.blocks = self.H * self.W, self.I // LANES
-        self.R = 0 if dt_weight is None else dt.shape[-1]
+        self.R = 0 if inputs.dt_weight is None else inputs.dt.shape[-1]
         self.width = _rounded_up(self.R, 16)
-        rates = _blocked(_filled_up(A * kernels.LOG2E, self.N), self.I)
-        weight = rates.new_empty(0) if dt_weight is None else _blocked(dt_weight, self.I)
-        dt, dt_strides = _tokens(dt, dt.shape[-1] if self.R else self.I)
-        (B, B_strides), (C, C_strides) = _tokens(B, B.shape[-1]), _tokens(C, C.shape[-1])
-        tensors = self.channels(x), dt, B, C, rates, self.channels(D), self.channels(dt_bias), weight
-        self.inputs = kernels.Inputs(*map(_flat, tensors), _order(self.H, self.W))
-        self.layout = kernels.Layout(self.L, self.blocks, self.N, A.shape[-1], self.R, dt_strides, B_strides, C_strides)
+        rates = _blocked(_filled_up(inputs.A * kernels.LOG2E, self.N), self.I)
+        weight = rates.new_empty(0) if inputs.dt_weight is None else _blocked(inputs.dt_weight, self.I)
+        dt, dt_strides = _tokens(inputs.dt, self.R or self.I)
+        B, B_strides = _tokens(inputs.B, states)
+        C, C_strides = _tokens(inputs.C, states)
+        self.inputs = kernels.Inputs(
+            x=_flat(self.channels(inputs.x)),
+            dt=_flat(dt),
+            B=_flat(B),
+            C=_flat(C),
+            rates=_flat(rates),
+            D=_flat(self.channels(inputs.D)),
+            bias=_flat(self.channels(inputs.dt_bias)),
+            weight=_flat(weight),
+            order=_order(self.H, self.W),
+        )
+        self.layout = kernels.Layout(self.L, self.blocks, self.N, states, self.R, dt_strides, B_strides, C_strides)
 
-    def channels(self, tensor):
+    def channels(self, tensor: Tensor) -> Tensor:
         """(..., i) -> (..., I), contiguous."""
         return _filled_up(tensor.float(), self.I).contiguous()
 
-    def threads(self):
+    def threads(self) -> int:
         return torch.get_num_threads() if self.b * self.L * 4 * self.I * self.N > ENOUGH_FOR_THREADS else 1
 
 
@@ -157,11 +174,11 @@ def _spans(count, pieces):
     return list(itertools.pairwise(edges))
 
 
-def forward(x, dt, B, C, A, D, dt_bias, dt_weight, save=True):
+def forward(inputs: ScanInputs, save: bool = True) -> tuple[Tensor, Tensor]:
     """y (b, H, W, I) and the kept states (empty without `save`)."""
-    call = _Call(x, dt, B, C, A, D, dt_bias, dt_weight)
+    call, x = _Call(inputs), inputs.x
     y = x.new_empty(call.b, call.L, call.I, dtype=torch.float32)
-    saved = y.new_empty(saved_shape(*x.shape, A.shape[-1]) if save else 0)
+    saved = y.new_empty(saved_shape(inputs) if save else (0,))
     threads = call.threads()
     # each part gathers B and C anew, so no more of them than keep all threads busy to the end
     spans = _spans(call.blocks, 1 if threads == 1 else -(-2 * threads // call.b))
@@ -170,40 +187,52 @@ def forward(x, dt, B, C, A, D, dt_bias, dt_weight, save=True):
     return _cut(y, x).to(x.dtype), saved
 
 
-def backward(grad_y, saved, x, dt, B, C, A, D, dt_bias, dt_weight):
-    """The gradients of the eight inputs."""
-    call = _Call(x, dt, B, C, A, D, dt_bias, dt_weight)
+def backward(grad_y: Tensor, saved: Tensor, inputs: ScanInputs) -> ScanInputs:
+    """The gradients of the inputs."""
+    call, new = _Call(inputs), saved.new_empty
     b, L, I, N, width = call.b, call.L, call.I, call.N, call.width
     groups, threads = min(GROUPS, call.blocks), call.threads()
     spans = _spans(groups, 1 if threads == 1 else groups)  # one group or all of them: both sum in the same order
-    grads = [
-        saved.new_empty(shape)
-        for shape in (
-            (b, L, I),
-            (b, len(spans), L, 4, width) if call.R else (b, 1, L, 4, I),
-            (b, len(spans), L, 4, N),
-            (b, len(spans), L, 4, N),
-            (b, 4, call.blocks, N, LANES),
-            (b, 4, I),
-            (b, 4, I),
-            (b, 4, call.blocks, width, LANES),
-        )
-    ]
-    weight_rows = saved.new_empty(0)
-    if call.R:
-        weight_rows = _filled_up(_filled_up(dt_weight, width), I, dim=-2).contiguous()
-    tasks = [(image, *span, share) for share, (image, span) in enumerate(itertools.product(range(b), spans))]
-    _run(
-        kernels.backward_task, tasks, threads, groups, call.inputs, call.layout, _flat(weight_rows),
-        _flat(call.channels(grad_y)), _flat(saved), tuple(map(_flat, grads)),
-    )  # fmt: skip
-    grad_x, grad_dt, grad_B, grad_C, grad_A, grad_D, grad_bias, grad_weight = grads
-    d_x = _cut(grad_x, x).to(x.dtype)
-    d_dt, d_B, d_C = (
-        _cut(functools.reduce(torch.add, grad.unbind(1)), t).to(x.dtype)
-        for grad, t in ((grad_dt, dt), (grad_B, B), (grad_C, C))
+    grads = ScanInputs(  # as the kernel lays them out
+        x=new(b, L, I),
+        dt=new(b, len(spans), L, 4, width) if call.R else new(b, 1, L, 4, I),
+        B=new(b, len(spans), L, 4, N),
+        C=new(b, len(spans), L, 4, N),
+        A=new(b, 4, call.blocks, N, LANES),
+        D=new(b, 4, I),
+        dt_bias=new(b, 4, I),
+        dt_weight=new(b, 4, call.blocks, width, LANES),
     )
-    d_A = _unblocked(grad_A.sum(0), x.shape[-1])[..., : A.shape[-1]].contiguous()
-    d_D, d_bias = (grad.sum(0)[:, : x.shape[-1]].contiguous() for grad in (grad_D, grad_bias))
-    d_weight = None if dt_weight is None else _unblocked(grad_weight.sum(0), x.shape[-1])[..., : call.R].contiguous()
-    return d_x, d_dt, d_B, d_C, d_A, d_D, d_bias, d_weight
+    weight_rows = new((0,))
+    if inputs.dt_weight is not None:
+        weight_rows = _filled_up(_filled_up(inputs.dt_weight, width), I, dim=-2).contiguous()
+    tasks = [(image, *span, slot) for slot, (image, span) in enumerate(itertools.product(range(b), spans))]
+    arrays = (_flat(weight_rows), _flat(call.channels(grad_y)), _flat(saved), tuple(map(_flat, grads)))
+    _run(kernels.backward_task, tasks, threads, groups, call.inputs, call.layout, *arrays)
+    return _as_given(grads, inputs)
+
+
+def _as_given(grads: ScanInputs, inputs: ScanInputs) -> ScanInputs:
+    """The kernel's gradients summed over images and groups, in the inputs' shapes and dtypes."""
+    i, N = inputs.x.shape[-1], inputs.A.shape[-1]
+
+    def of_tokens(grad, like):
+        return _cut(functools.reduce(torch.add, grad.unbind(1)), like).to(like.dtype)
+
+    def of_channels(grad):
+        return grad.sum(0)[:, :i].contiguous()
+
+    def of_blocks(grad, columns):
+        return _unblocked(grad.sum(0), i)[..., :columns].contiguous()
+
+    weight = inputs.dt_weight
+    return ScanInputs(
+        x=_cut(grads.x, inputs.x).to(inputs.x.dtype),
+        dt=of_tokens(grads.dt, inputs.dt),
+        B=of_tokens(grads.B, inputs.B),
+        C=of_tokens(grads.C, inputs.C),
+        A=of_blocks(grads.A, N),
+        D=of_channels(grads.D),
+        dt_bias=of_channels(grads.dt_bias),
+        dt_weight=None if weight is None else of_blocks(grads.dt_weight, weight.shape[-1]),
+    )

@@ -476,9 +476,24 @@ def forward_task(image, first, last, inputs, layout, y, saved):
 
 @kernel
 def scan_tile_backward(
-    count, N, rates, states, steps, drive, B, C, grad_y, grad_states, grad_rates, grad_B, grad_C, B_grad, rate_grad,
-    decays, decayed,
-):  # fmt: skip
+    count,
+    N,
+    rates,
+    states,
+    steps,
+    drive,
+    B,
+    C,
+    grad_y,
+    grad_states,
+    grad_rates,
+    grad_B,
+    grad_C,
+    B_grad,
+    rate_grad,
+    decays,
+    decayed,
+):
     """Forward through a tile as in `scan_tile`, then backward. With g[t] the gradient of h[t], these are added up:
 
     grad_rates += step[t] w[t]   with w[t] = g[t] exp(step[t] A) h[t-1], the gradient of step[t] A
@@ -516,28 +531,24 @@ def scan_tile_backward(
 
 
 @task
-def backward_task(image, first_group, last_group, share, groups, inputs, layout, weight_rows, grad_y, saved, grads):
-    """The gradients of one image and the groups [first_group, last_group) of its blocks; `share` is the place for those
-    that other groups of the image have a share in.
+def backward_task(image, first_group, last_group, slot, groups, inputs, layout, weight_rows, grad_y, saved, grads):
+    """The gradients of one image and the groups [first_group, last_group) of its blocks. Those of dt, B and C are sums
+    over channels: each task writes its own part of them to its own `slot`, and the parts are added up afterwards.
 
     weight_rows (4, I, width), width = R rounded up to a multiple of 16; saved as in `forward_task`. Into grads:
-    x (b, L, I)   dt (shares, L, 4, width), raw steps (b, L, 4, I) if R = 0   B, C (shares, L, 4, N)
+    x (b, L, I)   dt (slots, L, 4, width), raw steps (b, L, 4, I) if R = 0   B, C (slots, L, 4, N)
     rates (b, 4, blocks, N, 16), of A itself   D, bias (b, 4, I)   weight (b, 4, blocks, width, 16)"""
     x, dt, B, C, rates, D, bias, weight, order = inputs
     L, blocks, N, given_N, R, dt_strides, B_strides, C_strides = layout
     grad_x, grad_dt, grad_B, grad_C, grad_rates, grad_D, grad_bias, grad_weight = grads
     I, tiles, width = blocks * LANES, (L + TILE - 1) // TILE, (R + 15) // 16 * 16
     tile_B, tile_C, tile_dt = scratch(TILE * N), scratch(TILE * N), scratch(TILE * width)
-    steps, slopes, drive, u = (
-        scratch(TILE * LANES), scratch(TILE * LANES), scratch(TILE * LANES), scratch(TILE * LANES)
-    )  # fmt: skip
-    gy, B_grad, rate_grad, grad_raw = (
-        scratch(TILE * LANES), scratch(TILE * LANES), scratch(TILE * LANES), scratch(TILE * LANES)
-    )  # fmt: skip
+    steps, slopes = scratch(TILE * LANES), scratch(TILE * LANES)
+    drive, u, gy = scratch(TILE * LANES), scratch(TILE * LANES), scratch(TILE * LANES)
+    B_grad, rate_grad, grad_raw = scratch(TILE * LANES), scratch(TILE * LANES), scratch(TILE * LANES)
     decays, decayed = scratch(TILE * 2 * LANES), scratch(TILE * 2 * LANES)
-    tile_grad_B, tile_grad_C, tile_grad_dt = (
-        scratch(N * TILE * LANES), scratch(N * TILE * LANES), scratch(TILE * width)
-    )  # fmt: skip
+    tile_grad_B, tile_grad_C = scratch(N * TILE * LANES), scratch(N * TILE * LANES)
+    tile_grad_dt = scratch(TILE * width)
     grad_states = scratch(blocks * N * LANES)
     zero, ln2 = splat(np.float32(0)), splat(np.float32(LN2))
     first, last = first_group * blocks // groups, last_group * blocks // groups
@@ -591,13 +602,26 @@ def backward_task(image, first_group, last_group, share, groups, inputs, layout,
                         store(gy, t * LANES, load(grad_y, here + rows[t] * I))
                         store(B_grad, t * LANES, zero)
                         store(rate_grad, t * LANES, zero)
+                    kept = saved[(((image * 4 + k) * tiles + tile) * blocks + block) * N * LANES :]
                     scan_tile_backward(
-                        count, N, rates[mine * N * LANES :],
-                        saved[(((image * 4 + k) * tiles + tile) * blocks + block) * N * LANES :],
-                        steps, drive, tile_B, tile_C, gy, grad_states[block * N * LANES :],
-                        grad_rates[(channels + block * LANES) * N :], tile_grad_B, tile_grad_C, B_grad, rate_grad,
-                        decays, decayed,
-                    )  # fmt: skip
+                        count,
+                        N,
+                        rates[mine * N * LANES :],
+                        kept,
+                        steps,
+                        drive,
+                        tile_B,
+                        tile_C,
+                        gy,
+                        grad_states[block * N * LANES :],
+                        grad_rates[(channels + block * LANES) * N :],
+                        tile_grad_B,
+                        tile_grad_C,
+                        B_grad,
+                        rate_grad,
+                        decays,
+                        decayed,
+                    )
                     skip = load(D, mine * LANES)
                     sum_D = sum_bias = zero
                     for t in range(count):
@@ -619,7 +643,7 @@ def backward_task(image, first_group, last_group, share, groups, inputs, layout,
                             o = ((image * L + rows[t]) * 4 + k) * I + block * LANES
                             store(grad_dt, o, load(grad_raw, t * LANES))
                 for t in range(count):
-                    row = (share * L + rows[t]) * 4 + k
+                    row = (slot * L + rows[t]) * 4 + k
                     for n in range(0, N, LANES):
                         place = place_of(n) + 2 * t * LANES
                         accumulate(grad_B, row * N + n, lane_sums(tile_grad_B, place), group > first_group)

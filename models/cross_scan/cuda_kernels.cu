@@ -251,7 +251,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) scan_savin
 //
 // A lane holds p[0..15], the items of its channel at 16 steps; wanted is the sum over the lanes for each step. Packed in
 // pairs, a lane's items are what the matrix unit takes as its left operand (m16n8k16), and with a right operand that is
-// one where the column is the item's, the product adds groups of four lanes, each step in a column of its own. The eight
+// one where the column is the item's, the matmul adds groups of four lanes, each step in a column of its own. The eight
 // groups are then added through shared memory, for four sums at a time.
 
 constexpr int SUM_PITCH = 144;  // numbers that one sum takes there: 32 lanes x 4, and 16 to keep the banks apart

@@ -10,6 +10,7 @@ import functools
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from . import triton_scan
 
@@ -36,7 +37,7 @@ MOST_STEPS = 1 << 22
 saved_shape = triton_scan.saved_shape
 
 
-def why_not(device, dtype):
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     """None if the kernels can run, otherwise why not."""
     if IMPORT_ERROR is not None:
         return f"{IMPORT_ERROR} (`pip install cuda-bindings`; PyTorch's CUDA builds bring it)"
@@ -49,7 +50,7 @@ def why_not(device, dtype):
     return triton_scan.why_not(device, dtype)
 
 
-def compile_source(dtype, rank, warps, capability):
+def compile_source(dtype: torch.dtype, rank: int, warps: int, capability: int) -> bytes:
     """The machine code of the kernels for a dtype, a rank of the steps and a compute capability such as 90."""
     program = _checked(nvrtc.nvrtcCreateProgram(SOURCE.read_bytes(), SOURCE.name.encode(), 0, [], []))
     defines = dict(ELEMENT=ELEMENTS[dtype], R=rank, WARPS=warps)
@@ -87,15 +88,13 @@ def _kernels(device_index, dtype, rank, warps):
 class Problem(triton_scan.Problem):
     """Launches the CUDA kernels where they fit: 16 states, a multiple of 32 channels, low-rank steps."""
 
-    def warps(self, backwards):
+    def warps(self, backwards: bool) -> int:
         return CHANNELS // 32 if self._fits() else super().warps(backwards)
 
     def _fits(self):
         most = 4 * self.b * self.tiles * triton_scan.T * max(self.I, self.I // CHANNELS * (2 * self.N + self.R))
-        return (
-            self.N == STATES and self.I % CHANNELS == 0 and self.R > 0 and self.L < MOST_STEPS and most < 1 << 32
-            and self._shared(True) <= MOST_SHARED_BYTES
-        )  # fmt: skip
+        shape_fits = self.N == STATES and self.I % CHANNELS == 0 and self.R > 0
+        return shape_fits and self.L < MOST_STEPS and most < 1 << 32 and self._shared(True) <= MOST_SHARED_BYTES
 
     def _warps_of_block(self, backwards):
         if backwards:
@@ -117,27 +116,33 @@ class Problem(triton_scan.Problem):
         values = (*(t.data_ptr() for t in tensors), *integers)
         types = (ctypes.c_void_p,) * len(tensors) + (ctypes.c_int,) * len(integers)
         stream = torch.cuda.current_stream(self.x.device).cuda_stream
-        launched = driver.cuLaunchKernel(
-            kernel, self.blocks, self.chunks, 4 * self.b, 32 * warps, 1, 1, self._shared(backwards), stream,
-            (values, types), 0,
-        )  # fmt: skip
-        _checked(launched)
+        grid, block = (self.blocks, self.chunks, 4 * self.b), (32 * warps, 1, 1)
+        shared = self._shared(backwards)
+        _checked(driver.cuLaunchKernel(kernel, *grid, *block, shared, stream, (values, types), 0))
 
-    def scan(self, starts, planes, slots, stride, save):
+    def scan(self, starts: Tensor, planes: Tensor, slots: int, stride: int, save: bool) -> None:
         if not self._fits():
             return super().scan(starts, planes, slots, stride, save)
         tensors = (self.x, self.packed, self.weights, self.D, self.dt_bias, starts, planes)
         sizes = (self.H, self.W, self.I, self.chunk, self.tiles, slots, stride)
         self._launch("scan_saving_kernel" if save else "scan_kernel", False, tensors, sizes)
 
-    def scan_backward(self, grad_y, saved, carry, planes, d_dt, partials, parameters):
+    def scan_backward(
+        self,
+        grad_y: Tensor,
+        saved: Tensor,
+        carry: Tensor,
+        planes: Tensor,
+        d_dt: Tensor,
+        partials: Tensor,
+        parameters: Tensor,
+    ) -> None:
         if not self._fits():
             return super().scan_backward(grad_y, saved, carry, planes, d_dt, partials, parameters)
-        tensors = (
-            grad_y, self.x, self.packed, self.weights, self.D, self.dt_bias, saved, carry, planes, partials, parameters,
-        )  # fmt: skip
+        inputs = (grad_y, self.x, self.packed, self.weights, self.D, self.dt_bias, saved)
+        filled = (carry, planes, partials, parameters)
         sizes = (self.H, self.W, self.I, self.chunk, self.tiles, saved.shape[2])
-        self._launch("scan_backward_kernel", True, tensors, sizes)
+        self._launch("scan_backward_kernel", True, inputs + filled, sizes)
 
 
 forward = functools.partial(triton_scan.forward, problem=Problem)

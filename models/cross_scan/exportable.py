@@ -10,7 +10,7 @@ Exported graphs can't hold Python's loops, and each format has its own: see `Loo
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -21,7 +21,8 @@ from torch import Tensor
 NAME = "exportable"
 
 
-def why_not(device, dtype):
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """It is made of PyTorch's own operators and runs everywhere."""
     return None
 
 
@@ -62,12 +63,12 @@ class Loops(NamedTuple):
 
 
 @functools.cache
-def torchscript_loops():
+def torchscript_loops() -> Loops:
     """The same, compiled by TorchScript, which keeps loops; tracing alone would unroll them."""
     return Loops(*(torch.jit.script(loop) for loop in (last_states, outputs, first_states)))
 
 
-def torch_export_loops():
+def torch_export_loops() -> Loops:
     """The same as PyTorch's higher-order operator scan, for torch.export."""
     from torch._higher_order_ops.scan import scan as fold  # the public name of a prototype is still to come
 
@@ -90,11 +91,11 @@ def torch_export_loops():
 
 
 PYTHON_LOOPS = Loops()
-_loops = ContextVar("loops", default=PYTHON_LOOPS)
+_loops: ContextVar[Loops] = ContextVar("loops", default=PYTHON_LOOPS)
 
 
 @contextlib.contextmanager
-def using(loops):
+def using(loops: Loops) -> Iterator[None]:
     """Within the block `scan` is made of these loops."""
     token = _loops.set(loops)
     try:
@@ -106,7 +107,16 @@ def using(loops):
 # ---- the scan
 
 
-def scan(x, dt, B, C, A, D, dt_bias, dt_weight=None):
+def scan(
+    x: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    A: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    dt_weight: Tensor | None = None,
+) -> Tensor:
     """`models.cross_scan.cross_selective_scan`; shapes as there."""
     if dt_weight is not None:
         dt = torch.einsum("bhwkr,kir->bhwki", dt, dt_weight)
@@ -114,8 +124,8 @@ def scan(x, dt, B, C, A, D, dt_bias, dt_weight=None):
     y = x * D.sum(0)
     for pair in ((0, 2), (1, 3)):  # along the rows, along the columns; forwards and backwards together
         u = torch.stack([_turn(x, k) for k in pair], 3)
-        inputs = (torch.stack([_turn(t[..., k, :], k) for k in pair], 3) for t in (steps, B, C))
-        for k, y_k in zip(pair, _along_rows(u, *inputs, A[pair[0] :: 2]).unbind(3), strict=True):
+        both = (torch.stack([_turn(t[..., k, :], k) for k in pair], 3) for t in (steps, B, C))
+        for k, y_k in zip(pair, _along_rows(u, A[pair[0] :: 2], *both).unbind(3), strict=True):
             y = y + _turn_back(y_k, k)
     return y
 
@@ -131,7 +141,7 @@ def _turn_back(x, k):
     return x if k % 2 == 0 else x.transpose(1, 2)
 
 
-def _along_rows(u, dt, B, C, A):
+def _along_rows(u, A, dt, B, C):
     """Two directions along the rows of (b, H, W, 2, I or N) maps, A (2, I, N) -> (b, H, W, 2, I)."""
     loops = _loops.get()
     A = A.transpose(1, 2).contiguous()

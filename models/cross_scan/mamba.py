@@ -3,8 +3,10 @@
 Its kernel wants sequences (b, channels, L), so the four orders are copied out and the results copied back."""
 
 import importlib
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from .reference import scan_order
 
@@ -12,12 +14,12 @@ NAME = "mamba_ssm"
 INSTALL = "MAMBA_KEEP_CUDA_BUILD=TRUE pip install mamba_ssm --no-build-isolation"
 
 
-def selective_scan_fn():
+def selective_scan_fn() -> Callable[..., Tensor]:
     """mamba_ssm's differentiable scan. Raises ImportError, also when its CUDA extension was not built."""
     return importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
 
 
-def why_not(device, dtype):
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     """None if the package can scan there, otherwise why not."""
     if device.type != "cuda":
         return "it needs an NVIDIA GPU"
@@ -30,7 +32,16 @@ def why_not(device, dtype):
     return None
 
 
-def scan(x, dt, B, C, A, D, dt_bias, dt_weight=None):
+def scan(
+    x: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    A: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    dt_weight: Tensor | None = None,
+) -> Tensor:
     """`models.cross_scan.cross_selective_scan` by way of mamba_ssm; shapes as there."""
     b, H, W, I = x.shape
     order = scan_order(H, W, x.device)
@@ -39,9 +50,8 @@ def scan(x, dt, B, C, A, D, dt_bias, dt_weight=None):
         dt = torch.einsum("bhwkr,kir->bhwki", dt, dt_weight.to(dt.dtype))
     u = x.flatten(1, 2)[:, order].transpose(2, 3)  # (b, 4, I, L)
     dt, B, C = (t.flatten(1, 2)[:, order, k].transpose(2, 3).contiguous() for t in (dt, B, C))  # (b, 4, I or N, L)
-    y = selective_scan_fn()(
-        u.flatten(1, 2), dt.flatten(1, 2), A.flatten(0, 1).contiguous(), B, C, D.flatten().contiguous(),
-        delta_bias=dt_bias.flatten().contiguous(), delta_softplus=True,
-    )  # fmt: skip
+    u, dt = u.flatten(1, 2), dt.flatten(1, 2)
+    A, D, dt_bias = (t.flatten(0, 1).contiguous() for t in (A, D, dt_bias))
+    y = selective_scan_fn()(u, dt, A, B, C, D, delta_bias=dt_bias, delta_softplus=True)
     y = y.view(b, 4, I, H * W).transpose(2, 3)[:, k, order.argsort(1)].float()  # (b, 4, L, I), pixel order
     return (y[:, 0] + y[:, 2] + y[:, 1] + y[:, 3]).view(x.shape).to(x.dtype)

@@ -3,6 +3,7 @@
 torch.onnx.export writes a call of each by its name; the functions, which are made of standard operators, are added to
 the model afterwards."""
 
+import onnx
 import torch
 from onnxscript import graph, opset18, script
 from onnxscript.values import Opset
@@ -68,6 +69,6 @@ ONNX_LOOPS = Loops(
 )
 
 
-def functions():
+def functions() -> list[onnx.FunctionProto]:
     """The ONNX functions that a model calling the loops must carry."""
     return [function.to_function_proto() for function in (LastStates, Outputs, FirstStates)]

@@ -1,188 +1,222 @@
 """The cross-scan as a PyTorch operator: shapes for the compiler, gradients, a formula for FLOPs.
 
-A backend is a module of this package with `forward`, `backward` and `saved_shape` (see `torch_loop.py` for the plainest
-one); this file is all that PyTorch knows of it. Gradients have their own operator so that a compiled training step
-calls it as one piece too.
+A backend is a module of this package with
+
+    forward(inputs, save) -> y, saved                   saved: what its backward needs, empty without `save`
+    backward(grad_y, saved, inputs) -> gradients        `inputs` and gradients are `ScanInputs`
+    saved_shape(inputs) -> the shape of saved
+
+(see `torch_loop.py` for the plainest one); this file is all that PyTorch knows of it. Operators take tensors one by
+one; backends take them as one object. Gradients have their own operator so that a compiled training step calls it as
+one piece too.
 """
 
+import math
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import backends
+from .inputs import GatedInputs, ScanInputs, by_name, present
 
 
 @torch.library.custom_op("vmunet::cross_scan", mutates_args=())
 def cross_scan(
-    x: torch.Tensor,
-    dt: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    A: torch.Tensor,
-    D: torch.Tensor,
-    dt_bias: torch.Tensor,
-    dt_weight: torch.Tensor | None,
+    x: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    A: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    dt_weight: Tensor | None,
     backend: str,
     save: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """y (b, H, W, I), and what the backend keeps for its backward (empty without `save`)."""
-    return backends.load(backend).forward(x, dt, B, C, A, D, dt_bias, dt_weight, save=save)
+    inputs = ScanInputs(x, dt, B, C, A, D, dt_bias, dt_weight)
+    return backends.load(backend).forward(inputs, save)
 
 
 @cross_scan.register_fake
-def _(x, dt, B, C, A, D, dt_bias, dt_weight, backend, save):
-    shape = backends.load(backend).saved_shape(*x.shape, A.shape[-1]) if save else (0,)
-    return x.new_empty(x.shape), A.new_empty(shape)
+def _(*args):
+    *tensors, backend, save = args
+    inputs = ScanInputs(*tensors)
+    return inputs.x.new_empty(inputs.x.shape), _new_saved(inputs, backend, save)
+
+
+def _new_saved(inputs: ScanInputs, backend: str, save: bool) -> Tensor:
+    return inputs.A.new_empty(backends.load(backend).saved_shape(inputs) if save else (0,))
 
 
 @torch.library.custom_op("vmunet::cross_scan_backward", mutates_args=())
 def cross_scan_backward(
-    grad_y: torch.Tensor,
-    saved: torch.Tensor,
-    x: torch.Tensor,
-    dt: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    A: torch.Tensor,
-    D: torch.Tensor,
-    dt_bias: torch.Tensor,
-    dt_weight: torch.Tensor | None,
+    grad_y: Tensor,
+    saved: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    A: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    dt_weight: Tensor | None,
     backend: str,
-) -> list[torch.Tensor]:
+) -> list[Tensor]:
     """The gradients of the inputs, in their order; without `dt_weight` its gradient is left out."""
-    grads = backends.load(backend).backward(grad_y, saved, x, dt, B, C, A, D, dt_bias, dt_weight)
-    return [grad for grad in grads if grad is not None]
+    inputs = ScanInputs(x, dt, B, C, A, D, dt_bias, dt_weight)
+    return present(backends.load(backend).backward(grad_y, saved, inputs))
 
 
 @cross_scan_backward.register_fake
-def _(grad_y, saved, x, dt, B, C, A, D, dt_bias, dt_weight, backend):
-    inputs = (x, dt, B, C, A, D, dt_bias, dt_weight)
-    return [t.new_empty(t.shape) for t in inputs if t is not None]
+def _(_grad_y, _saved, *args):
+    *tensors, _backend = args
+    return [t.new_empty(t.shape) for t in present(tensors)]
 
 
 def _setup(ctx, inputs, output):
     *tensors, ctx.backend, _save = inputs
-    ctx.save_for_backward(output[1], *tensors)
+    _y, saved = output
+    ctx.save_for_backward(saved, *tensors)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, grad_y, _grad_saved):
-    if grad_y is None:
-        return (None,) * 10
-    saved, *tensors = ctx.saved_tensors
-    grads = cross_scan_backward(grad_y, saved, *tensors, ctx.backend)
-    return *grads, *[None] * (10 - len(grads))
+    grads = [None for _ in ScanInputs._fields]
+    if grad_y is not None:
+        saved, *tensors = ctx.saved_tensors
+        inputs = ScanInputs(*tensors)
+        grads = by_name(cross_scan_backward(grad_y, saved, *inputs, ctx.backend), inputs)
+    return *grads, None, None  # of backend and save
 
 
 cross_scan.register_autograd(_backward, setup_context=_setup)
 
 
-# ---- the same with the LayerNorm and the gate that follow, for backends that fuse them
+# ---- the same with the LayerNorm and the gate that follow, for backends that fuse them:
+#
+#   gated_forward(inputs, eps, save) -> output, y, saved
+#   gated_backward(grad, y, saved, inputs, eps) -> gradients        `inputs` and gradients are `GatedInputs`
 
 
 @torch.library.custom_op("vmunet::gated_cross_scan", mutates_args=())
 def gated_cross_scan(
-    x: torch.Tensor,
-    z: torch.Tensor,
-    dt: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    A: torch.Tensor,
-    D: torch.Tensor,
-    dt_bias: torch.Tensor,
-    dt_weight: torch.Tensor | None,
-    norm_weight: torch.Tensor,
-    norm_bias: torch.Tensor,
+    x: Tensor,
+    z: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    A: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    dt_weight: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
     eps: float,
     backend: str,
     save: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """LayerNorm(scan) * SiLU(z), the scan, and what the backend keeps (the last two empty without `save`)."""
-    inputs = (x, z, dt, B, C, A, D, dt_bias, dt_weight, norm_weight, norm_bias)
-    return backends.load(backend).gated_forward(*inputs, eps, save=save)
+    inputs = GatedInputs(x, z, dt, B, C, A, D, dt_bias, dt_weight, norm_weight, norm_bias)
+    return backends.load(backend).gated_forward(inputs, eps, save)
 
 
 @gated_cross_scan.register_fake
-def _(x, z, dt, B, C, A, D, dt_bias, dt_weight, norm_weight, norm_bias, eps, backend, save):
-    shape = backends.load(backend).saved_shape(*x.shape, A.shape[-1]) if save else (0,)
-    return x.new_empty(x.shape), x.new_empty(x.shape if save else (0,)), A.new_empty(shape)
+def _(*args):
+    *tensors, _eps, backend, save = args
+    inputs = GatedInputs(*tensors)
+    x = inputs.x
+    return x.new_empty(x.shape), x.new_empty(x.shape if save else (0,)), _new_saved(inputs.scan, backend, save)
 
 
 @torch.library.custom_op("vmunet::gated_cross_scan_backward", mutates_args=())
 def gated_cross_scan_backward(
-    grad: torch.Tensor,
-    y: torch.Tensor,
-    saved: torch.Tensor,
-    x: torch.Tensor,
-    z: torch.Tensor,
-    dt: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    A: torch.Tensor,
-    D: torch.Tensor,
-    dt_bias: torch.Tensor,
-    dt_weight: torch.Tensor | None,
-    norm_weight: torch.Tensor,
-    norm_bias: torch.Tensor,
+    grad: Tensor,
+    y: Tensor,
+    saved: Tensor,
+    x: Tensor,
+    z: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    A: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    dt_weight: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
     eps: float,
     backend: str,
-) -> list[torch.Tensor]:
+) -> list[Tensor]:
     """The gradients of the tensors, in their order; without `dt_weight` its gradient is left out."""
-    inputs = (x, z, dt, B, C, A, D, dt_bias, dt_weight, norm_weight, norm_bias)
-    grads = backends.load(backend).gated_backward(grad, y, saved, *inputs, eps)
-    return [grad for grad in grads if grad is not None]
+    inputs = GatedInputs(x, z, dt, B, C, A, D, dt_bias, dt_weight, norm_weight, norm_bias)
+    return present(backends.load(backend).gated_backward(grad, y, saved, inputs, eps))
 
 
 @gated_cross_scan_backward.register_fake
-def _(grad, y, saved, x, z, dt, B, C, A, D, dt_bias, dt_weight, norm_weight, norm_bias, eps, backend):
-    inputs = (x, z, dt, B, C, A, D, dt_bias, dt_weight, norm_weight, norm_bias)
-    return [t.new_empty(t.shape) for t in inputs if t is not None]
+def _(_grad, _y, _saved, *args):
+    *tensors, _eps, _backend = args
+    return [t.new_empty(t.shape) for t in present(tensors)]
 
 
 def _gated_setup(ctx, inputs, output):
     *tensors, ctx.eps, ctx.backend, _save = inputs
-    ctx.save_for_backward(output[1], output[2], *tensors)
+    _out, y, saved = output
+    ctx.save_for_backward(y, saved, *tensors)
     ctx.set_materialize_grads(False)
 
 
 def _gated_backward(ctx, grad, _grad_y, _grad_saved):
-    if grad is None:
-        return (None,) * 14
-    y, saved, *tensors = ctx.saved_tensors
-    grads = gated_cross_scan_backward(grad, y, saved, *tensors, ctx.eps, ctx.backend)
-    if tensors[8] is None:
-        grads.insert(8, None)
-    return *grads, None, None, None
+    grads = [None for _ in GatedInputs._fields]
+    if grad is not None:
+        y, saved, *tensors = ctx.saved_tensors
+        inputs = GatedInputs(*tensors)
+        grads = by_name(gated_cross_scan_backward(grad, y, saved, *inputs, ctx.eps, ctx.backend), inputs)
+    return *grads, None, None, None  # of eps, backend and save
 
 
 gated_cross_scan.register_autograd(_gated_backward, setup_context=_gated_setup)
 
 
-# ---- costs
+# ---- costs. The formulas get shapes where the operators have tensors
 
 
-def _flops(x_shape, dt_shape, A_shape, dt_weight_shape):
-    """Nine operations for each of the b L 4 I N state updates, two for the skip, two for each product of the steps."""
-    tokens, I = x_shape[0] * x_shape[1] * x_shape[2], x_shape[3]
-    products = 0 if dt_weight_shape is None else 2 * tokens * 4 * I * dt_shape[-1]
-    return tokens * 4 * I * (9 * A_shape[-1] + 2) + products
+def recurrence_flops(tokens: int, channels: int, states: int) -> int:
+    """Nine operations for each state update, of which a token has one for every direction, channel and state, and two
+    for the skip of each direction and channel."""
+    return tokens * 4 * channels * (9 * states + 2)
+
+
+def _flops(shapes: Any) -> int:
+    """Of `ScanInputs` of shapes: the recurrence, and the matmul that makes the steps."""
+    *pixels, channels = shapes.x
+    tokens = math.prod(pixels)
+    matmul = 0 if shapes.dt_weight is None else 2 * tokens * math.prod(shapes.dt_weight)
+    return recurrence_flops(tokens, channels, states=shapes.A[-1]) + matmul
 
 
 @register_flop_formula(torch.ops.vmunet.cross_scan)
-def _(x, dt, B, C, A, D, dt_bias, dt_weight, *args, **kwargs):
-    return _flops(x, dt, A, dt_weight)
+def _(*args, **_kwargs):
+    *shapes, _backend, _save = args
+    return _flops(ScanInputs(*shapes))
 
 
 @register_flop_formula(torch.ops.vmunet.cross_scan_backward)
-def _(grad_y, saved, x, dt, B, C, A, D, dt_bias, dt_weight, *args, **kwargs):
+def _(_grad_y, _saved, *args, **_kwargs):
+    *shapes, _backend = args
     # the states are computed again, then each update is walked back through its two factors
-    return 3 * _flops(x, dt, A, dt_weight)
+    return 3 * _flops(ScanInputs(*shapes))
 
 
 @register_flop_formula(torch.ops.vmunet.gated_cross_scan)
-def _(x, z, dt, B, C, A, D, dt_bias, dt_weight, *args, **kwargs):
-    return _flops(x, dt, A, dt_weight)
+def _(*args, **_kwargs):
+    *shapes, _eps, _backend, _save = args
+    return _flops(GatedInputs(*shapes).scan)
 
 
 @register_flop_formula(torch.ops.vmunet.gated_cross_scan_backward)
-def _(grad, y, saved, x, z, dt, B, C, A, D, dt_bias, dt_weight, *args, **kwargs):
-    return 3 * _flops(x, dt, A, dt_weight)
+def _(_grad, _y, _saved, *args, **_kwargs):
+    *shapes, _eps, _backend = args
+    return 3 * _flops(GatedInputs(*shapes).scan)

@@ -7,17 +7,20 @@ Paper section 3.2 (SS2D); the recurrence is equation 2 of the paper with the Eul
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+from .inputs import ScanInputs
 
 NAME = "reference"
 LONGEST_WITH_GRADIENT = 1024  # autograd keeps every state of every step
 
 
-def why_not(device, dtype):
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     """The definition runs everywhere; being asked for by name is its only use."""
     return None
 
 
-def scan_order(H, W, device=None):
+def scan_order(H: int, W: int, device: torch.device | None = None) -> Tensor:
     """(4, L): the pixel that each direction visits at each step.
 
     Row by row, column by column, and the two backwards."""
@@ -26,7 +29,7 @@ def scan_order(H, W, device=None):
     return torch.stack([rows, columns, rows.flip(0), columns.flip(0)])
 
 
-def selective_scan(u, dt, A, B, C, D):
+def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
     """h[t] = exp(dt[t] A) h[t-1] + dt[t] B[t] u[t],   y[t] = <C[t], h[t]> + D u[t]
 
     u, dt (b, L, I)   A (I, N)   B, C (b, L, N)   D (I)   ->   y (b, L, I)"""
@@ -38,7 +41,16 @@ def selective_scan(u, dt, A, B, C, D):
     return torch.stack(ys, 1) + D * u
 
 
-def scan(x, dt, B, C, A, D, dt_bias, dt_weight=None):
+def scan(
+    x: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    A: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    dt_weight: Tensor | None = None,
+) -> Tensor:
     """`models.cross_scan.cross_selective_scan` by definition; shapes as there."""
     H, W = x.shape[1:3]
     if torch.is_grad_enabled() and H * W > LONGEST_WITH_GRADIENT:
@@ -61,25 +73,38 @@ def scan(x, dt, B, C, A, D, dt_bias, dt_weight=None):
     return y.view(x.shape).to(x.dtype)
 
 
-def make_inputs(b, H, W, I, N=16, R=None, dtype=torch.float32, device="cpu", seed=0):
+def inverse_softplus(y: Tensor) -> Tensor:
+    """The x with softplus(x) = y."""
+    return y + torch.log(-torch.expm1(-y))
+
+
+def make_inputs(
+    b: int,
+    H: int,
+    W: int,
+    I: int,
+    N: int = 16,
+    R: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> ScanInputs:
     """Random inputs as the model makes them (initial values of A, D and the bias perturbed), for self-tests, tests and
-    benchmarks: (x, dt, B, C, A, D, dt_bias, dt_weight). dt, B and C are views of one product, as in SS2D; without R, dt
-    holds the raw steps themselves and dt_weight is None."""
+    benchmarks. dt, B and C are views of one projection, as in SS2D; without R, dt holds the raw steps themselves and
+    dt_weight is None."""
     random = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
         return torch.randn(shape, generator=random, dtype=torch.float64)
 
-    rank = R or I
-    x, product = normal(b, H, W, I), normal(b, H, W, 4, rank + 2 * N)
+    rank, parameters = R or I, torch.promote_types(dtype, torch.float32)
+    x, projected = normal(b, H, W, I), normal(b, H, W, 4, rank + 2 * N)
     A = -torch.arange(1, N + 1) * (0.1 * normal(4, I, N)).exp()
     D = 1 + 0.1 * normal(4, I)
     step = 0.001 * 100 ** torch.rand(4, I, generator=random, dtype=torch.float64)  # log-uniform in [0.001, 0.1]
-    dt_bias = step + torch.log(-torch.expm1(-step))  # the inverse of softplus
-    dt_weight = None if R is None else R**-0.5 * normal(4, I, R)
-    x, product = (t.to(device=device, dtype=dtype) for t in (x, product))
-    parameters = torch.promote_types(dtype, torch.float32)
-    A, D, dt_bias, dt_weight = (
-        None if t is None else t.to(device=device, dtype=parameters) for t in (A, D, dt_bias, dt_weight)
-    )
-    return x, *product.split([rank, N, N], -1), A, D, dt_bias, dt_weight
+    dt_bias = inverse_softplus(step)
+    dt_weight = None if R is None else (R**-0.5 * normal(4, I, R)).to(device=device, dtype=parameters)
+    x, projected = (t.to(device=device, dtype=dtype) for t in (x, projected))
+    A, D, dt_bias = (t.to(device=device, dtype=parameters) for t in (A, D, dt_bias))
+    dt, B, C = projected.split([rank, N, N], -1)
+    return ScanInputs(x, dt, B, C, A, D, dt_bias, dt_weight)

@@ -10,13 +10,16 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from .inputs import ScanInputs
 from .reference import scan_order
 
 NAME = "torch"
 
 
-def why_not(device, dtype):
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Plain PyTorch runs everywhere."""
     return None
 
 
@@ -24,31 +27,34 @@ def _chunk(length):
     return math.isqrt(length - 1) + 1  # ceil(sqrt(L)): as many checkpoints as steps in a chunk
 
 
-def saved_shape(b, H, W, I, N):
+def saved_shape(inputs: ScanInputs) -> tuple[int, ...]:
     """Shape of the states that the forward keeps: one for each chunk."""
+    (b, H, W, I), N = inputs.x.shape, inputs.A.shape[-1]
     return (-(-H * W // _chunk(H * W)), b, 4, N, I)
 
 
 class _Sequences:
     """The inputs in scan order: u, z = raw step + bias, steps (b, 4, L, I) and B, C (b, 4, L, N)."""
 
-    def __init__(self, x, dt, B, C, dt_bias, dt_weight):
+    def __init__(self, inputs: ScanInputs):
+        x, dt = inputs.x, inputs.dt
         H, W = x.shape[1:3]
         precise = torch.promote_types(x.dtype, torch.float32)
-        if dt_weight is not None:
-            dt = torch.einsum("bhwkr,kir->bhwki", dt.to(precise), dt_weight)
+        if inputs.dt_weight is not None:
+            dt = torch.einsum("bhwkr,kir->bhwki", dt.to(precise), inputs.dt_weight)
+        z = dt + inputs.dt_bias
         self.order = scan_order(H, W, x.device)
         self.inverse = self.order.argsort(1)
         self.k = torch.arange(4, device=x.device)[:, None]
         self.u = x.flatten(1, 2)[:, self.order].to(precise)
-        self.z, self.B, self.C = (t.flatten(1, 2)[:, self.order, self.k].to(precise) for t in (dt + dt_bias, B, C))
+        self.z, self.B, self.C = (t.flatten(1, 2)[:, self.order, self.k].to(precise) for t in (z, inputs.B, inputs.C))
         self.steps = F.softplus(self.z)
 
-    def to_pixels(self, sequences):
+    def to_pixels(self, sequences: Tensor) -> Tensor:
         """(b, 4, L, ...) in scan order -> (b, L, 4, ...) in pixel order."""
         return sequences[:, self.k, self.inverse].transpose(1, 2)
 
-    def summed(self, sequences):
+    def summed(self, sequences: Tensor) -> Tensor:
         """(b, 4, L, I) in scan order -> (b, L, I), in the original's order of summation."""
         y = sequences[:, self.k, self.inverse]
         return (y[:, 0] + y[:, 2]) + y[:, 1] + y[:, 3]
@@ -69,14 +75,15 @@ def _states(seq, drive, decays, h, start):
     return states
 
 
-def forward(x, dt, B, C, A, D, dt_bias, dt_weight, save=True):
+def forward(inputs: ScanInputs, save: bool = True) -> tuple[Tensor, Tensor]:
     """y (b, H, W, I) and the kept states (empty without `save`)."""
-    seq = _Sequences(x, dt, B, C, dt_bias, dt_weight)
+    seq = _Sequences(inputs)
+    x, A, D = inputs.x, inputs.A, inputs.D
     L, chunk = seq.u.shape[2], _chunk(seq.u.shape[2])
     drive = seq.steps * seq.u
     y = D[:, None, :] * seq.u
-    h = y.new_zeros(saved_shape(*x.shape, A.shape[-1])[1:])
-    saved = y.new_empty(saved_shape(*x.shape, A.shape[-1]) if save else 0)
+    h = y.new_zeros(saved_shape(inputs)[1:])
+    saved = y.new_empty(saved_shape(inputs) if save else (0,))
     for number, start in enumerate(range(0, L, chunk)):
         if save:
             saved[number] = h
@@ -86,9 +93,10 @@ def forward(x, dt, B, C, A, D, dt_bias, dt_weight, save=True):
     return seq.summed(y).view(x.shape).to(x.dtype), saved
 
 
-def backward(grad_y, saved, x, dt, B, C, A, D, dt_bias, dt_weight):
-    """The gradients of the eight inputs, chunk by chunk from the end."""
-    seq = _Sequences(x, dt, B, C, dt_bias, dt_weight)
+def backward(grad_y: Tensor, saved: Tensor, inputs: ScanInputs) -> ScanInputs:
+    """The gradients of the inputs, chunk by chunk from the end."""
+    seq = _Sequences(inputs)
+    x, A, D = inputs.x, inputs.A, inputs.D
     gy = grad_y.flatten(1, 2)[:, seq.order].to(seq.u.dtype)
     drive = seq.steps * seq.u
     L, chunk = seq.u.shape[2], _chunk(seq.u.shape[2])
@@ -114,10 +122,10 @@ def backward(grad_y, saved, x, dt, B, C, A, D, dt_bias, dt_weight):
     du += D[:, None, :] * gy
     dz = dsteps * seq.z.sigmoid()
     d_dt, d_dt_weight = seq.to_pixels(dz).unflatten(1, x.shape[1:3]), None
-    if dt_weight is not None:
-        d_dt_weight = torch.einsum("bhwki,bhwkr->kir", d_dt, dt.to(d_dt.dtype))
-        d_dt = torch.einsum("bhwki,kir->bhwkr", d_dt, dt_weight)
+    if inputs.dt_weight is not None:
+        d_dt_weight = torch.einsum("bhwki,bhwkr->kir", d_dt, inputs.dt.to(d_dt.dtype))
+        d_dt = torch.einsum("bhwki,kir->bhwkr", d_dt, inputs.dt_weight)
     dB, dC = (seq.to_pixels(t).unflatten(1, x.shape[1:3]) for t in (dB, dC))
     dD, d_dt_bias = (gy * seq.u).sum((0, 2)), dz.sum((0, 2))
-    d_x = seq.summed(du).view(x.shape)
-    return d_x.to(x.dtype), d_dt.to(x.dtype), dB.to(x.dtype), dC.to(x.dtype), dA, dD, d_dt_bias, d_dt_weight
+    d_x, d_dt, dB, dC = (t.to(x.dtype) for t in (seq.summed(du).view(x.shape), d_dt, dB, dC))
+    return ScanInputs(x=d_x, dt=d_dt, B=dB, C=dC, A=dA, D=dD, dt_bias=d_dt_bias, dt_weight=d_dt_weight)

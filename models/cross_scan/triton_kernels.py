@@ -6,7 +6,7 @@ How they are laid out
   nor the sum over the states needs another thread. `row` and `put` pick rows of a tile; they compile to nothing. The
   tiles get this layout because I is not specialised: Triton must not know that several channels could be read at once.
 - A direction is only an order in which pixels are visited: no copies, no flips.
-- The steps delta are computed inside the tile (low rank product, bias, softplus) and never reach memory.
+- The steps delta are computed inside the tile (low-rank matmul, bias, softplus) and never reach memory.
 - Each direction writes its own plane, in pixel order; one more kernel adds the four, normalises and gates. Nothing is
   added atomically: results are the same to the bit in every run.
 - With too little work for the GPU, the steps are cut into chunks: the end states of all chunks from zero, a small scan
@@ -104,8 +104,22 @@ def sigmoid(z):
 
 
 @triton.jit
-def raw_steps(dt, packed, weights, bias, rows, d, t, mask, I, N: tl.constexpr, R: tl.constexpr, UNROLL: tl.constexpr,
-              T: tl.constexpr, BD: tl.constexpr):  # fmt: skip
+def raw_steps(
+    dt,
+    packed,
+    weights,
+    bias,
+    rows,
+    d,
+    t,
+    mask,
+    I,
+    N: tl.constexpr,
+    R: tl.constexpr,
+    UNROLL: tl.constexpr,
+    T: tl.constexpr,
+    BD: tl.constexpr,
+):
     """bias + dt_weight r for the tile, (T, BD); with R = 0 the steps are read instead."""
     z = tl.zeros((T, BD), tl.float32) + bias[None, :]
     if R == 0:
@@ -122,8 +136,31 @@ def raw_steps(dt, packed, weights, bias, rows, d, t, mask, I, N: tl.constexpr, R
 
 
 @triton.jit
-def pack_kernel(dt, B, C, A, dt_weight, packed, weights, dt_row, dt_k, B_row, B_k, C_row, C_k, H, W, I, tiles, blocks,
-                N: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, T: tl.constexpr, BL: tl.constexpr):  # fmt: skip
+def pack_kernel(
+    dt,
+    B,
+    C,
+    A,
+    dt_weight,
+    packed,
+    weights,
+    dt_row,
+    dt_k,
+    B_row,
+    B_k,
+    C_row,
+    C_k,
+    H,
+    W,
+    I,
+    tiles,
+    blocks,
+    N: tl.constexpr,
+    R: tl.constexpr,
+    RP: tl.constexpr,
+    T: tl.constexpr,
+    BL: tl.constexpr,
+):
     """Brings what is shared by all channels into the order and precision in which the scans read it.
 
     packed (b, 4, tiles, 2 N + R, T): B, C and the low-rank steps in scan order, zero beyond the last step
@@ -148,8 +185,9 @@ def pack_kernel(dt, B, C, A, dt_weight, packed, weights, dt_row, dt_k, B_row, B_
         c = tl.load(C + pixel[:, None] * C_row + k * C_k + n[None, :], mask=mask, other=0.0)
         tl.store(to[:, None] + (N + n)[None, :] * T, c.to(tl.float32), mask=inside[:, None])
         if R > 0:
-            r = tl.load(dt + pixel[:, None] * dt_row + k * dt_k + j[None, :],
-                        mask=valid[:, None] & (j < R)[None, :], other=0.0)  # fmt: skip
+            r = tl.load(
+                dt + pixel[:, None] * dt_row + k * dt_k + j[None, :], mask=valid[:, None] & (j < R)[None, :], other=0.0
+            )
             tl.store(to[:, None] + (2 * N + j)[None, :] * T, r.to(tl.float32), mask=inside[:, None] & (j < R)[None, :])
     elif tl.program_id(1) < 4:
         k = tl.program_id(1)
@@ -165,9 +203,30 @@ def pack_kernel(dt, B, C, A, dt_weight, packed, weights, dt_row, dt_k, B_row, B_
 
 
 @triton.jit(do_not_specialize=["I"])
-def scan_kernel(x, dt, packed, weights, D, bias, starts, planes, H, W, I, chunk, tiles, slots, stride,
-                SAVE: tl.constexpr, SEGMENT: tl.constexpr, N: tl.constexpr, R: tl.constexpr, UNROLL: tl.constexpr,
-                T: tl.constexpr, BD: tl.constexpr):  # fmt: skip
+def scan_kernel(
+    x,
+    dt,
+    packed,
+    weights,
+    D,
+    bias,
+    starts,
+    planes,
+    H,
+    W,
+    I,
+    chunk,
+    tiles,
+    slots,
+    stride,
+    SAVE: tl.constexpr,
+    SEGMENT: tl.constexpr,
+    N: tl.constexpr,
+    R: tl.constexpr,
+    UNROLL: tl.constexpr,
+    T: tl.constexpr,
+    BD: tl.constexpr,
+):
     """The recurrence over one chunk, and its output.
 
     starts (b, 4, slots, N, I): chunks after the first find their state in slot chunk * stride; with SAVE, the state
@@ -231,9 +290,28 @@ def scan_kernel(x, dt, packed, weights, D, bias, starts, planes, H, W, I, chunk,
 
 
 @triton.jit(do_not_specialize=["I"])
-def ends_kernel(v, dt, packed, weights, bias, ends, totals, H, W, I, chunk, tiles, slots, stride,
-                BACKWARDS: tl.constexpr, N: tl.constexpr, R: tl.constexpr, UNROLL: tl.constexpr, T: tl.constexpr,
-                BD: tl.constexpr):  # fmt: skip
+def ends_kernel(
+    v,
+    dt,
+    packed,
+    weights,
+    bias,
+    ends,
+    totals,
+    H,
+    W,
+    I,
+    chunk,
+    tiles,
+    slots,
+    stride,
+    BACKWARDS: tl.constexpr,
+    N: tl.constexpr,
+    R: tl.constexpr,
+    UNROLL: tl.constexpr,
+    T: tl.constexpr,
+    BD: tl.constexpr,
+):
     """What each chunk hands on when nothing was handed to it, and the sum of its steps.
 
     Forward: the end state, v = x, kept in slot (chunk + 1) * stride of ends (b, 4, slots, N, I). BACKWARDS: the
@@ -289,8 +367,20 @@ def ends_kernel(v, dt, packed, weights, bias, ends, totals, H, W, I, chunk, tile
 
 
 @triton.jit(do_not_specialize=["I"])
-def hand_on_kernel(weights, totals, ends, I, chunks, slots, stride, BACKWARDS: tl.constexpr, NR: tl.constexpr,
-                   N: tl.constexpr, T: tl.constexpr, BD: tl.constexpr):  # fmt: skip
+def hand_on_kernel(
+    weights,
+    totals,
+    ends,
+    I,
+    chunks,
+    slots,
+    stride,
+    BACKWARDS: tl.constexpr,
+    NR: tl.constexpr,
+    N: tl.constexpr,
+    T: tl.constexpr,
+    BD: tl.constexpr,
+):
     """The scan over the chunks, in place: `ends` as left by `ends_kernel`, then with what each chunk was handed."""
     d = tl.program_id(0) * BD + tl.arange(0, BD)
     i = tl.program_id(1)
@@ -315,11 +405,38 @@ def hand_on_kernel(weights, totals, ends, I, chunks, slots, stride, BACKWARDS: t
 
 
 @triton.jit(do_not_specialize=["I"])
-def scan_backward_kernel(grad, x, dt, packed, weights, D, bias, starts, carry, inner, dx, ddt, blocks_out,
-                         parameters_out, H, W, I, chunk, tiles, slots, SEGMENT: tl.constexpr, N: tl.constexpr,
-                         R: tl.constexpr,
-                         RP: tl.constexpr, NP: tl.constexpr, UNROLL: tl.constexpr, T: tl.constexpr, BD: tl.constexpr,
-                         PRECISION: tl.constexpr, ROUND: tl.constexpr):  # fmt: skip
+def scan_backward_kernel(
+    grad,
+    x,
+    dt,
+    packed,
+    weights,
+    D,
+    bias,
+    starts,
+    carry,
+    inner,
+    dx,
+    ddt,
+    blocks_out,
+    parameters_out,
+    H,
+    W,
+    I,
+    chunk,
+    tiles,
+    slots,
+    SEGMENT: tl.constexpr,
+    N: tl.constexpr,
+    R: tl.constexpr,
+    RP: tl.constexpr,
+    NP: tl.constexpr,
+    UNROLL: tl.constexpr,
+    T: tl.constexpr,
+    BD: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROUND: tl.constexpr,
+):
     """The gradients over one chunk, from its last segment to its first.
 
     With g the gradient of a state after its own output was added, and s = exp(delta A) g what it hands back:
@@ -493,8 +610,9 @@ def sum_planes_kernel(planes, out, size, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def sum_blocks_kernel(partials, dB, dC, dr, size, blocks, H, W, steps, N: tl.constexpr, R: tl.constexpr,
-                      BLOCK: tl.constexpr):  # fmt: skip
+def sum_blocks_kernel(
+    partials, dB, dC, dr, size, blocks, H, W, steps, N: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr
+):
     """Adds the blocks of channels, partials (blocks, size = b 4 steps (2 N + R)), and takes the three gradients apart,
     (b, L, 4, N or R), from the order of the steps to that of the pixels. steps: L and what fills up the last tile."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -516,8 +634,9 @@ def sum_blocks_kernel(partials, dB, dC, dr, size, blocks, H, W, steps, N: tl.con
 
 
 @triton.jit
-def sum_parameters_kernel(partials, dA, dW, dD, d_bias, I, batch, chunks, N: tl.constexpr, R: tl.constexpr,
-                          BD: tl.constexpr):  # fmt: skip
+def sum_parameters_kernel(
+    partials, dA, dW, dD, d_bias, I, batch, chunks, N: tl.constexpr, R: tl.constexpr, BD: tl.constexpr
+):
     """Adds the images and chunks of the parameters' gradients, partials (b, 4, chunks, N + R + 2, I)."""
     d = tl.program_id(0) * BD + tl.arange(0, BD)
     j = tl.program_id(1)
@@ -539,8 +658,9 @@ def sum_parameters_kernel(partials, dA, dW, dD, d_bias, I, batch, chunks, N: tl.
 
 
 @triton.jit
-def gate_kernel(planes, z, weight, bias, y, out, size, tokens, I, z_row, eps, SAVE: tl.constexpr, BT: tl.constexpr,
-                BI: tl.constexpr):  # fmt: skip
+def gate_kernel(
+    planes, z, weight, bias, y, out, size, tokens, I, z_row, eps, SAVE: tl.constexpr, BT: tl.constexpr, BI: tl.constexpr
+):
     """LayerNorm(y) * SiLU(z) of y, the sum of the planes (4, tokens, I) rounded to their dtype."""
     token = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
     i = tl.arange(0, BI)
@@ -565,8 +685,9 @@ def gate_kernel(planes, z, weight, bias, y, out, size, tokens, I, z_row, eps, SA
 
 
 @triton.jit
-def gate_backward_kernel(grad, y, z, weight, bias, dy, dz, parameters_out, tokens, I, z_row, eps, BT: tl.constexpr,
-                         BI: tl.constexpr):  # fmt: skip
+def gate_backward_kernel(
+    grad, y, z, weight, bias, dy, dz, parameters_out, tokens, I, z_row, eps, BT: tl.constexpr, BI: tl.constexpr
+):
     """Gradients of LayerNorm(y) * SiLU(z). parameters_out (programs, 2, I): those of weight and bias, for the program's
     tokens, which are every num_programs-th block of BT."""
     i = tl.arange(0, BI)

@@ -1,14 +1,14 @@
 """LayerNorm over the last axis; on NVIDIA GPUs in one Triton kernel for each direction.
 
 PyTorch's kernels give every row a block of threads of its own, which at the network's end, with two million rows of 24
-channels in a batch, cost more than all its matrix products. Here a program takes as many rows as fill it."""
+channels in a batch, cost more than all its matmuls. Here a program takes as many rows as fill it."""
 
 import functools
 import logging
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from models.cross_scan import triton_scan
 from models.cross_scan.backends import describe_failure
@@ -22,25 +22,25 @@ log = logging.getLogger("vmunet")
 class LayerNorm(nn.LayerNorm):
     """nn.LayerNorm for channels-last maps, (..., C) -> (..., C).
 
-    for_product: the result goes to a matrix product and nowhere else. Under autocast it then already has the product's
-    dtype, instead of float32 that autocast would round to it in a pass of its own."""
+    for_matmul: the result goes to a matmul and nowhere else. Under autocast it then already has the matmul's dtype,
+    instead of float32 that autocast would round to it in a pass of its own."""
 
-    def __init__(self, channels, for_product=False):
+    def __init__(self, channels: int, for_matmul: bool = False):
         super().__init__(channels)
-        self.for_product = for_product
+        self.for_matmul = for_matmul
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if not x.is_cuda or x.dtype == torch.float64 or not kernels_work("cuda"):
             return super().forward(x)
         autocast = torch.is_autocast_enabled(x.device.type)
-        dtype = torch.get_autocast_dtype(x.device.type) if autocast and self.for_product else x.dtype
-        if autocast and not self.for_product:
+        dtype = torch.get_autocast_dtype(x.device.type) if autocast and self.for_matmul else x.dtype
+        if autocast and not self.for_matmul:
             dtype = torch.float32  # as autocast's own LayerNorm
         return layer_norm(x, self.weight, self.bias, self.eps, dtype)
 
 
 @torch.compiler.assume_constant_result
-def kernels_work(device_type):
+def kernels_work(device_type: str) -> bool:
     """Whether Triton's kernels run and agree with PyTorch's on a tiny input. The log says why not."""
     return _try_kernels(device_type)
 
@@ -60,9 +60,7 @@ def _try_kernels(device_type):
 
 
 @torch.library.custom_op("vmunet::layer_norm", mutates_args=())
-def layer_norm(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, dtype: torch.dtype
-) -> torch.Tensor:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """LayerNorm of x (..., C) in float32, rounded to `dtype`."""
     x = x.contiguous()
     out = torch.empty_like(x, dtype=dtype)
@@ -80,9 +78,7 @@ def _(x, weight, bias, eps, dtype):
 
 
 @torch.library.custom_op("vmunet::layer_norm_backward", mutates_args=())
-def layer_norm_backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def layer_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias."""
     x, grad = x.contiguous(), grad.contiguous()
     dx = torch.empty_like(x)

@@ -4,9 +4,10 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from models.cross_scan import gated_cross_scan
+from models.cross_scan.reference import inverse_softplus
 
 
 class SS2D(nn.Module):
@@ -15,7 +16,7 @@ class SS2D(nn.Module):
     Letters: B batch   H, W map   C = `dim` channels   I = 2 C inner channels   N states   R = ceil(C / 16) step rank
     (B, H, W, C) -> (B, H, W, C). Parameter names are the original's, so that its checkpoints load."""
 
-    def __init__(self, dim, d_state=16, scan_backend="auto"):
+    def __init__(self, dim: int, d_state: int = 16, scan_backend: str = "auto"):
         super().__init__()
         inner, rank = 2 * dim, math.ceil(dim / 16)
         self.split = [rank, d_state, d_state]
@@ -32,27 +33,25 @@ class SS2D(nn.Module):
         self.reset_scan_parameters()
 
     @torch.no_grad()
-    def reset_scan_parameters(self, dt_min=0.001, dt_max=0.1):
+    def reset_scan_parameters(self, dt_min: float = 0.001, dt_max: float = 0.1) -> None:
         """Mamba's initialisation: rates 1..N, a skip of 1, steps log-uniform in [dt_min, dt_max]."""
         inner, rank = self.dt_projs_weight.shape[1:]
         nn.init.uniform_(self.x_proj_weight, -(inner**-0.5), inner**-0.5)
         nn.init.uniform_(self.dt_projs_weight, -(rank**-0.5), rank**-0.5)
         step = torch.empty_like(self.dt_projs_bias).uniform_(math.log(dt_min), math.log(dt_max)).exp_()
-        self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+        self.dt_projs_bias.copy_(inverse_softplus(step))
         self.A_logs.copy_(torch.arange(1, self.A_logs.shape[1] + 1).log().expand_as(self.A_logs))
         self.Ds.fill_(1.0)
 
-    def forward(self, x):  # (B, H, W, C)
-        # two products instead of one cut in half: what follows needs both halves contiguous
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
+        # two matmuls instead of one cut in half: what follows needs both halves contiguous
         weight_x, weight_z = self.in_proj.weight.chunk(2)
         z = F.linear(x, weight_z)  # (B, H, W, I), the gate
         x = F.linear(x, weight_x)
         x = F.silu(self.conv2d(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)  # (B, H, W, I), channels last throughout
         projected = F.linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (4, -1))
         dt, B, C = projected.split(self.split, -1)  # (B, H, W, 4, R or N)
-        A = -self.A_logs.exp().view(4, -1, self.A_logs.shape[1])
-        y = gated_cross_scan(
-            x, z, dt, B, C, A, self.Ds.view(4, -1), self.dt_projs_bias, self.dt_projs_weight,
-            self.out_norm.weight, self.out_norm.bias, self.out_norm.eps, self.scan_backend,
-        )  # fmt: skip
+        A, D = -self.A_logs.exp().view(4, -1, self.A_logs.shape[1]), self.Ds.view(4, -1)
+        steps, norm = (self.dt_projs_bias, self.dt_projs_weight), self.out_norm
+        y = gated_cross_scan(x, z, dt, B, C, A, D, *steps, norm.weight, norm.bias, norm.eps, self.scan_backend)
         return self.out_proj(y)

@@ -1,5 +1,10 @@
 """VM-UNet (arXiv 2402.02491): the network as users call it."""
 
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from configs.base import ScanBackend
 from models.network import SegmentationNetwork
 
 from .vmamba import VSSM
@@ -22,16 +27,16 @@ class VMUNet(SegmentationNetwork):
 
     def __init__(
         self,
-        num_classes=1,
-        input_channels=3,
-        depths=(2, 2, 2, 2),
-        depths_decoder=(2, 2, 2, 1),
-        drop_path_rate=0.2,
-        dims=(96, 192, 384, 768),
-        d_state=16,
-        scan_backend="auto",
-        use_checkpoint=False,
-        skip_at_quarter=False,
+        num_classes: int = 1,
+        input_channels: int = 3,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        depths_decoder: Sequence[int] = (2, 2, 2, 1),
+        drop_path_rate: float = 0.2,
+        dims: Sequence[int] | int = (96, 192, 384, 768),
+        d_state: int = 16,
+        scan_backend: ScanBackend = "auto",
+        use_checkpoint: bool = False,
+        skip_at_quarter: bool = False,
     ):
         super().__init__(num_classes, input_channels)
         dims = [dims * 2**i for i in range(4)] if isinstance(dims, int) else list(dims)
@@ -41,9 +46,17 @@ class VMUNet(SegmentationNetwork):
                 "expected four of each, dims doubling from stage to stage and the first a multiple of 4"
             )
         self.vmunet = VSSM(
-            num_classes, input_channels, list(depths), list(depths_decoder), dims, d_state, drop_path_rate,
-            scan_backend, use_checkpoint, skip_at_quarter,
-        )  # fmt: skip
+            num_classes=num_classes,
+            input_channels=input_channels,
+            depths=list(depths),
+            depths_decoder=list(depths_decoder),
+            dims=dims,
+            d_state=d_state,
+            drop_path_rate=drop_path_rate,
+            scan_backend=scan_backend,
+            use_checkpoint=use_checkpoint,
+            skip_at_quarter=skip_at_quarter,
+        )
 
-    def logits(self, x):
+    def logits(self, x: Tensor) -> Tensor:
         return self.vmunet(x)

@@ -69,10 +69,13 @@ def test_a_patient_stays_in_one_fold():
 def test_the_seed_decides_and_the_order_of_files_does_not():
     assert fold_of(PATIENTS, 5, 1) == fold_of(PATIENTS[::-1], 5, 1) != fold_of(PATIENTS, 5, 2)
     assert [fold_of("abcdefgh", 2, 42)[letter] for letter in "abcdefgh"] == FOLDS_OF_EIGHT
+    fold = fold_of(PATIENTS, 5, 42, r"^p\d+")
+    assert [fold[f"p{patient:02d}_0"] for patient in range(12)] == FOLDS_OF_PATIENTS
 
 
 # written down once: another Python or a change of the code must not deal other folds
 FOLDS_OF_EIGHT = [0, 1, 0, 0, 1, 1, 0, 1]
+FOLDS_OF_PATIENTS = [4, 1, 3, 2, 2, 4, 4, 0, 2, 0, 3, 1]
 
 
 @pytest.mark.parametrize(

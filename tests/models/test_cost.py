@@ -27,7 +27,7 @@ def test_published_figures_of_nine_classes():
 
 def test_true_cost(cost):
     assert cost.parameters == 27_427_561
-    assert cost.product_macs == 5_288_361_984
+    assert cost.matmul_macs == 5_288_361_984
     assert cost.scan_flops == 9 * 327_155_712 + 2 * 20_447_232
     assert cost.flops == 13_617_070_080
 
@@ -36,7 +36,7 @@ def test_true_cost(cost):
 def test_other_sizes_match_the_analytic_count(shared, case, num_classes, size):
     golden = json.loads((shared / "oracle/golden/flops.json").read_text(encoding="utf-8"))[case]
     cost = measure_cost(VMUNet(num_classes=num_classes), size, size)
-    assert cost.product_macs == golden["dense_macs"]
+    assert cost.matmul_macs == golden["dense_macs"]
     assert cost.scan_flops == golden["scan_flops_9BLDN_plus_D"]
     assert cost.flops == golden["total_flops"]
 

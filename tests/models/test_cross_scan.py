@@ -1,11 +1,15 @@
 """The cross-scan: its definition against the original's numbers, backends against its definition."""
 
+import typing
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from configs.base import ScanBackend
 from models.cross_scan import backends, cross_selective_scan, gated_cross_scan, torch_loop
 from models.cross_scan.reference import make_inputs, scan_order, selective_scan
 from tests.tiny import GOLDEN
@@ -33,17 +37,13 @@ def test_selective_scan_equals_the_original():
     golden = {name: torch.from_numpy(array) for name, array in np.load(GOLDEN / "scan.npz").items()}
     leaves = {name: t.requires_grad_() for name, t in golden.items() if name.startswith("in_")}
     delta = F.softplus(leaves["in_delta"] + leaves["in_delta_bias"][:, None])
-    y = torch.cat(
-        [
-            selective_scan(
-                leaves["in_u"][:, c].transpose(1, 2), delta[:, c].transpose(1, 2), leaves["in_A"][c],
-                leaves["in_B"][:, c[0] // 3].transpose(1, 2), leaves["in_C"][:, c[0] // 3].transpose(1, 2),
-                leaves["in_D"][c],
-            )
-            for c in torch.arange(12).split(3)
-        ],
-        dim=-1,
-    ).transpose(1, 2)  # fmt: skip
+    ys = []
+    for group in range(4):
+        c = slice(3 * group, 3 * group + 3)
+        u, dt = leaves["in_u"][:, c].transpose(1, 2), delta[:, c].transpose(1, 2)
+        B, C = (leaves[name][:, group].transpose(1, 2) for name in ("in_B", "in_C"))
+        ys.append(selective_scan(u, dt, leaves["in_A"][c], B, C, leaves["in_D"][c]))
+    y = torch.cat(ys, dim=-1).transpose(1, 2)
     torch.testing.assert_close(y, golden["y"], rtol=1e-12, atol=1e-12)
     y.backward(golden["gy"])
     for name, leaf in leaves.items():
@@ -104,11 +104,15 @@ def test_opcheck():
 
 def test_flop_counter_counts_the_scan():
     b, H, W, I, N, R = 2, 4, 6, 8, 16, 3
-    inputs = make_inputs(b, H, W, I, N, R)
+    inputs = [t.requires_grad_() for t in make_inputs(b, H, W, I, N, R)]
     with FlopCounterMode(display=False) as counter:
-        cross_selective_scan(*inputs, backend="torch")
+        y = cross_selective_scan(*inputs, backend="torch")
     updates = 4 * b * H * W * I
-    assert counter.get_total_flops() == 9 * updates * N + 2 * updates + 2 * updates * R
+    forward = 9 * updates * N + 2 * updates + 2 * updates * R
+    assert counter.get_total_flops() == forward
+    with FlopCounterMode(display=False) as counter:
+        y.backward(torch.ones_like(y))
+    assert counter.get_total_flops() == 3 * forward
 
 
 def test_gate_and_norm_follow_the_scan():
@@ -141,9 +145,14 @@ def test_an_unknown_backend_lists_the_known_ones():
         cross_selective_scan(*make_inputs(1, 2, 2, I=4, R=2), backend="fast")
 
 
+def test_users_can_choose_every_backend_but_the_exporters():
+    assert typing.get_args(ScanBackend) == ("auto", *backends.PREFERENCE, "reference")
+    assert {*typing.get_args(ScanBackend), "exportable"} - {"auto"} == backends.MODULES.keys()
+
+
 def test_a_backend_that_returns_zeros_is_passed_over(monkeypatch, caplog):
     """As kernels without code for the card do."""
-    zeros = type("Zeros", (), {"why_not": lambda *_: None, "forward": lambda x, *_, save: (torch.zeros_like(x), None)})
+    zeros = SimpleNamespace(why_not=lambda *_: None, forward=lambda inputs, save: (torch.zeros_like(inputs.x), None))
     monkeypatch.setattr(backends, "load", lambda name, load=backends.load: zeros if name == "broken" else load(name))
     monkeypatch.setattr(backends, "PREFERENCE", ("broken", "torch"))
     backends.choose.cache_clear()
@@ -156,10 +165,10 @@ def test_a_backend_that_returns_zeros_is_passed_over(monkeypatch, caplog):
 def test_a_backend_that_can_not_be_compiled_is_passed_over(monkeypatch, caplog):
     """As Triton without a C compiler. Asked for by name it says so."""
 
-    def forward(*inputs, save):
+    def forward(inputs, save):
         raise RuntimeError("Failed to find C compiler.\nTraceback of many lines")
 
-    broken = type("Broken", (), {"why_not": lambda *_: None, "forward": forward})
+    broken = SimpleNamespace(why_not=lambda *_: None, forward=forward)
     monkeypatch.setattr(backends, "load", lambda name, load=backends.load: broken if name == "triton" else load(name))
     monkeypatch.setattr(backends, "PREFERENCE", ("triton", "torch"))
     for cached in (backends.choose, backends.why_not):
@@ -187,22 +196,20 @@ def test_a_fused_backend_is_called_with_norm_and_gate_and_gives_their_gradients(
         saved_shape = staticmethod(torch_loop.saved_shape)
 
         @staticmethod
-        def gated_forward(x, z, *inputs, save):
-            *inputs, weight, bias, eps = inputs
-            y, saved = torch_loop.forward(x, *inputs, save=save)
-            out = F.layer_norm(y, y.shape[-1:], weight, bias, eps) * F.silu(z)
-            return out, y if save else y.new_empty(0), saved
+        def gated_forward(inputs, eps, save):
+            y, saved = torch_loop.forward(inputs.scan, save)
+            normed = F.layer_norm(y, y.shape[-1:], inputs.norm_weight, inputs.norm_bias, eps)
+            return normed * F.silu(inputs.z), y if save else y.new_empty(0), saved
 
         @staticmethod
-        def gated_backward(grad, y, saved, x, z, *inputs):
-            *inputs, weight, bias, eps = inputs
-            normed, mean, rstd = torch.native_layer_norm(y, y.shape[-1:], weight, bias, eps)
-            dz = torch.ops.aten.silu_backward(grad * normed, z)
+        def gated_backward(grad, y, saved, inputs, eps):
+            norm = (inputs.norm_weight, inputs.norm_bias)
+            normed, mean, rstd = torch.native_layer_norm(y, y.shape[-1:], *norm, eps)
+            dz = torch.ops.aten.silu_backward(grad * normed, inputs.z)
             dy, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
-                grad * F.silu(z), y, y.shape[-1:], mean, rstd, weight, bias, [True, True, True]
+                grad * F.silu(inputs.z), y, y.shape[-1:], mean, rstd, *norm, [True, True, True]
             )
-            dx, *others = torch_loop.backward(dy, saved, x, *inputs)
-            return dx, dz, *others, d_weight, d_bias
+            return torch_loop.backward(dy, saved, inputs.scan).gated(dz, d_weight, d_bias)
 
     monkeypatch.setattr(backends, "load", lambda name, load=backends.load: Fused if name == "fused" else load(name))
     monkeypatch.setattr(backends, "FUSED", {"fused"})
@@ -213,9 +220,16 @@ def test_a_fused_backend_is_called_with_norm_and_gate_and_gives_their_gradients(
         results = []
         for backend in ("fused", "torch"):
             leaves = [None if t is None else t.detach().clone().requires_grad_() for t in tensors]
-            out = gated_cross_scan(*leaves, backend=backend)
-            results.append([out, *torch.autograd.grad(out.square().sum(), [t for t in leaves if t is not None])])
+            with FlopCounterMode(display=False) as counter:
+                out = gated_cross_scan(*leaves, backend=backend)
+                gradients = torch.autograd.grad(out.square().sum(), [t for t in leaves if t is not None])
+            results.append([out, *gradients, torch.tensor(counter.get_total_flops())])
         for found, expected in zip(*results, strict=True):
             torch.testing.assert_close(found, expected)
         with torch.no_grad():
             torch.testing.assert_close(gated_cross_scan(*tensors, backend="fused"), results[1][0])
+        operator = torch.ops.vmunet.gated_cross_scan.default
+        torch.library.opcheck(operator, (*leaves, 1e-5, "fused", True))
+        torch.library.opcheck(operator, (*tensors, 1e-5, "fused", False))
+        compiled = torch.compile(gated_cross_scan, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(*leaves, backend="fused"), results[1][0])

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from models.cross_scan import backends, cpu, cross_selective_scan
+from models.cross_scan.inputs import ScanInputs, present
 from models.cross_scan.reference import make_inputs, scan
 from tests.tiny import GOLDEN, ROOT
 
-if cpu.kernels is None:
+if cpu.IMPORT_ERROR is not None:
     pytest.skip(f"needs numba: {cpu.IMPORT_ERROR}", allow_module_level=True)
 
-NAMES = ("x", "dt", "B", "C", "A", "D", "dt_bias", "dt_weight")
 CASES = {  # b, H, W, I, N, R
     "one step": (1, 1, 1, 32, 16, 2),
     "one step less than a tile": (1, 1, 31, 16, 16, 1),
@@ -36,9 +36,9 @@ def nan_in_new_memory():
 
 
 def output_and_gradients(inputs, grad_y):
-    y, saved = cpu.forward(*inputs)
-    assert saved.shape == cpu.saved_shape(*inputs[0].shape, inputs[4].shape[-1])
-    return y, *(grad for grad in cpu.backward(grad_y, saved, *inputs) if grad is not None)
+    y, saved = cpu.forward(inputs)
+    assert saved.shape == cpu.saved_shape(inputs)
+    return y, *present(cpu.backward(grad_y, saved, inputs))
 
 
 def relative_error(found, expected):
@@ -46,13 +46,13 @@ def relative_error(found, expected):
 
 
 def check(inputs, forward=5e-7, gradient=2e-6):
-    grad_y = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).to(inputs[0].dtype)
+    grad_y = torch.randn(inputs.x.shape, generator=torch.Generator().manual_seed(1)).to(inputs.x.dtype)
     leaves = [None if t is None else t.double().requires_grad_() for t in inputs]
     y_ref = scan(*leaves)
     used = [leaf for leaf in leaves if leaf is not None]
     expected = [y_ref.detach(), *torch.autograd.grad(y_ref, used, grad_y.double())]
     found = output_and_gradients(inputs, grad_y)
-    for name, a, b in zip(("y", *NAMES), found, expected, strict=False):
+    for name, a, b in zip(("y", *inputs._fields), found, expected, strict=False):
         assert a.shape == b.shape and a.is_contiguous(), name
         assert relative_error(a, b) < (forward if name == "y" else gradient), name
 
@@ -65,31 +65,30 @@ def test_output_and_gradients_equal_the_definition(case):
 
 @pytest.mark.parametrize("rank", [None, 4])
 def test_large_steps_and_strongly_varied_rates(rank):
-    x, dt, B, C, A, D, dt_bias, dt_weight = make_inputs(1, 12, 9, 32, R=rank)
-    dt = 13 * dt  # raw steps to beyond 40; softplus becomes the identity at 20
-    A = A * torch.logspace(-3, 3, 16)
-    steps = dt if rank is None else torch.einsum("bhwkr,kir->bhwki", dt, dt_weight)
+    inputs = make_inputs(1, 12, 9, 32, R=rank)
+    dt = 13 * inputs.dt  # raw steps to beyond 40; softplus becomes the identity at 20
+    steps = dt if rank is None else torch.einsum("bhwkr,kir->bhwki", dt, inputs.dt_weight)
     assert steps.max() > 40 and steps.min() < -40
-    check((x, dt, B, C, A, D, dt_bias, dt_weight))
+    check(inputs._replace(dt=dt, A=inputs.A * torch.logspace(-3, 3, 16)))
 
 
 @pytest.mark.parametrize("rate", [1e3, 1e12])
 def test_a_state_that_has_decayed_is_exactly_zero(rate):
-    x, dt, B, C, A, D, dt_bias, _ = make_inputs(1, 4, 10, 16)
-    A, dt = torch.full_like(A, -rate), 8 + dt.abs()
-    y = cpu.forward(x, dt, B, C, A, D, dt_bias, None, save=False)[0]
-    far = x.clone()
+    inputs = make_inputs(1, 4, 10, 16)
+    inputs = inputs._replace(A=torch.full_like(inputs.A, -rate), dt=8 + inputs.dt.abs())
+    y = cpu.forward(inputs, save=False)[0]
+    far = inputs.x.clone()
     far[0, 1, 3] += 100
-    changed = cpu.forward(far, dt, B, C, A, D, dt_bias, None, save=False)[0] != y
+    changed = cpu.forward(inputs._replace(x=far), save=False)[0] != y
     assert changed[0, 1, 3].all() and changed.sum() == 16
     assert y.isfinite().all()
 
 
 def test_softplus_of_very_negative_steps_keeps_its_relative_accuracy():
-    x, dt, B, C, A, _, dt_bias, _ = make_inputs(1, 1, 8, 16)
-    inputs = [x, dt - 40, B, C, A, torch.zeros(4, 16), torch.zeros_like(dt_bias), None]
-    y = cpu.forward(*inputs, save=False)[0]
-    assert relative_error(y, scan(*(t if t is None else t.double() for t in inputs))) < 2e-6  # of steps around 1e-17
+    inputs = make_inputs(1, 1, 8, 16)
+    inputs = inputs._replace(dt=inputs.dt - 40, D=torch.zeros(4, 16), dt_bias=torch.zeros(4, 16))
+    y = cpu.forward(inputs, save=False)[0]
+    assert relative_error(y, scan(*(t.double() for t in present(inputs)))) < 2e-6  # of steps around 1e-17
 
 
 def test_selective_scan_equals_the_original():
@@ -106,29 +105,27 @@ def test_selective_scan_equals_the_original():
             for name, part in (("in_u", c), ("in_delta", c), ("in_B", group), ("in_C", group))
         )
         A, D, bias = (golden[name][c] for name in ("in_A", "in_D", "in_delta_bias"))
-        inputs = (
-            u, *map(first_direction, (delta, B, C)), A.expand(4, 3, 16), first_direction(D), bias.expand(4, 3), None
-        )  # fmt: skip
+        delta, B, C, D = map(first_direction, (delta, B, C, D))
+        inputs = ScanInputs(u, delta, B, C, A.expand(4, 3, 16), D, bias.expand(4, 3))
         grad_y = golden["gy"][:, c].transpose(1, 2)[:, :, None]
-        y, dx, ddt, dB, dC, dA, dD, dbias = output_and_gradients(inputs, grad_y)
-        found = dict(y=y, u=dx, delta=ddt[..., 0, :], B=dB[..., 0, :], C=dC[..., 0, :])
+        y, *grads = output_and_gradients(inputs, grad_y)
+        grad = ScanInputs(*grads)
+        found = dict(y=y, u=grad.x, delta=grad.dt[..., 0, :], B=grad.B[..., 0, :], C=grad.C[..., 0, :])
         for name, tensor in found.items():
             expected = golden[name if name == "y" else f"grad_{name}"]
             expected = expected[:, group] if name in "BC" else expected[:, c]
             assert relative_error(tensor[:, :, 0].transpose(1, 2), expected) < 2e-6, name
-        for name, tensor in dict(A=dA[0], D=dD[0], delta_bias=dbias[0]).items():
+        for name, tensor in dict(A=grad.A[0], D=grad.D[0], delta_bias=grad.dt_bias[0]).items():
             assert relative_error(tensor, golden[f"grad_{name}"][c]) < 2e-6, name
 
 
 def test_the_four_directions_equal_the_original():
     golden = {name: torch.from_numpy(array).float() for name, array in np.load(GOLDEN / "ss2d.npz").items()}
     x = golden["core_in"].permute(0, 2, 3, 1).contiguous()
-    projected = torch.einsum("bhwi,kri->bhwkr", x, golden["weight_x_proj_weight"])
-    A = -golden["weight_A_logs"].exp().view(4, 64, 16)
-    y = cpu.forward(
-        x, *projected.split([2, 16, 16], -1), A, golden["weight_Ds"].view(4, 64),
-        golden["weight_dt_projs_bias"], golden["weight_dt_projs_weight"], save=False,
-    )[0]  # fmt: skip
+    dt, B, C = torch.einsum("bhwi,kri->bhwkr", x, golden["weight_x_proj_weight"]).split([2, 16, 16], -1)
+    A, D = -golden["weight_A_logs"].exp().view(4, 64, 16), golden["weight_Ds"].view(4, 64)
+    steps = (golden["weight_dt_projs_bias"], golden["weight_dt_projs_weight"])
+    y = cpu.forward(ScanInputs(x, dt, B, C, A, D, *steps), save=False)[0]
     expected = sum(golden[f"core_y{k}"] for k in (1, 2, 3, 4))
     assert relative_error(y.flatten(1, 2).transpose(1, 2), expected) < 5e-7
 
@@ -136,7 +133,7 @@ def test_the_four_directions_equal_the_original():
 def test_the_number_of_threads_changes_no_bit(monkeypatch):
     monkeypatch.setattr(cpu, "ENOUGH_FOR_THREADS", 0)
     inputs = make_inputs(2, 9, 9, 112, R=3)
-    grad_y = torch.ones_like(inputs[0])
+    grad_y = torch.ones_like(inputs.x)
     before = torch.get_num_threads()
     results = []
     for threads in (1, 2, 5):
@@ -148,26 +145,33 @@ def test_the_number_of_threads_changes_no_bit(monkeypatch):
 
 
 def test_views_and_copies_give_the_same_bits():
-    x, dt, B, C, *others = make_inputs(2, 4, 9, 32, R=3)
-    assert not B.is_contiguous()
-    grad_y = torch.ones_like(x)
-    views = output_and_gradients((x, dt, B, C, *others), grad_y)
-    copies = output_and_gradients((x, *(t.contiguous() for t in (dt, B, C)), *others), grad_y)
-    turned = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (x, dt, B, C)]  # (H, W) has no single stride
-    turned = output_and_gradients((*turned, *others), grad_y.transpose(1, 2).contiguous().transpose(1, 2))
+    inputs = make_inputs(2, 4, 9, 32, R=3)
+    assert not inputs.B.is_contiguous()
+    grad_y = torch.ones_like(inputs.x)
+
+    def turned(tensor):  # (H, W) has no single stride
+        return tensor.transpose(1, 2).contiguous().transpose(1, 2)
+
+    def with_maps(function):
+        maps = {name: function(getattr(inputs, name)) for name in ("x", "dt", "B", "C")}
+        return inputs._replace(**maps)
+
+    views = output_and_gradients(inputs, grad_y)
+    copies = output_and_gradients(with_maps(torch.Tensor.contiguous), grad_y)
+    turned = output_and_gradients(with_maps(turned), turned(grad_y))
     assert all(map(torch.equal, views, copies)) and all(map(torch.equal, views, turned))
 
 
 def test_without_saved_states_the_output_is_the_same():
     inputs = make_inputs(1, 5, 7, 16, R=1)
-    y, saved = cpu.forward(*inputs, save=False)
-    assert saved.shape == (0,) and torch.equal(y, cpu.forward(*inputs)[0])
+    y, saved = cpu.forward(inputs, save=False)
+    assert saved.shape == (0,) and torch.equal(y, cpu.forward(inputs)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_inputs_are_scanned_in_float32(dtype):
     inputs = make_inputs(1, 4, 6, 16, R=2, dtype=dtype)
-    y, *grads = output_and_gradients(inputs, torch.ones_like(inputs[0]))
+    y, *grads = output_and_gradients(inputs, torch.ones_like(inputs.x))
     assert y.dtype == dtype
     assert [g.dtype for g in grads] == [t.dtype for t in inputs]
     check(inputs, forward=5e-3, gradient=5e-3)
@@ -180,8 +184,7 @@ def test_why_not():
 
 
 def test_without_numba_the_reason_is_the_import_error(monkeypatch):
-    monkeypatch.setattr(cpu, "kernels", None)
-    monkeypatch.setattr(cpu, "IMPORT_ERROR", "No module named 'numba'", raising=False)
+    monkeypatch.setattr(cpu, "IMPORT_ERROR", ImportError("No module named 'numba'"))
     assert "No module named 'numba'" in cpu.why_not(torch.device("cpu"), torch.float32)
 
 
@@ -209,7 +212,7 @@ from models.cross_scan import cpu
 from models.cross_scan.reference import make_inputs, scan
 inputs = make_inputs(1, 5, 7, 32, R=2)
 def error():
-    y = cpu.forward(*inputs, save=False)[0]
+    y = cpu.forward(inputs, save=False)[0]
     expected = scan(*(t.double() for t in inputs))
     return ((y - expected).norm() / expected.norm()).item()
 assert error() < 5e-7
@@ -226,10 +229,9 @@ def test_compiled_code_is_announced_and_kept_for_the_next_process(tmp_path):
 
 def test_other_machines_have_narrower_vectors():
     """AVX2: each vector takes two registers. Nothing is kept: it isn't for this machine."""
-    done = run_python(
-        "from numba.core import config; config.CACHE_DIR = '/dev/null'\n" + FORWARD,
-        NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="+avx,+avx2,+fma",
-    )  # fmt: skip
+    without_cache = "from numba.core import config; config.CACHE_DIR = '/dev/null'\n"
+    haswell = dict(NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="+avx,+avx2,+fma")
+    done = run_python(without_cache + FORWARD, **haswell)
     assert done.returncode == 0, done.stderr
 
 
@@ -239,10 +241,10 @@ def test_a_forked_process_has_threads_of_its_own():
         + """
 cpu.ENOUGH_FOR_THREADS = 0
 torch.set_num_threads(2)
-y = cpu.forward(*inputs)[0]
+y = cpu.forward(inputs)[0]
 child = os.fork()
 if not child:
-    os._exit(0 if torch.equal(cpu.forward(*inputs)[0], y) else 1)
+    os._exit(0 if torch.equal(cpu.forward(inputs)[0], y) else 1)
 assert os.waitpid(child, 0)[1] == 0
 """
     )

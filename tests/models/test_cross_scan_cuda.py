@@ -26,9 +26,15 @@ def usage(code, folder):
     return {name: (int(registers), int(stack)) for name, registers, stack in found}
 
 
-@pytest.mark.parametrize("dtype, rank, warps, capability", [
-    (torch.bfloat16, 6, 2, 90), (torch.bfloat16, 48, 4, 90), (torch.float32, 12, 1, 80), (torch.float16, 24, 2, 80),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "dtype, rank, warps, capability",
+    [
+        (torch.bfloat16, 6, 2, 90),
+        (torch.bfloat16, 48, 4, 90),
+        (torch.float32, 12, 1, 80),
+        (torch.float16, 24, 2, 80),
+    ],
+)
 def test_every_kernel_compiles_and_keeps_its_tiles_in_registers(tmp_path, dtype, rank, warps, capability):
     found = usage(cuda_scan.compile_source(dtype, rank, warps, capability), tmp_path)
     assert set(found) == set(MOST_STACK)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from models.cross_scan import reference, triton_scan
+from models.cross_scan.inputs import present
 from tests.interpreter import run_interpreted
 
 if triton_scan.IMPORT_ERROR is not None:
@@ -22,7 +23,6 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-NAMES = ("x", "dt", "B", "C", "A", "D", "dt_bias", "dt_weight")
 CASES = {  # b, H, W, I, N, R, dtype, gated, chunked
     "odd map, more than a block of channels": (1, 3, 7, 40, 2, 3, torch.float32, False, False),
     "one step short of a tile, low rank of one": (1, 5, 3, 16, 4, 1, torch.float32, False, False),
@@ -48,23 +48,24 @@ def errors(b, H, W, I, N, R, dtype, gated, chunked):
     z = torch.randn(b, H, W, 2 * I, generator=random).to(dtype)[..., I:]
     norm = [1 + 0.1 * torch.randn(I, generator=random), 0.1 * torch.randn(I, generator=random)]
     grad = torch.randn(b, H, W, I, generator=random).to(dtype)
-    leaves = [None if t is None else t.double().requires_grad_() for t in (*inputs, z, *norm)]
-    expected = reference.scan(*leaves[:8])
+    inputs = inputs.gated(z, *norm) if gated else inputs
+    leaves = inputs._make(None if t is None else t.double().requires_grad_() for t in inputs)
     if gated:
-        expected = F.layer_norm(expected, (I,), *leaves[9:], 1e-5) * F.silu(leaves[8])
-        out, y, saved = triton_scan.gated_forward(inputs[0], z, *inputs[1:], *norm, 1e-5)
-        assert torch.equal(out, triton_scan.gated_forward(inputs[0], z, *inputs[1:], *norm, 1e-5, save=False)[0])
-        dx, dz, *others = triton_scan.gated_backward(grad, y, saved, inputs[0], z, *inputs[1:], *norm, 1e-5)
-        names, grads = (*NAMES, "z", "norm_weight", "norm_bias"), [dx, *others[:7], dz, *others[7:]]
+        norm = (leaves.norm_weight, leaves.norm_bias)
+        expected = F.layer_norm(reference.scan(*leaves.scan), (I,), *norm, 1e-5) * F.silu(leaves.z)
+        out, y, saved = triton_scan.gated_forward(inputs, 1e-5)
+        assert torch.equal(out, triton_scan.gated_forward(inputs, 1e-5, save=False)[0])
+        grads = triton_scan.gated_backward(grad, y, saved, inputs, 1e-5)
     else:
-        leaves = leaves[:8]
-        out, saved = triton_scan.forward(*inputs)
-        assert torch.equal(out, triton_scan.forward(*inputs, save=False)[0])
-        assert saved.shape == triton_scan.saved_shape(b, H, W, I, N)
-        names, grads = NAMES, triton_scan.backward(grad, saved, *inputs)
-    wanted = iter(torch.autograd.grad(expected, [t for t in leaves if t is not None], grad.double()))
+        expected = reference.scan(*leaves)
+        out, saved = triton_scan.forward(inputs)
+        assert torch.equal(out, triton_scan.forward(inputs, save=False)[0])
+        assert saved.shape == triton_scan.saved_shape(inputs)
+        grads = triton_scan.backward(grad, saved, inputs)
+    wanted = iter(torch.autograd.grad(expected, present(leaves), grad.double()))
     result = {"out": relative(out, expected)}
-    for name, found, leaf in zip(names, grads, leaves, strict=True):
+    assert type(grads) is type(leaves)
+    for name, found, leaf in zip(leaves._fields, grads, leaves, strict=True):
         assert (found is None) == (leaf is None)
         if found is not None:
             result[name] = relative(found, next(wanted))
@@ -102,12 +103,12 @@ def launches(monkeypatch, b, side, I, N, R, dtype):
         if name.endswith("_kernel"):
             monkeypatch.setattr(triton_scan.kernels, name, Recorder(kernel, found))
     inputs = reference.make_inputs(1, 1, 1, I, N, R, dtype)
-    maps = [t.expand(b, side, side, *t.shape[3:]).contiguous() for t in inputs[:4]]
-    z, norm = torch.empty_like(maps[0]), [torch.ones(I)] * 2
-    args = (maps[0], z, *maps[1:], *inputs[4:], *norm, 1e-5)
-    _, y, saved = triton_scan.gated_forward(*args)
-    triton_scan.gated_backward(y, y, saved, *args)
-    triton_scan.forward(*maps, *inputs[4:], save=False)
+    maps = {name: getattr(inputs, name) for name in ("x", "dt", "B", "C")}
+    inputs = inputs._replace(**{n: t.expand(b, side, side, *t.shape[3:]).contiguous() for n, t in maps.items()})
+    gated = inputs.gated(torch.empty_like(inputs.x), torch.ones(I), torch.ones(I))
+    _, y, saved = triton_scan.gated_forward(gated, 1e-5)
+    triton_scan.gated_backward(y, y, saved, gated, 1e-5)
+    triton_scan.forward(inputs, save=False)
     unique = {(k.fn.__name__, kw.get("SAVE"), kw.get("BACKWARDS")): (k, a, kw) for k, a, kw in found}
     return list(unique.values())
 
@@ -160,7 +161,7 @@ def test_it_says_why_it_can_not_run():
 
 def test_an_impossible_number_of_states_is_refused():
     with pytest.raises(ValueError, match="power of two"):
-        triton_scan.forward(*reference.make_inputs(1, 2, 2, 4, N=6))
+        triton_scan.forward(reference.make_inputs(1, 2, 2, 4, N=6))
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def test_kernels_agree_with_double_precision(interpreted, case):
 
 
 def test_on_a_cpu_it_is_pytorchs():
-    norm = LayerNorm(24, for_product=True)
+    norm = LayerNorm(24, for_matmul=True)
     x = torch.randn(2, 3, 24)
     assert torch.equal(norm(x), F.layer_norm(x, (24,)))
 

@@ -91,10 +91,8 @@ def test_imagenet_fills_the_encoder_and_nothing_else(monkeypatch):
 
 def test_a_baseline_trains_tests_and_is_tested_again_like_vmunet(tmp_path):
     data = make_demo_isic(tmp_path / "data", size=40, train=8, val=3, test=1)
-    common = dict(
-        network=SMALLEST, load_ckpt_path="none", dataset="demo", data_path=str(data), image_size=32, batch_size=4,
-        num_workers=0, device="cpu",
-    )  # fmt: skip
+    common = dict(network=SMALLEST, load_ckpt_path="none", dataset="demo", data_path=str(data), image_size=32)
+    common |= dict(batch_size=4, num_workers=0, device="cpu")
     scores = train.main(ISICConfig(**common, epochs=1, work_dir=str(tmp_path / "run")))
     (run,) = (tmp_path / "run").iterdir()
     assert run.name.startswith("smp-unet-mobileone_s0_demo_")

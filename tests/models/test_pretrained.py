@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from models.vmunet import VMUNet
-from models.vmunet.pretrained import load_vmamba
+from models.vmunet.pretrained import load_pretrained
+from utils.runs import shipped
 from utils.runs.checkpoint import save_checkpoint
+from utils.runs.packed import write_packed_weights
 from utils.runs.weights import load_checkpoint_weights
 
 SMALL = dict(dims=16, d_state=4)
@@ -77,7 +79,7 @@ def assert_filled_like_the_original(model, weights):
 def test_vmamba_fills_the_encoder_and_the_decoder_upside_down(model, save, depths, rename):
     weights = vmamba(depths)
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    report = load_vmamba(model, save({"model": rename(weights)}))
+    report = load_pretrained(model, save({"model": rename(weights)}))
     assert (report["encoder"], report["decoder"], len(report["left"])) == (117, 91, 14)
     assert_filled_like_the_original(model, weights)
     for name in report["left"]:
@@ -86,13 +88,13 @@ def test_vmamba_fills_the_encoder_and_the_decoder_upside_down(model, save, depth
 
 def test_vmamba_counts_follow_the_depths_of_the_model(save):
     model = VMUNet(depths=(2, 2, 9, 2), depths_decoder=(2, 9, 2, 2), **SMALL)
-    report = load_vmamba(model, save({"model": vmamba()}))
+    report = load_pretrained(model, save({"model": vmamba()}))
     assert (report["encoder"], report["decoder"]) == (117 + 7 * 13, 91 + 8 * 13)
 
 
 def test_vmamba_goes_to_the_log(model, save, caplog):
     with caplog.at_level(logging.INFO, "vmunet"):
-        report = load_vmamba(model, save({"model": vmamba()}))
+        report = load_pretrained(model, save({"model": vmamba()}))
     assert "117 encoder and 91 decoder" in caplog.text
     assert report["sha256"] in caplog.text and "final_conv.bias" in caplog.text
 
@@ -102,7 +104,7 @@ def test_each_tensor_comes_from_where_the_original_took_it(shared, save, case):
     golden = json.loads((shared / "oracle/golden/pretrained.json").read_text(encoding="utf-8"))[case]
     weights = tagged(dict(golden["checkpoint_layout"]))
     model = VMUNet()
-    report = load_vmamba(model, save({"model": weights}))
+    report = load_pretrained(model, save({"model": weights}))
     assert sorted(f"vmunet.{name}" for name in report["left"]) == sorted(golden["left_at_init"])
     for name, tensor in model.state_dict().items():
         if name not in golden["left_at_init"]:
@@ -118,13 +120,13 @@ def test_vmamba_settings_in_the_file_are_read_without_yacs(model, save, monkeypa
     node.__dict__["__immutable__"] = False
     path = save({"model": vmamba(), "config": node, "max_accuracy": 82.2})
     monkeypatch.undo()
-    assert load_vmamba(model, path)["encoder"] == 117
+    assert load_pretrained(model, path)["encoder"] == 117
 
 
 def test_vmamba_v2_is_recognised(model, save):
     weights = with_later_names(vmamba()) | {"layers.0.blocks.0.mlp.fc1.weight": torch.ones(4)}
     with pytest.raises(ValueError, match="found VMamba v2 .it has .*mlp.fc1.weight.*expected VMamba v0:"):
-        load_vmamba(model, save({"model": weights}))
+        load_pretrained(model, save({"model": weights}))
 
 
 def test_vmamba_refuses_a_missing_tensor_and_a_foreign_one(model, save):
@@ -132,7 +134,7 @@ def test_vmamba_refuses_a_missing_tensor_and_a_foreign_one(model, save):
     del weights["layers.3.blocks.1.self_attention.Ds"]
     before = {name: t.clone() for name, t in model.state_dict().items()}
     with pytest.raises(ValueError) as error:
-        load_vmamba(model, save({"model": weights}))
+        load_pretrained(model, save({"model": weights}))
     for part in ("116 of 117", "90 of 91", "layers.3.blocks.1.self_attention.Ds", "foreign: extra.weight"):
         assert part in str(error.value)
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
@@ -140,23 +142,103 @@ def test_vmamba_refuses_a_missing_tensor_and_a_foreign_one(model, save):
 
 def test_vmamba_refuses_weights_of_another_kind(model, save):
     with pytest.raises(ValueError, match="found 0 of 117 encoder and 0 of 91 decoder.*foreign: conv1.weight"):
-        load_vmamba(model, save({"conv1.weight": torch.ones(3)}))
-    with pytest.raises(ValueError, match="found a VM-UNet checkpoint"):
-        load_vmamba(model, save(model.state_dict()))
+        load_pretrained(model, save({"conv1.weight": torch.ones(3)}))
     with pytest.raises(ValueError, match="found no weights"):
-        load_vmamba(model, save({"epoch": 3}))
+        load_pretrained(model, save({"epoch": 3}))
+
+
+def test_weights_of_a_baseline_are_named(model, save):
+    content = {"model": {"network.encoder.conv1.weight": torch.ones(3)}, "config": {"network": "smp:fpn"}}
+    with pytest.raises(ValueError, match="found the weights of a network 'smp:fpn', 0 of 117 .* expected VMamba v0 or"):
+        load_pretrained(model, save(content))
 
 
 def test_vmamba_names_shapes_that_differ(model, save):
     with pytest.raises(ValueError, match=r"patch_embed.proj.weight \[32, 3, 4, 4\] instead of \[16, 3, 4, 4\]"):
-        load_vmamba(model, save({"model": vmamba(dims=32, d_state=4)}))
+        load_pretrained(model, save({"model": vmamba(dims=32, d_state=4)}))
 
 
 def test_a_missing_file_says_where_it_can_be_had_and_how_to_do_without(model, tmp_path):
     with pytest.raises(FileNotFoundError) as error:
-        load_vmamba(model, tmp_path / "vmamba_small_e238_ema.pth")
+        load_pretrained(model, tmp_path / "vmamba_small_e238_ema.pth")
     for part in ("vmamba_small_e238_ema.pth", "v0cls", "vssmsmall_dp03_ckpt_epoch_238.pth", "--load-ckpt-path none"):
         assert part in str(error.value)
+
+
+# ---- fine-tuning from a VM-UNet
+
+
+def trained_weights(**changes):
+    return tagged({name: tensor.shape for name, tensor in VMUNet(**SMALL | changes).state_dict().items()})
+
+
+@pytest.fixture(params=["ours", "the original's", "packed", "a run", "shipped"])
+def checkpoint(request, save, tmp_path, monkeypatch):
+    """The same network of one class as everything that can be named: (name, weights)."""
+    weights = trained_weights()
+    if request.param == "ours":
+        save_checkpoint(tmp_path / "best.pth", {"model": weights, "epoch": 3, "config": {"network": "vmunet"}})
+        return tmp_path / "best.pth", weights
+    if request.param == "the original's":
+        return save(with_thop_buffers(weights)), weights
+    if request.param == "a run":
+        (tmp_path / "run/checkpoints").mkdir(parents=True)
+        save_checkpoint(tmp_path / "run/checkpoints/best.pth", {"model": weights, "epoch": 3, "config": {}})
+        return tmp_path / "run", weights
+    write_packed_weights(tmp_path / "tiny.h5", weights, {"network": "vmunet"}, {})  # whole numbers: nothing is rounded
+    if request.param == "packed":
+        return tmp_path / "tiny.h5", weights
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    monkeypatch.setitem(shipped.SHIPPED, "tiny", "tiny.h5")
+    return "tiny", weights
+
+
+def test_a_vmunet_fills_everything(model, checkpoint, caplog):
+    named, weights = checkpoint
+    with caplog.at_level(logging.INFO, "vmunet"):
+        report = load_pretrained(model, named)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert (report["encoder"], report["encoder"] + report["decoder"], report["left"]) == (117, 222, [])
+    assert "filled all 222 tensors" in caplog.text and report["sha256"] in caplog.text
+
+
+def test_a_vmunet_of_other_classes_fills_all_but_the_last_layer(checkpoint, caplog):
+    named, weights = checkpoint
+    model = VMUNet(num_classes=3, **SMALL)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with caplog.at_level(logging.INFO, "vmunet"):
+        report = load_pretrained(model, named)
+    assert report["left"] == ["final_conv.weight", "final_conv.bias"]
+    for name, tensor in model.state_dict().items():
+        kept = name.removeprefix("vmunet.") in report["left"]
+        assert torch.equal(tensor, (before if kept else weights)[name]), name
+    assert "filled 220 of 222 tensors, all but the last layer (classes: 1 there, 3 here)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "theirs, words",
+    [
+        (
+            dict(depths=(2, 2, 3, 2)),
+            ["found 222 of this network's 222 tensors and 13 foreign ones", "layers.2.blocks.2"],
+        ),
+        (dict(depths=(2, 2, 1, 2)), ["found 209 of this network's 222 tensors", "not found: layers.2.blocks.1"]),
+        (dict(dims=32), ["patch_embed.proj.weight [32, 3, 4, 4] instead of [16, 3, 4, 4]"]),
+        (dict(d_state=8), ["A_logs [128, 8] instead of [128, 4]"]),
+        (dict(num_classes=3, dims=32), ["patch_embed.proj.weight [32, 3, 4, 4] instead of [16, 3, 4, 4]"]),
+        (dict(num_classes=3, input_channels=4), ["patch_embed.proj.weight [16, 4, 4, 4] instead of [16, 3, 4, 4]"]),
+    ],
+)
+def test_a_vmunet_of_another_shape_is_refused_and_changes_nothing(model, save, theirs, words):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError) as error:
+        load_pretrained(model, save(trained_weights(**theirs), "other.pth"))
+    for word in ["other.pth: found", *words]:
+        assert word in str(error.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+# ---- whole networks, files that are none
 
 
 @pytest.mark.parametrize(
@@ -171,7 +253,7 @@ def test_a_missing_file_says_where_it_can_be_had_and_how_to_do_without(model, tm
 def test_a_file_that_is_no_checkpoint_is_described(model, tmp_path, content, found):
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
-    for load in (load_vmamba, load_checkpoint_weights):
+    for load in (load_pretrained, load_checkpoint_weights):
         with pytest.raises(ValueError, match=f"weights.pth: found .*{found}"):
             load(model, path)
 

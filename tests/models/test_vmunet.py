@@ -64,7 +64,7 @@ def test_golden_numbers_of_the_whole_network(shared):
 
 
 def test_initialisation():
-    """The published one: normal(0, 0.02) products, uniform projections, rates 1..16, log-uniform steps, skips of 1."""
+    """As published: linear layers normal(0, 0.02), uniform projections, rates 1..16, log-uniform steps, skips of 1."""
     torch.manual_seed(42)
     model = VMUNet(num_classes=9)
     for name, p in model.named_parameters():
@@ -80,10 +80,16 @@ def test_initialisation():
             assert (p == 0).all(), name
         else:
             bound = {
-                "x_proj_weight": p.shape[-1] ** -0.5, "dt_projs_weight": p.shape[-1] ** -0.5, "dt_projs_bias": 6.91,
-                "conv2d.weight": 1 / 3, "conv2d.bias": 1 / 3, "patch_embed.proj.weight": 48**-0.5,
-                "patch_embed.proj.bias": 48**-0.5, "final_conv.weight": 24**-0.5, "final_conv.bias": 24**-0.5,
-            }  # fmt: skip
+                "x_proj_weight": p.shape[-1] ** -0.5,
+                "dt_projs_weight": p.shape[-1] ** -0.5,
+                "dt_projs_bias": 6.91,
+                "conv2d.weight": 1 / 3,
+                "conv2d.bias": 1 / 3,
+                "patch_embed.proj.weight": 48**-0.5,
+                "patch_embed.proj.bias": 48**-0.5,
+                "final_conv.weight": 24**-0.5,
+                "final_conv.bias": 24**-0.5,
+            }
             limit = next(value for ending, value in bound.items() if name.endswith(ending))
             assert 0.5 * limit < p.abs().max() <= limit, name
             if name.endswith("dt_projs_bias"):

@@ -8,7 +8,7 @@ import torch
 from utils import distributed
 
 
-def choose_device(name):
+def choose_device(name: str) -> torch.device:
     """The torch.device for "auto" (CUDA, else Apple's GPU, else the CPU), "cpu", "cuda", "cuda:<number>" or "mps".
 
     Under torchrun "cuda" means each process's own GPU. Raises ValueError for an unknown name or a device not there."""
@@ -32,7 +32,7 @@ def choose_device(name):
     return torch.device("cuda", number)
 
 
-def _why_no_cuda():
+def _why_no_cuda() -> str:
     if torch.version.cuda is None and torch.version.hip is None:
         return f"a PyTorch without CUDA ({torch.__version__})"
     if "CUDA_VISIBLE_DEVICES" in os.environ:
@@ -40,6 +40,6 @@ def _why_no_cuda():
     return "no GPU or no driver (see nvidia-smi)"
 
 
-def available_cpus():
+def available_cpus() -> int:
     """CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,9 +17,9 @@ SHAPES = [(4096, 96, 192), (4096, 192, 152), (4096, 192, 96), (64, 768, 1536), (
 FLOAT32_ERROR = 1e-6  # relative; bfloat16 matmuls are off by 2e-3
 
 
-def use_fast_matmuls():
+def use_fast_matmuls() -> bool:
     """Switches oneDNN's float32 matmuls on if they are accurate here. Returns whether they are on."""
-    matmul = torch.backends.mkldnn.matmul
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"
     error = largest_error()
@@ -30,17 +30,17 @@ def use_fast_matmuls():
     return error <= FLOAT32_ERROR
 
 
-def has_bf16():
+def has_bf16() -> bool:
     """Whether the processor has instructions for bfloat16 matmuls; without, they take six times as long as float32."""
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def warn_of_slow_bf16():
+def warn_of_slow_bf16() -> None:
     if not has_bf16():
         log.warning("--precision bf16: this processor has no instructions for it, --precision fp32 is faster here")
 
 
-def largest_error():
+def largest_error() -> float:
     """The largest relative error of a float32 matmul among the network's shapes."""
     random, errors = torch.Generator().manual_seed(0), []
     for rows, inputs, outputs in SHAPES:

@@ -1,4 +1,4 @@
-"""Memory that is used again and again in training on CPUs."""
+"""Main memory: kept for the next tensor in training on CPUs; how much is free."""
 
 import ctypes
 import os
@@ -9,19 +9,19 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 LARGEST_KEPT = 2**30  # bytes of one tensor
 
 
-def keep_freed_memory():
-    """Lets the C library keep freed memory for the next tensor. Returns whether it does; only glibc can be told.
+def keep_freed_memory() -> bool:
+    """Lets the C library keep freed memory for the next tensor. Returns whether it does; only glibc has the setting.
 
-    By default it returns each large tensor's memory to the system, which fills it with zeros before it gives it out
-    again: in a training step with a batch of 8 a quarter of the time, and no less memory at the peak."""
+    By default it returns each large tensor's memory to the system, which has to fill it with zeros before the next use:
+    a quarter of a training step with a batch of 8. The peak is the same."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
 
 
-def free_memory():
-    """Bytes of main memory that can still be used, within the limit of the container; 0 where it can't be told."""
+def free_memory() -> int:
+    """Bytes of main memory that can still be used, within the container's limit; 0 if the system does not say."""
     try:
         kibibytes = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
     except FileNotFoundError:  # not Linux

@@ -1,8 +1,8 @@
-"""Lets PyTorch's threads on CPUs sleep soon after an operation. To be imported before torch, which reads it once.
+"""Lets PyTorch's threads on CPUs sleep soon after an operation. Import it before torch, which reads the setting once.
 
-They are OpenMP's (libgomp on Linux), and by default spin for some milliseconds, in case the next operation comes soon.
-Meanwhile the scan's own threads, and all other programs, find the cores taken. A tenth of a millisecond is enough to
-catch the operations that follow each other, and no loss."""
+The threads are OpenMP's (libgomp on Linux). By default they spin for some milliseconds, in case the next operation is
+near, and meanwhile keep the cores from the scan's own threads and from all other programs. A tenth of a millisecond is
+enough to catch operations that follow each other, and training gets no slower."""
 
 import os
 

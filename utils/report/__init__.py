@@ -17,7 +17,7 @@ from utils.report.run_page import contents
 log = logging.getLogger("vmunet")
 
 
-def report_at_end(folder):
+def report_at_end(folder: str | Path) -> None:
     """Writes the report of a run that has just ended. Whatever goes wrong is logged: it must not end a run whose
     results are there."""
     try:
@@ -26,7 +26,7 @@ def report_at_end(folder):
         log.exception("the report could not be made; all results are in %s; python -m utils.report tries again", folder)
 
 
-def write_report(folder):
+def write_report(folder: str | Path) -> Path:
     """Makes report.html in a run folder, from what is in it so far, and returns its path."""
     path = Path(folder, "report.html")
     write_atomically(path, render("report.html", **contents(Record(Path(folder)))).encode())

@@ -7,7 +7,7 @@ from utils.report import write_report
 from utils.report.compare_page import write_comparison
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m utils.report",
         description=sys.modules[__package__].__doc__,

@@ -1,4 +1,5 @@
-"""Charts as SVG inside a page: in the page's own colours, light or dark, and without references to anything outside.
+"""Charts of the pages: SVG inside the HTML, in the page's own colours, light or dark, without references to anything
+outside. (Pictures that stand alone, PNG files in the run's folder, come from utils/plots.py.)
 
 Text that users chose (names of runs, images, classes) is kept out of the charts; the page's tables have it.
 """
@@ -6,6 +7,8 @@ Text that users chose (names of runs, images, classes) is kept out of the charts
 import io
 import itertools
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from markupsafe import Markup
 from matplotlib import rc_context
@@ -15,24 +18,49 @@ from matplotlib.ticker import NullFormatter
 # Colours that matplotlib draws with, and the variables of the page's style sheet that replace them.
 INK, GRID, SERIES = "#000001", "#000002", [f"#00001{i}" for i in range(1, 9)]
 VARIABLES = {INK: "var(--ink)", GRID: "var(--line)"} | {colour: f"var(--s{i})" for i, colour in enumerate(SERIES, 1)}
-STYLE = {
-    "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "text.parse_math": False, "text.color": INK,
-    "axes.edgecolor": GRID, "axes.labelcolor": INK, "axes.titlesize": 11, "axes.titlelocation": "left",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
-    "grid.color": GRID, "grid.linewidth": 0.6, "xtick.color": GRID, "ytick.color": GRID, "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK, "legend.frameon": False, "legend.fontsize": 9, "figure.facecolor": "none",
-    "axes.facecolor": "none", "savefig.facecolor": "none",
-}  # fmt: skip
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.parse_math": False,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
 DASHES = ("-", "--", "-.", ":")
-WIDE = 50
+WIDE = 50  # highest by lowest value from which a chart is logarithmic
 SIZE = (4.6, 2.9)  # inches of 72 points: about what a telephone is wide
 counter = itertools.count(1)
 
 
-def lines(title, series, xlabel="epoch", mark=None, limits=None, log=False):
+def lines(
+    title: str,
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    xlabel: str = "epoch",
+    mark: float | None = None,
+    limits: tuple[float, float] | None = None,
+    log: bool = False,
+) -> Markup:
     """A chart of {label: (xs, ys)}; `mark` is an x to point out. Labels with the same first word share a colour.
 
-    log  makes a chart logarithmic whose highest value is WIDE times the lowest or more"""
+    log  a logarithmic axis, if the highest value is at least WIDE times the lowest"""
     families = list(dict.fromkeys(label.split()[0] for label in series))
     seen = []
     with rc_context(STYLE):
@@ -58,7 +86,7 @@ def lines(title, series, xlabel="epoch", mark=None, limits=None, log=False):
         return _svg(figure, title)
 
 
-def histogram(title, values, xlabel, lines=None):
+def histogram(title: str, values: Sequence[float], xlabel: str, lines: Mapping[str, float] | None = None) -> Markup:
     """How many of `values`, which lie in 0..1, fall into each twentieth; `lines`: {label: x} drawn upright."""
     with rc_context(STYLE):
         figure, axes = _empty(title, xlabel)
@@ -72,7 +100,7 @@ def histogram(title, values, xlabel, lines=None):
         return _svg(figure, title)
 
 
-def boxes(title, groups, ylabel):
+def boxes(title: str, groups: Mapping[str, Sequence[float]], ylabel: str) -> Markup:
     """A box for each of {label: values}: quartiles, whiskers to 1.5 of their distance, what lies beyond as points."""
     with rc_context(STYLE):
         figure, axes = _empty(title, None)

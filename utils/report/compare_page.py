@@ -8,55 +8,25 @@ images (cases), only if these are the same ones; the p values of all pairs are c
 """
 
 import itertools
-import json
-import statistics
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from scipy.stats import bootstrap, wilcoxon
 
-from utils.files import some, write_atomically
+from utils.files import write_atomically
 from utils.report import charts
-from utils.report.page import render, trained, weights_of
+from utils.report.groups import SCORES, Group, group_runs, why_unpaired
+from utils.report.page import Column, render, selected, table, trained, weights_of
 from utils.report.published import EXECUTION, shown
 from utils.report.records import Record
 
 RESAMPLES = 2000
-SIZE_TOLERANCE = 0.05  # of an image's pixels: masks of one image at different sizes
-SCORES = {  # of metrics.json: label, factor
-    False: {"miou": ("mIoU %", 100), "dsc": ("DSC %", 100), "dsc_per_image": ("Dice, mean of images %", 100)},
-    True: {"dice_transunet": ("DSC %", 100), "hd95_transunet": ("HD95 voxels", 1), "dice_strict": ("strict DSC %", 100),
-           "hd95_strict": ("strict HD95 mm", 1)},
-}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ in the seed only, under a letter."""
-
-    letter: str
-    runs: list
-
-    @property
-    def config(self):
-        return self.runs[0].values
-
-    def scores(self, name):
-        """The score of each run."""
-        return [run.scores[name] for run in self.runs]
-
-    def dice(self):
-        """{image or case: mean Dice over the runs}. Raises ValueError if the images have other masks in one of them."""
-        for run in self.runs[1:]:
-            reason = why_unpaired(self.runs[0], run)
-            if reason is not None:
-                raise ValueError(f"{run.name} and {self.runs[0].name} can't be a group: {reason}")
-        scores = [run.dice() for run in self.runs]
-        return {name: statistics.fmean(score[name] for score in scores) for name in scores[0]}
-
-
-def write_comparison(folders, path):
+def write_comparison(folders: list[str], path: str | Path) -> Path:
     """Compares the runs of these folders in an HTML file and returns its path.
 
     Raises ValueError for fewer than two runs, runs without a test, and volumes beside images."""
@@ -69,7 +39,7 @@ def write_comparison(folders, path):
     return path
 
 
-def read_runs(folders):
+def read_runs(folders: list[str] | list[Path]) -> list[Record]:
     """The records of the folders, each once."""
     runs = [Record(folder) for folder in dict.fromkeys(Path(folder).resolve() for folder in folders)]
     if len(runs) < 2:
@@ -83,51 +53,16 @@ def read_runs(folders):
     return runs
 
 
-def group_runs(runs):
-    """Groups of runs, in the order in which their first came up."""
-    found = {}
-    for run in runs:
-        values = {name: value for name, value in run.values.items() if name not in EXECUTION | {"seed"}}
-        key = json.dumps([values, sorted(run.tested)], sort_keys=True)
-        found.setdefault(key, []).append(run)
-    return [Group(letter(i), members) for i, members in enumerate(found.values())]
-
-
-def letter(number):
-    """A, B, ... Z, A1, B1, ..."""
-    return chr(ord("A") + number % 26) + (str(number // 26) if number >= 26 else "")
-
-
 # ---- statistics
 
 
-def why_unpaired(one, other):
-    """None if two runs were tested on the same images or cases, else the sentence that says why not."""
-    names, more = one.tested.keys(), other.tested.keys()
-    if names != more:
-        odd = sorted(names ^ more)
-        return f"their test images differ, {len(odd)} are in one of them only: {some(odd[:3])}"
-    sizes = [{name: true_share(row) for name, row in run.tested.items()} for run in (one, other)]
-    odd = [name for name in sizes[0] if abs(sizes[0][name] - sizes[1][name]) > SIZE_TOLERANCE]
-    if odd:
-        return f"images of the same name have other masks, {len(odd)} of them: {some(odd[:3])}"
-    return None
-
-
-def true_share(row):
-    """The share of an image's pixels that its mask marks; 0 where the run stored no counts."""
-    suffix = "" if "tp" in row else "_class1"
-    counts = [row.get(f"{name}{suffix}", 0) for name in ("tp", "fn", "fp", "tn")]
-    return sum(counts[:2]) / max(1, sum(counts))
-
-
-def paired_test(some_scores, other_scores):
+def paired_test(some_scores: dict[str, float], other_scores: dict[str, float]) -> dict[str, Any]:
     """Of {name: score} twice: the pairs, how many of them differ, the mean of the differences with its 95 % interval
     (bootstrap, BCa), their median, and Wilcoxon's two-sided p, None where no pair differs."""
     differences = np.array([some_scores[name] - other_scores[name] for name in sorted(some_scores)])
     unequal = int(np.count_nonzero(differences))
-    result = {"pairs": len(differences), "unequal": unequal, "mean": differences.mean(), "low": None, "high": None,
-              "median": np.median(differences), "p": None}  # fmt: skip
+    result = {"pairs": len(differences), "unequal": unequal, "mean": differences.mean()}
+    result |= {"median": np.median(differences), "low": None, "high": None, "p": None}
     if unequal:
         result["p"] = float(wilcoxon(differences, zero_method="wilcox").pvalue)
     if len(np.unique(differences)) > 1:
@@ -138,7 +73,7 @@ def paired_test(some_scores, other_scores):
     return result
 
 
-def holm(p_values):
+def holm(p_values: list[float]) -> list[float]:
     """Holm's correction: each p times the number of hypotheses not yet rejected, in the order of the p, at most 1."""
     corrected, largest = [1.0] * len(p_values), 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -147,46 +82,17 @@ def holm(p_values):
     return corrected
 
 
-def mean_and_deviation(values, factor):
-    """ "mean ± standard deviation" of some runs' scores, without the latter for a single run."""
-    mean = factor * statistics.fmean(values)
-    return f"{mean:.2f} ± {factor * statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
-
-
 # ---- the page
 
 
-def contents(runs):
+def contents(runs: list[Record]) -> dict[str, Any]:
     """Everything that the template compare.html shows."""
-    groups, scores = group_runs(runs), SCORES[runs[0].of_volumes]
+    groups = group_runs(runs)
     dice = {group.letter: group.dice() for group in groups}
     return {
         "what": "cases" if runs[0].of_volumes else "images",
-        "labels": [label for label, _ in scores.values()],
-        "groups": [
-            {
-                "letter": group.letter,
-                "network": group.config["network"],
-                "dataset": group.config["dataset"],
-                "weights": weights_of(group.runs[0]),
-                "seeds": ", ".join(str(run.config["seed"]) for run in group.runs),
-                "tested": len(group.runs[0].tested),
-                "cells": [mean_and_deviation(group.scores(name), factor) for name, (_, factor) in scores.items()],
-            }
-            for group in groups
-        ],
-        "runs": [
-            {
-                "letter": group.letter,
-                "name": run.name,
-                "seed": run.config["seed"],
-                "trained": trained(run),
-                "best": "" if run.best is None else int(run.best["epoch"]),
-                "cells": [f"{factor * run.scores[name]:.2f}" for name, (_, factor) in scores.items()],
-            }
-            for group in groups
-            for run in group.runs
-        ],
+        "groups": groups_table(groups),
+        "runs": runs_table(groups),
         "notes": notes(groups),
         "differing": differing_values(groups),
         "pairs": pairs(groups, dice),
@@ -194,8 +100,46 @@ def contents(runs):
     }
 
 
-def notes(groups):
-    lines = []
+def score_columns(of_volumes: bool, scores: Callable[[Any, str], list[float]]) -> list[Column]:
+    """A column for each score; `scores` gives the runs' numbers of a row by the score's name."""
+
+    def cell(name: str) -> Callable[[Any], str]:
+        return lambda row: SCORES[of_volumes][name].text(scores(row, name))
+
+    return [Column(score.label, cell(name)) for name, score in SCORES[of_volumes].items()]
+
+
+def groups_table(groups: list[Group]) -> dict[str, Any]:
+    of_volumes = groups[0].runs[0].of_volumes
+    columns = [
+        Column("", lambda group: group.letter),
+        Column("network", lambda group: group.config["network"], text=True),
+        Column("data", lambda group: group.config["dataset"], text=True),
+        Column("initial weights", lambda group: weights_of(group.runs[0]), text=True),
+        Column("recipe", lambda group: group.recipes, text=True),
+        Column("seeds", lambda group: group.seeds, text=True),
+        Column("cases" if of_volumes else "images", lambda group: len(group.runs[0].tested)),
+        *score_columns(of_volumes, Group.scores),
+    ]
+    return table(columns, groups, "Mean ± standard deviation over the seeds")
+
+
+def runs_table(groups: list[Group]) -> dict[str, Any]:
+    letters = {run.folder: group.letter for group in groups for run in group.runs}
+    runs = [run for group in groups for run in group.runs]
+    columns = [
+        Column("", lambda run: letters[run.folder]),
+        Column("run", lambda run: run.name, text=True),
+        Column("seed", lambda run: run.config["seed"]),
+        Column("trained", trained),
+        Column("selected epoch", lambda run: "" if run.best is None else selected(run)),
+        *score_columns(runs[0].of_volumes, lambda run, name: [run.scores[name]]),
+    ]
+    return table(columns, runs)
+
+
+def notes(groups: list[Group]) -> list[str]:
+    lines = [f"{group.letter}, {lost}" for group in groups for lost in group.lost]
     if len({group.config["protocol"] for group in groups}) > 1:
         lines.append("The groups follow different protocols: with paper the reported set also selects the epoch.")
     if len({group.config["image_size"] for group in groups}) > 1 and not groups[0].runs[0].of_volumes:
@@ -205,18 +149,29 @@ def notes(groups):
     return lines
 
 
-def differing_values(groups):
-    """[(field, [value of each group])] of what differs between the groups."""
-    fields = dict.fromkeys(name for group in groups for name in group.config if name not in EXECUTION | {"seed"})
-    rows = [(name, [shown(group.config.get(name)) for group in groups]) for name in fields]
-    return [(name, values) for name, values in rows if len(set(values)) > 1]
+def differing_values(groups: list[Group]) -> dict[str, Any]:
+    """A row for each field of the config, and each value of optimizer and scheduler, that the groups do not share."""
+    values = [
+        {name: shown(value) for name, value in group.config.items() if name not in EXECUTION | {"seed"}}
+        | {name: shown(value) for name, value in group.optimization.items()}
+        for group in groups
+    ]
+    names = dict.fromkeys(name for of_group in values for name in of_group)
+    rows = [(name, [of_group.get(name, "") for of_group in values]) for name in names]
+
+    def value_of(i: int) -> Callable[[Any], str]:
+        return lambda row: row[1][i]
+
+    columns = [Column(group.letter, value_of(i), text=True) for i, group in enumerate(groups)]
+    return table([Column("field", lambda row: row[0]), *columns], [row for row in rows if len(set(row[1])) > 1])
 
 
-def pairs(groups, dice):
+def pairs(groups: list[Group], dice: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
     """A row for each two groups: the paired test of their Dice, or why there is none."""
     rows = []
     for one, other in itertools.combinations(groups, 2):
-        row = {"names": f"{one.letter} − {other.letter}", "reason": why_unpaired(one.runs[0], other.runs[0])}
+        row: dict[str, Any] = {"names": f"{one.letter} − {other.letter}"}
+        row["reason"] = why_unpaired(one.runs[0], other.runs[0])
         if row["reason"] is None:
             row |= paired_test(dice[one.letter], dice[other.letter])
         rows.append(row)
@@ -226,17 +181,12 @@ def pairs(groups, dice):
     return rows
 
 
-def comparison_charts(groups, dice):
+def comparison_charts(groups: list[Group], dice: dict[str, dict[str, float]]) -> list[Markup]:
     """Dice of every image by group; curves of every run, named by its group's letter and its seed."""
     drawn = [charts.boxes("Dice by group", {name: list(values.values()) for name, values in dice.items()}, "Dice")]
-    columns = ("train_loss", "val_loss", "dsc", "dice_transunet")
-    for column in columns:
-        curves = {}
-        for group in groups:
-            for run in group.runs:
-                points = [(row["epoch"], row[column]) for row in run.epochs if column in row]
-                if points:
-                    curves[f"{group.letter} {run.config['seed']}"] = tuple(zip(*points, strict=True))
+    for column in ("train_loss", "val_loss", "dsc", "dice_transunet"):
+        named = [(f"{group.letter} {run.config['seed']}", run) for group in groups for run in group.runs]
+        curves = {name: run.curve(column) for name, run in named if any(column in row for row in run.epochs)}
         if curves:
             drawn.append(charts.lines(column, curves, log="loss" in column))
     return drawn

@@ -5,9 +5,20 @@ import json
 import re
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from utils.files import read_rows
-from utils.report.published import PUBLISHED_IMAGES, PUBLISHED_VOLUMES, differences, row_name
+from utils.report.published import (
+    OPTIMIZATION_IMAGES,
+    OPTIMIZATION_VOLUMES,
+    PUBLISHED_IMAGES,
+    PUBLISHED_VOLUMES,
+    ROWS,
+    Change,
+    changed_rows,
+    differences,
+    row_name,
+)
 from utils.runs.run import of_volumes
 
 TIME = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
@@ -19,7 +30,7 @@ class Record:
 
     folder: Path
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (self.folder / "config.json").is_file():
             raise FileNotFoundError(f"{self.folder}: found no config.json, expected a run folder such as results/<run>")
         missing = {"dataset", "network", "load_ckpt_path", "seed", "epochs", "test_only", "protocol"} - set(self.config)
@@ -28,47 +39,62 @@ class Record:
             raise ValueError(f"{self.folder}/config.json: found no {missing}, expected the values of a run")
 
     @property
-    def name(self):
+    def name(self) -> str:
         return self.folder.resolve().name
 
     @cached_property
-    def config(self):
-        """The values the run was started under, as plain values."""
+    def config(self) -> dict[str, Any]:
+        """The values that the run was started under."""
         return self._json("config.json")
 
     @property
-    def of_volumes(self):
+    def of_volumes(self) -> bool:
         """Whether train_synapse.py made it."""
         return of_volumes(self.config)
 
     @property
-    def defaults(self):
+    def defaults(self) -> dict[str, Any]:
         """The published values."""
         return PUBLISHED_VOLUMES if self.of_volumes else PUBLISHED_IMAGES
 
     @property
-    def values(self):
+    def values(self) -> dict[str, Any]:
         """The config, with the defaults of fields that did not exist yet when the run was started."""
         return self.defaults | self.config
 
     @cached_property
-    def epochs(self):
+    def facts(self) -> dict[str, Any]:
+        """facts.json, what the run noted about itself (Run.note); empty for a run from before there was this file."""
+        return self._json("facts.json") if (self.folder / "facts.json").is_file() else {}
+
+    @property
+    def recipe(self) -> str:
+        """The recipe's name; "" for a run from before there were recipes."""
+        return self.config.get("recipe", "")
+
+    @cached_property
+    def epochs(self) -> list[dict[str, float]]:
         """Rows of metrics.csv, as numbers; without the columns that an epoch did not measure."""
         return [{name: float(value) for name, value in row.items() if value} for row in self._rows("metrics.csv")]
 
+    def curve(self, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """A column of metrics.csv as epochs and values; () twice where no epoch measured it."""
+        rows = [row for row in self.epochs if name in row]
+        return tuple(row["epoch"] for row in rows), tuple(row[name] for row in rows)
+
     @cached_property
-    def scores(self):
+    def scores(self) -> dict[str, Any]:
         """metrics.json; empty before the test."""
         return self._json("metrics.json") if (self.folder / "metrics.json").is_file() else {}
 
     @cached_property
-    def tested(self):
+    def tested(self) -> dict[str, dict[str, float]]:
         """{image or case: {score: number}} in the order of the file; empty before the test."""
         rows = self._rows("test_volumes.csv" if self.of_volumes else "test_images.csv")
         return {row.pop("name"): {name: float(value) for name, value in row.items() if value} for row in rows}
 
     @cached_property
-    def log(self):
+    def log(self) -> list[str]:
         """The lines of log.txt without their times."""
         path = self.folder / "log.txt"
         if not path.is_file():
@@ -76,12 +102,12 @@ class Record:
         return [TIME.sub("", line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
 
     @property
-    def finished(self):
-        """Whether the test has been written, the last thing but the report that a run does."""
+    def finished(self) -> bool:
+        """Whether the test has been written, after which only the report is left to do."""
         return bool(self.scores and self.tested)
 
     @property
-    def best(self):
+    def best(self) -> dict[str, float] | None:
         """The row of the epoch that was selected, None without one."""
         if self.of_volumes and self.config["protocol"] == "holdout":
             return max(self.epochs, key=lambda row: row.get("dice_transunet", -1), default=None)
@@ -89,16 +115,33 @@ class Record:
         return min(self.epochs, key=lambda row: row.get(name, float("inf")), default=None)
 
     @property
-    def row(self):
+    def row(self) -> str | None:
         """The row of the paper's tables that it belongs to, or a name like those; None if there is none."""
         return row_name(self.config)
 
     @property
-    def differences(self):
-        """Why its scores can't stand beside the published ones."""
-        return differences(self.config, self.defaults, len(self.tested) or None)
+    def published(self) -> dict[str, float]:
+        """The paper's numbers for it, by the names of scores; empty where the paper has no such row."""
+        return ROWS.get(self.row or "", {})
 
-    def dice(self):
+    @property
+    def edited(self) -> list[Change]:
+        """What was edited in the rows of configs/optim.py that it used, as far as its facts tell."""
+        if "optimization" not in self.facts:
+            return []
+        published = OPTIMIZATION_VOLUMES if self.of_volumes else OPTIMIZATION_IMAGES
+        return changed_rows(self.values, self.facts["optimization"], published)
+
+    @property
+    def differences(self) -> list[str]:
+        """Why its scores can't stand beside the published ones."""
+        reasons = differences(self.config, self.defaults, len(self.tested) or None, self.edited)
+        done, planned = len(self.epochs), self.config["epochs"]
+        if self.finished and self.values["stop_when_lost"] and 0 < done < planned:
+            reasons.append(f"ended after epoch {done} of {planned} (--stop-when-lost)")
+        return reasons
+
+    def dice(self) -> dict[str, float]:
         """{image or case: Dice}: of the foreground; of several classes the mean of those the image or its prediction
         has; of volumes the mean over the organs by the published protocol."""
         return {name: mean_dice(row) for name, row in self.tested.items()}
@@ -119,7 +162,7 @@ class Record:
         return content
 
 
-def mean_dice(row):
+def mean_dice(row: dict[str, float]) -> float:
     """The Dice score of one image or case from its row of the test's table."""
     if "dsc" in row:
         return row["dsc"]
@@ -127,6 +170,10 @@ def mean_dice(row):
     if organs:
         return sum(organs) / len(organs)
     classes = [name.removeprefix("dsc_class") for name in row if name.startswith("dsc_class")]
-    occurs = [c for c in classes if c != "0" and row.get(f"tp_class{c}", 1) + row.get(f"fp_class{c}", 0)
-              + row.get(f"fn_class{c}", 0) > 0]  # fmt: skip
-    return sum(row[f"dsc_class{c}"] for c in occurs) / len(occurs) if occurs else 0.0
+    dice = [row[f"dsc_class{c}"] for c in classes if c != "0" and occurs(row, c)]
+    return sum(dice) / len(dice) if dice else 0.0
+
+
+def occurs(row: dict[str, float], c: str) -> bool:
+    """Whether an image or its prediction has class `c`; yes, where the run stored no counts."""
+    return row.get(f"tp_class{c}", 1) + row.get(f"fp_class{c}", 0) + row.get(f"fn_class{c}", 0) > 0

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -20,11 +21,12 @@ class Batches:
     losses  of the batches of this epoch that are done already
     """
 
-    def __init__(self, loader: DataLoader, epoch: int = 1, losses: Iterable[float] = ()):
+    def __init__(self, loader: Any, epoch: int = 1, losses: Iterable[float] = ()):
         self.loader, self.losses = loader, list(losses)
         if isinstance(loader, DataLoader):
-            loader.batch_sampler.set_epoch(epoch, done=self.done)
-        self.source = None  # one for all epochs; made when the first begins, because it starts the workers
+            self.loader.batch_sampler.set_epoch(epoch, done=self.done)
+        # one for all epochs; made when the first begins, because it starts the workers
+        self.source: Iterator | None = None
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""

@@ -1,9 +1,9 @@
 """Checkpoints that survive a kill at any moment and are never trusted blindly.
 
-A file is complete or not there: it is written beside its place, synced to the disk and then renamed. It ends with a
-checksum of itself, so that a truncated or altered file is found out. It holds tensors and plain values only, so that it
-loads with `weights_only=True` and can't run code. Each `latest.pth` stays, as `latest.previous.pth`, until the second
-one after it is complete; `load_latest` falls back on it.
+A file is complete or not there: it is written under another name, synced to the disk and then renamed. It ends with its
+own checksum, so that a truncated or altered file is found out. It holds tensors and plain values only, so that it loads
+with `weights_only=True` and can't run code. The `latest.pth` before the present one is kept as `latest.previous.pth`,
+which `load_latest` falls back on.
 
 A training checkpoint is a dict with
 
@@ -20,11 +20,16 @@ import io
 import logging
 import os
 import random
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from utils import distributed
 from utils.errors import CheckpointError
@@ -32,8 +37,8 @@ from utils.files import write_atomically
 
 log = logging.getLogger("vmunet")
 
-# torch.save writes a zip archive, which ends with the length of its comment, in two bytes, and the comment. The comment
-# is the checksum of all that is before it; other programs can still read the file.
+# torch.save writes a zip archive, which ends with a comment and, before it, the comment's length in two bytes. Here the
+# comment is the checksum of everything before it; other programs can still read the file.
 MARK = b"vmunet sha256 "
 DIGEST_BYTES = 64
 PLAIN = (torch.Tensor, torch.nn.Parameter, int, float, bool, str, bytes, type(None))
@@ -42,14 +47,14 @@ PLAIN = (torch.Tensor, torch.nn.Parameter, int, float, bool, str, bytes, type(No
 # ---- files
 
 
-def save_checkpoint(path, state):
-    """Writes `state` to `path`, which holds either its old or its new content at any moment.
+def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
+    """Writes `state` to `path`, which at any moment holds either its old or its new content.
 
     Raises TypeError for values that `weights_only=True` would refuse, OSError if the disk does not take the file."""
     write_packed(path, pack(state))
 
 
-def pack(state):
+def pack(state: dict[str, Any]) -> io.BytesIO:
     """The archive of a state as it is now, in memory. Raises TypeError for values that are not plain."""
     _check_plain(state, "state")
     buffer = io.BytesIO()
@@ -57,7 +62,7 @@ def pack(state):
     return buffer
 
 
-def write_packed(path, packed):
+def write_packed(path: str | Path, packed: io.BytesIO) -> None:
     """Writes what `pack` made, with its checksum, in one step."""
     archive = packed.getbuffer()[:-2]
     end = (len(MARK) + DIGEST_BYTES).to_bytes(2, "little") + MARK
@@ -66,10 +71,10 @@ def write_packed(path, packed):
     write_atomically(path, archive, end, digest.hexdigest().encode())
 
 
-def load_checkpoint(path):
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint written by `save_checkpoint`, on the CPU.
 
-    Raises FileNotFoundError, or CheckpointError if the checksum does not fit or there is more in it than values."""
+    Raises FileNotFoundError, or CheckpointError if the checksum does not fit or it holds more than plain values."""
     path = Path(path)
     content = path.read_bytes()
     if not has_checksum(content):
@@ -82,25 +87,26 @@ def load_checkpoint(path):
         raise CheckpointError(f"{path}: found {found}, expected tensors and plain values") from error
 
 
-def has_checksum(content):
-    """Whether these bytes are a file of `save_checkpoint`; other people's checkpoints have no checksum."""
+def has_checksum(content: bytes) -> bool:
+    """Whether these bytes are a file of `save_checkpoint`; checkpoints of other programs have no checksum."""
     return content[-len(MARK) - DIGEST_BYTES : -DIGEST_BYTES] == MARK
 
 
-def verify_checksum(content, path):
-    """Raises CheckpointError if the bytes before the checksum are not those it was made of."""
+def verify_checksum(content: bytes, path: str | Path) -> None:
+    """Raises CheckpointError if the checksum at the end is not that of the bytes before it."""
     expected = content[-DIGEST_BYTES:].decode("ascii", "replace")
     found = hashlib.sha256(memoryview(content)[:-DIGEST_BYTES]).hexdigest()
     if found != expected:
         raise CheckpointError(f"{path}: found SHA-256 {found[:9]}..., expected {expected[:9]}...: the file was altered")
 
 
-def save_latest(folder, state):
+def save_latest(folder: str | Path, state: dict[str, Any]) -> None:
     """Replaces `folder`/latest.pth and keeps the one before it."""
     write_latest(folder, pack(state))
 
 
-def write_latest(folder, packed):
+def write_latest(folder: str | Path, packed: io.BytesIO) -> None:
+    """`save_latest` of what `pack` made."""
     latest, previous = latest_paths(folder)
     fresh = latest.with_name("latest.next.pth")
     write_packed(fresh, packed)
@@ -110,45 +116,47 @@ def write_latest(folder, packed):
 
 
 class BackgroundSaver:
-    """Writes checkpoints in a thread, in the order they are given, while training goes on; hashing and writing take
-    longer than copying. What a file will hold is fixed when it is given. Leaving the block waits for all of them.
+    """Writes checkpoints in a thread, in the order they are given, while training goes on: hashing and writing take
+    longer than the copy in memory, which is made at once. Leaving the block waits until all are written.
 
-    Once a file could not be written, none after it is: a latest.pth must not name a best.pth that is not there."""
+    After a file that could not be written no other is: a latest.pth must not name a best.pth that is not there."""
 
     def __init__(self):
-        self.thread, self.pending = ThreadPoolExecutor(1, thread_name_prefix="checkpoints"), []
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self.pending: list[Future[None]] = []
         self.failed = False
 
-    def save(self, path, state):
+    def save(self, path: str | Path, state: dict[str, Any]) -> None:
         """`save_checkpoint`; errors of the disk are raised by `finish`."""
         self.pending.append(self.thread.submit(self._write, write_packed, path, pack(state)))
 
-    def save_latest(self, folder, state):
+    def save_latest(self, folder: str | Path, state: dict[str, Any]) -> None:
+        """The function `save_latest`; errors of the disk are raised by `finish`."""
         self.pending.append(self.thread.submit(self._write, write_latest, folder, pack(state)))
 
-    def finish(self):
-        """Waits for what was given so far. Raises OSError if the disk did not take a file."""
+    def finish(self) -> None:
+        """Waits until all files given so far are written. Raises OSError if one could not be."""
         pending, self.pending = self.pending, []
         for writing in pending:
             writing.result()
 
-    def _write(self, write, place, packed):
+    def _write(self, write: Callable[[Any, io.BytesIO], None], place: str | Path, packed: io.BytesIO) -> None:
         if not self.failed:
-            self.failed = True
+            self.failed = True  # unless the next line returns
             write(place, packed)
             self.failed = False
 
-    def __enter__(self):
+    def __enter__(self) -> "BackgroundSaver":
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.thread.shutdown()
         if error is None:
             self.finish()
 
 
-def load_latest(folder):
-    """The newest complete checkpoint of `folder`. Says so if that is not `latest.pth`.
+def load_latest(folder: str | Path) -> dict[str, Any]:
+    """The newest complete checkpoint of `folder`. Logs a warning if that is not `latest.pth`.
 
     Raises FileNotFoundError if there is none at all, CheckpointError if none is complete."""
     problems = []
@@ -167,7 +175,8 @@ def load_latest(folder):
     raise error(f"no checkpoint to go on from: {'; '.join(problems)}")
 
 
-def latest_paths(folder):
+def latest_paths(folder: str | Path) -> tuple[Path, Path]:
+    """Where the newest checkpoint lies, and the one before it."""
     return Path(folder, "latest.pth"), Path(folder, "latest.previous.pth")
 
 
@@ -186,8 +195,8 @@ def _check_plain(value, name):
 # ---- content
 
 
-def unwrap(model):
-    """The model inside DistributedDataParallel and torch.compile, so that names in checkpoints never depend on them."""
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel and torch.compile: names in checkpoints must not depend on them."""
     while True:
         inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
         if inner is None:
@@ -195,12 +204,22 @@ def unwrap(model):
         model = inner
 
 
-def training_state(model, optimizer, scheduler, scaler, epoch, step, best, config, losses=()):
+def training_state(
+    model: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    scaler: torch.amp.GradScaler,
+    epoch: int,
+    step: int,
+    best: dict[str, Any],
+    config: dict[str, Any],
+    losses: Iterable[float] = (),
+) -> dict[str, Any]:
     """The dict described at the top of this file. Every process must call it; the main one writes it.
 
     best    {"value": float, "epoch": int}
-    config  a dict of plain values
-    losses  of the batches of an epoch that was interrupted
+    config  plain values
+    losses  of the batches of an interrupted epoch
     """
     return {
         "model": unwrap(model).state_dict(),
@@ -216,10 +235,16 @@ def training_state(model, optimizer, scheduler, scaler, epoch, step, best, confi
     }
 
 
-def restore(state, model, optimizer, scheduler, scaler):
+def restore(
+    state: dict[str, Any],
+    model: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    scaler: torch.amp.GradScaler,
+) -> tuple[int, int, dict[str, Any]]:
     """Puts a `training_state` back, random numbers included. Returns its epoch, step and best.
 
-    With another number of processes than before, their random numbers can't go on where they were; the log says so.
+    With another number of processes than before, random numbers can't go on where they were; the log says so.
     Raises CheckpointError if the state is not of such a model and optimizer."""
     try:
         unwrap(model).load_state_dict(state["model"])
@@ -239,13 +264,14 @@ def restore(state, model, optimizer, scheduler, scaler):
     return state["epoch"], state["step"], state["best"]
 
 
-def random_state():
+def random_state() -> dict[str, Any]:
     """The states of the random number generators of this process, as tensors and plain values."""
     version, internal, gauss_next = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
+    keys = torch.from_numpy(np.asarray(keys).astype(np.int64))
     state = {
         "python": [version, list(internal), gauss_next],
-        "numpy": [str(kind), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "numpy": [str(kind), keys, int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
@@ -255,8 +281,8 @@ def random_state():
     return state
 
 
-def set_random_state(state):
-    """The opposite of `random_state`; the generator of a device that is not here is left out."""
+def set_random_state(state: dict[str, Any]) -> None:
+    """The opposite of `random_state`; leaves out the generator of a device that this machine lacks."""
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))
     kind, keys, position, has_gauss, cached = state["numpy"]

@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import tyro
@@ -20,20 +22,22 @@ MEMORY = (
     "less is needed with a smaller --batch-size (--accumulation-steps makes up for it), --use-checkpoint, --precision "
     "bf16, a smaller --image-size, --cache off or fewer --num-workers"
 )
-WORKER = "a worker that reads data was ended, mostly for want of memory (/dev/shm, too); try fewer --num-workers, or 0"
+WORKER = "the system ended a process that loads data, mostly for lack of memory; try fewer --num-workers, or 0"
+
+Config = TypeVar("Config")
 
 
-def parse_flags(config_class):
+def parse_flags(config_class: type[Config]) -> Config:
     """The config that the command line describes: every field is a flag."""
     return tyro.cli(config_class, description=sys.modules[config_class.__module__].__doc__)
 
 
-def run_command(main, config_class, parse=parse_flags):
+def run_command(main: Callable[[Any], Any], config_class: type, parse: Callable[[type], Any] = parse_flags) -> None:
     """Calls `main` with the config that `parse` makes of the command line.
 
-    What a user can mend (a wrong value, a missing file, too little memory) is said in one sentence, with exit status 2;
-    a loss that is not finite, or another process that is gone, ends with status 1. --debug shows the traceback.
-    SIGTERM and Ctrl-C end with status 75 if --resume can go on from where they came, otherwise with 128 + their number.
+    What a user can mend (a wrong value, a missing file, too little memory) ends with one sentence and exit status 2; a
+    loss that is not finite, or another process that is gone, with status 1. --debug shows the traceback. SIGTERM and
+    Ctrl-C end with status 75 if --resume can go on from there, otherwise with 128 + the number of the signal.
     """
     logging.basicConfig(format="%(message)s")  # until the run has its own log
     config = None
@@ -46,7 +50,7 @@ def run_command(main, config_class, parse=parse_flags):
         sys.exit(stopped.status)
     except (ValueError, OSError, NotEnoughMemoryError, NonFiniteLossError, LostProcessError) as error:
         log.error("error: %s", sentence(error))
-        if config is not None and config.debug:
+        if getattr(config, "debug", False):
             raise
         sys.exit(1 if isinstance(error, NonFiniteLossError | LostProcessError) else 2)
     finally:
@@ -54,8 +58,8 @@ def run_command(main, config_class, parse=parse_flags):
 
 
 @contextlib.contextmanager
-def explained():
-    """Errors of too little memory, which the libraries raise in many forms, get a class and advice."""
+def explained() -> Iterator[None]:
+    """Gives errors of too little memory, which libraries raise in many forms, one class; and all of them advice."""
     try:
         yield
     except NonFiniteLossError as error:
@@ -71,7 +75,7 @@ def explained():
         raise
 
 
-def sentence(error):
-    """The message of an error; one that comes from a loader's worker is the last line of the worker's traceback."""
+def sentence(error: BaseException) -> str:
+    """The message of an error; for an error in a loader's worker, the last line of the worker's traceback."""
     text = str(error)
     return text.rstrip().rsplit("\n", 1)[-1].split(": ", 1)[-1] if text.startswith("Caught ") else text

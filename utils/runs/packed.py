@@ -13,7 +13,11 @@ the exponents, which are much alike, side by side, where gzip finds them.
 import hashlib
 import io
 import json
+import math
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -23,67 +27,135 @@ from utils.files import reading, write_atomically
 
 FORMAT, VERSION = "vmunet weights", 1
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-LARGEST = 2**31  # bytes of all tensors, stored and read: beyond any network here
+LARGEST = 2**31  # bytes of all weights in float32: beyond any network here
+GZIP: dict[str, Any] = dict(shuffle=True, compression="gzip", compression_opts=9)
+FILTERS = [h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE]  # of GZIP, as HDF5 lists them
 
 
 def is_packed(content: bytes) -> bool:
     return content.startswith(HDF5_SIGNATURE)
 
 
-def write_packed_weights(path: str | Path, weights: dict[str, torch.Tensor], config: dict, about: dict) -> str:
-    """Writes the weights of a network, in one step, and returns the file's SHA-256.
+# ---- writing
 
-    config  plain values, as a checkpoint holds them; about  plain values for readers, such as data, scores, licence"""
-    arrays = {name: _stored(tensor) for name, tensor in weights.items()}
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w", libver="latest") as file:
-        file.attrs.update(
-            format=FORMAT, version=VERSION, sha256=_digest(arrays), config=json.dumps(config), about=json.dumps(about)
-        )
-        for name, array in arrays.items():
-            packing = dict(compression="gzip", compression_opts=9, shuffle=True) if array.size > 1 else {}
-            file.create_dataset(f"weights/{name}", data=array, track_times=False, **packing)
-    content = buffer.getvalue()
+
+def write_packed_weights(path: str | Path, weights: Mapping[str, torch.Tensor], config: dict, about: dict) -> str:
+    """Writes what `pack_weights` makes, in one step, and returns the file's SHA-256."""
+    content = pack_weights(weights, config, about)
     write_atomically(path, content)
     return hashlib.sha256(content).hexdigest()
+
+
+def pack_weights(weights: Mapping[str, torch.Tensor], config: dict, about: dict) -> bytes:
+    """The file of a network's weights; the same weights always give the same bytes.
+
+    config  plain values, as a checkpoint holds them; about  plain values for readers, such as data, scores, licence
+
+    Raises ValueError for a weight that is not finite, also once it is rounded."""
+    arrays = {name: _rounded(name, tensor) for name, tensor in weights.items()}
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", libver="latest") as file:
+        file.attrs["version"] = VERSION
+        texts = dict(format=FORMAT, sha256=_digest(arrays), config=json.dumps(config), about=json.dumps(about))
+        for name, text in texts.items():
+            file.attrs[name] = np.bytes_(text)  # of fixed length: HDF5 reads damaged ones of free length for ever
+        for name, array in sorted(arrays.items()):
+            packing = GZIP | {"chunks": array.shape} if array.size > 1 else {}
+            file.create_dataset(f"weights/{name}", data=array, track_times=False, **packing)
+    return buffer.getvalue()
+
+
+def _rounded(name: str, tensor: torch.Tensor) -> np.ndarray:
+    dtype = torch.float16 if tensor.ndim > 1 else torch.float32
+    array = tensor.detach().to("cpu", dtype).contiguous().numpy()
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name}: found a value that is not finite in {array.dtype}, expected numbers below 65504")
+    return array
+
+
+# ---- reading
 
 
 def read_packed_weights(content: bytes, path: str | Path) -> tuple[dict[str, torch.Tensor], dict, dict]:
     """(weights in float32 by name, config, about) of a file's bytes; `path` is for messages.
 
-    Raises ValueError for a file of another format or version, or one whose values are not those it was written with."""
+    Raises ValueError for a file of another format or version, for one whose values are not those it was written with,
+    not finite or elsewhere, and for more than LARGEST of them, before any of them is read."""
     with reading(path), h5py.File(io.BytesIO(content)) as file:
-        if file.attrs.get("format") != FORMAT or file.attrs.get("version") != VERSION:
-            found = f"{file.attrs.get('format')!r} version {file.attrs.get('version')}"
-            raise ValueError(f"{path}: found {found}, expected {FORMAT!r} version {VERSION}")
-        arrays: dict[str, np.ndarray] = {}
-        total = 0
-        for name in file["weights"]:
-            if not isinstance(file["weights"].get(name, getlink=True), h5py.HardLink):
-                raise ValueError(f"{path}: {name} is not in the file itself")
-            dataset = file["weights"][name]
-            if dataset.dtype not in (np.float16, np.float32) or dataset.is_virtual or dataset.external:
-                raise ValueError(f"{path}: found {name} in {dataset.dtype}, expected float16 or float32, in the file")
-            total += dataset.nbytes
-            if total > LARGEST:
-                raise ValueError(f"{path}: found more than {LARGEST} bytes of weights")
-            arrays[name] = dataset[()]
-        if _digest(arrays) != file.attrs.get("sha256"):
-            raise ValueError(f"{path}: the SHA-256 of its values is not the one stored in it: the file was altered")
-        config, about = (json.loads(file.attrs[name]) for name in ("config", "about"))
-    weights = {name: torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)) for name, array in arrays.items()}
-    return weights, config, about
+        found = [_text(file, "format"), file.attrs.get("version")]
+        if found != [FORMAT, VERSION]:
+            raise ValueError(f"found {found[0]!r} version {found[1]}, expected {FORMAT!r} version {VERSION}")
+        config, about = (_plain_dict(file, name) for name in ("config", "about"))
+        datasets = _datasets(file)
+        arrays = {name: dataset[()] for name, dataset in datasets.items()}
+        if _digest(arrays) != _text(file, "sha256"):
+            raise ValueError("the SHA-256 of its values is not the one stored in it: the file was altered")
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name}: found a value that is not finite")
+    return {name: torch.from_numpy(np.asarray(a, np.float32)) for name, a in arrays.items()}, config, about
 
 
-def _stored(tensor: torch.Tensor) -> np.ndarray:
-    dtype = torch.float16 if tensor.ndim > 1 else torch.float32
-    array = tensor.detach().to("cpu", dtype).contiguous().numpy()
-    if not np.isfinite(array).all():
-        raise ValueError("found a weight that is not finite, or too large for float16, expected numbers below 65504")
-    return array
+def _text(file: h5py.File, name: str) -> str:
+    """A text among the attributes, "" if there is none."""
+    value = file.attrs.get(name, "")
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _digest(arrays: dict[str, np.ndarray]) -> str:
+def _plain_dict(file: h5py.File, name: str) -> dict:
+    try:
+        value = json.loads(_text(file, name))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: found no JSON, expected names and values") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: found {type(value).__name__}, expected names and values")
+    return value
+
+
+def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """The datasets of the weights, none of which is read yet. Raises ValueError for any that `pack_weights` would not
+    have written: it could name another file, or unpack to more memory than there is."""
+    if not isinstance(file.get("weights", getlink=True), h5py.HardLink) or not isinstance(file["weights"], h5py.Group):
+        raise ValueError("found no weights, expected a group of them")
+    datasets, total = {}, 0
+    for name in file["weights"]:
+        if not isinstance(file["weights"].get(name, getlink=True), h5py.HardLink):
+            raise ValueError(f"{name}: found a link, expected values in the file itself")
+        dataset = file["weights"][name]
+        if not isinstance(dataset, h5py.Dataset) or dataset.dtype not in (np.float16, np.float32):
+            raise ValueError(f"{name}: found {getattr(dataset, 'dtype', 'a group')}, expected float16 or float32")
+        datasets[name], total = dataset, total + 4 * math.prod(dataset.shape)
+    if total > LARGEST:
+        raise ValueError(f"found weights of {total} bytes, expected at most {LARGEST}")
+    for name, dataset in datasets.items():
+        if not _lies_in_file(dataset):
+            raise ValueError(
+                f"{name}: found values that are stored in an unknown way, expected them as they are written"
+            )
+    return datasets
+
+
+def _lies_in_file(dataset: h5py.Dataset) -> bool:
+    """Whether all values of a dataset lie in the file itself, as they are or in gzipped chunks of the right size. HDF5
+    would not check that size, and let a chunk of a few kilobytes fill the memory."""
+    if dataset.is_virtual or dataset.external:
+        return False
+    if dataset.chunks is None:
+        return dataset.id.get_storage_size() == dataset.nbytes
+    layout = dataset.id.get_create_plist()
+    filters = [layout.get_filter(i)[0] for i in range(layout.get_nfilters())]
+    grid = [math.ceil(side / part) for side, part in zip(dataset.shape, dataset.chunks, strict=True)]
+    size = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    if filters != FILTERS or size > dataset.nbytes or dataset.id.get_num_chunks() != math.prod(grid):
+        return False
+    for part in dataset.iter_chunks():
+        skipped_filters, packed = dataset.id.read_direct_chunk(tuple(side.start for side in part))
+        if skipped_filters or len(zlib.decompressobj().decompress(packed, size + 1)) != size:
+            return False
+    return True
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = arrays[name]

@@ -3,6 +3,7 @@
     results/<network>_<dataset>_<date>_<time>/
         config.json     the values it runs under
         log.txt         everything the console saw
+        facts.json      what reports show beside it: network, device, scan backend, ...
         metrics.csv     a row for each epoch
         checkpoints/    latest.pth, latest.previous.pth, best.pth
 
@@ -15,8 +16,10 @@ import logging
 import random
 import re
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +31,14 @@ from utils.runs.checkpoint import latest_paths, load_latest
 
 log = logging.getLogger("vmunet")
 
+Note = Callable[..., None]  # called as Run.note is
+
+
+def log_fact(name: str, fact: Any, level: int | None = logging.INFO) -> None:
+    """Run.note where there is no run: writes a fact to the log and keeps it nowhere."""
+    if level is not None:
+        log.log(level, "%s", fact)
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -36,20 +47,20 @@ class Run:
     folder: Path
 
     @property
-    def checkpoints(self):
+    def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
     @property
-    def metrics(self):
+    def metrics(self) -> Path:
         return self.folder / "metrics.csv"
 
-    def add_metrics(self, row):
+    def add_metrics(self, row: dict[str, Any]) -> None:
         """Adds a row, a dict with `epoch`, to metrics.csv. Call it before the checkpoint of the epoch is written:
         a row without a checkpoint is dropped on resuming, a checkpoint without a row would leave a gap."""
         if distributed.is_main():
             write_rows(self.metrics, [*read_rows(self.metrics), row])
 
-    def resume(self):
+    def resume(self) -> dict[str, Any] | None:
         """The newest complete checkpoint, or None if the run was stopped before its first. Cuts metrics.csv back to it.
 
         Raises CheckpointError if there are checkpoints and all of them are damaged."""
@@ -62,36 +73,56 @@ class Run:
                 write_rows(self.metrics, [row for row in read_rows(self.metrics) if int(row["epoch"]) <= epoch])
         return state
 
-    def save_json(self, name, content):
+    def note(self, name: str, fact: Any, level: int | None = logging.INFO) -> None:
+        """Logs a fact about the run and keeps it under `name` in facts.json, where the report finds it. A name has one
+        fact, the last.
+
+        fact   a line of text, or any plain values
+        level  of the log; None: the fact is only kept"""
+        log_fact(name, fact, level)
+        if distributed.is_main():
+            self.save_json("facts.json", self._facts() | {name: fact})
+
+    def _facts(self) -> dict[str, Any]:
+        path = self.folder / "facts.json"
+        if not path.exists():
+            return {}
+        with reading(path):
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(facts, dict):
+                raise ValueError(f"{path}: found {type(facts).__name__}, expected named facts")
+        return facts
+
+    def save_json(self, name: str, content: dict[str, Any]) -> None:
         """Writes plain values to <name> in the run folder."""
         if distributed.is_main():
             write_atomically(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
-def start_run(config):
+def start_run(config: Any) -> Run:
     """Seeds everything, makes the run folder (or opens the one of `config.resume`), starts the log, stores the config.
 
-    Uses config.network, dataset, work_dir, seed and resume. Under torchrun, inside `distributed.process_group`, all
-    processes must call it; they get the main one's folder."""
+    Uses config.network, dataset, work_dir, recipe, seed and resume. Under torchrun, inside
+    `distributed.process_group`, all processes must call it; they get the main one's folder."""
+    folder: Any = None  # the other processes get the main one's
     if config.resume is not None:
         folder = find_run(config.resume)
     elif distributed.is_main():
         folder = make_run_folder(config.work_dir, f"{config.network}_{config.dataset}")
-    else:
-        folder = None
     run = Run(distributed.from_main(folder))
     start_log(run.folder)
     set_seed(config.seed)
     if config.resume is None:
         run.save_json("config.json", dataclasses.asdict(config))
     log.info("run folder %s; %s, PyTorch %s", run.folder, " ".join(sys.argv), torch.__version__)
+    run.note("recipe", f"recipe {config.recipe}")
     return run
 
 
 # ---- the folder
 
 
-def make_run_folder(work_dir, name):
+def make_run_folder(work_dir: str | Path, name: str) -> Path:
     """Makes work_dir/<name>_<date>_<time>, with a number behind it if that is taken, and `checkpoints` in it."""
     name = re.sub(r"[^\w.-]+", "-", name)
     stem = f"{name}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
@@ -111,7 +142,7 @@ def make_run_folder(work_dir, name):
     return folder
 
 
-def find_run(path):
+def find_run(path: str | Path) -> Path:
     """The run folder that `--resume` names: itself, or a checkpoint in it. Raises FileNotFoundError if it is none."""
     path = Path(path)
     for folder in (path, path.parent, path.parent.parent):
@@ -120,7 +151,7 @@ def find_run(path):
     raise FileNotFoundError(f"--resume {path}: found no config.json there, expected a run folder such as results/<run>")
 
 
-def of_volumes(values: dict) -> bool:
+def of_volumes(values: dict[str, Any]) -> bool:
     """Whether a stored config (config.json, a checkpoint's) is one of train_synapse.py."""
     return "volume_resize" in values
 
@@ -143,9 +174,9 @@ class _LogFile(logging.FileHandler):
         log.warning("%s: can't be written any more (%s)", self.baseFilename, sys.exc_info()[1])
 
 
-def start_log(folder):
-    """Lets the logger "vmunet" write to the console and to folder/log.txt. Of the processes that are not the main one
-    only warnings are heard, on the console."""
+def start_log(folder: str | Path) -> None:
+    """Lets the logger "vmunet" write to the console and to folder/log.txt. Processes other than the main one write only
+    warnings, and those to the console."""
     stop_log()
     if distributed.is_main():
         handlers = [_Console(), _LogFile(Path(folder, "log.txt"), encoding="utf-8")]
@@ -160,7 +191,7 @@ def start_log(folder):
     log.propagate = False  # or a handler of the root logger would repeat every line on the console
 
 
-def stop_log():
+def stop_log() -> None:
     """Closes the log file and leaves the logger as it was."""
     for handler in list(log.handlers):
         if isinstance(handler, _Console | logging.FileHandler):
@@ -172,7 +203,7 @@ def stop_log():
 # ---- seed, device
 
 
-def set_seed(seed):
+def set_seed(seed: int) -> None:
     """Seeds Python, NumPy and PyTorch, differently in each process, and keeps cuDNN to deterministic algorithms."""
     seed += distributed.rank()
     random.seed(seed)

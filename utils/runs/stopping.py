@@ -1,31 +1,33 @@
-"""SIGTERM (Slurm's notice, torchrun's) and Ctrl-C: training finishes its batch, saves, and its exit status says so."""
+"""SIGTERM (from Slurm or torchrun) and Ctrl-C: training finishes its batch, saves, and tells by its exit status."""
 
 import contextlib
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 from utils import distributed
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-SAVED = 75  # exit status of a run that a signal stopped and --resume goes on with (EX_TEMPFAIL of sysexits.h)
+SAVED = 75  # exit status of a stopped run that --resume goes on with (EX_TEMPFAIL of sysexits.h)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ended the run; `saved`: with everything saved, so that a resumed run goes on with the next batch."""
+    """A signal ended the run. `saved`: everything is saved, and a resumed run goes on with the next batch."""
 
-    def __init__(self, number, saved=False):
+    def __init__(self, number: int, saved: bool = False):
         super().__init__(signal.Signals(number).name)
         self.number, self.saved = number, saved
 
     @property
-    def status(self):
-        """The exit status: 75, or without anything to go on from, the shell's 128 + number of the signal."""
+    def status(self) -> int:
+        """The exit status: 75 if everything is saved, else the shell's 128 + number of the signal."""
         return SAVED if self.saved else 128 + self.number
 
 
 @contextlib.contextmanager
-def on_signals(handler):
+def on_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """SIGTERM and Ctrl-C call `handler` in this block."""
     before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
@@ -36,20 +38,20 @@ def on_signals(handler):
 
 
 @contextlib.contextmanager
-def stopped_at_once():
-    """For the time in which there is nothing to save: SIGTERM and Ctrl-C raise Stopped wherever the program is.
+def stopped_at_once() -> Iterator[None]:
+    """Before there is anything to save: SIGTERM and Ctrl-C raise Stopped wherever the program is.
 
-    That may be inside a library, which makes another error of it or swallows it; the block ends with Stopped anyway."""
-    received = []
+    A library may turn it into another error or swallow it; the block ends with Stopped all the same."""
+    received: list[int] = []
 
-    def stop(number, frame):
+    def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
         raise Stopped(number)
 
     with on_signals(stop):
         try:
             yield
-        except (Stopped, SystemExit):  # the latter from a command that has its own way to stop
+        except (Stopped, SystemExit):  # SystemExit: from a command that handles Ctrl-C itself
             raise
         except BaseException as error:
             if received:
@@ -60,17 +62,17 @@ def stopped_at_once():
 
 
 class StopRequest:
-    """A signal that is remembered, `on_signals(stop.remember)`; `check` ends the run where it is safe."""
+    """Remembers a signal, with `on_signals(stop.remember)`; `check` ends the run where it is safe to."""
 
     number = 0  # of the first signal
 
-    def remember(self, number, frame):
+    def remember(self, number: int, frame: FrameType | None) -> None:
         if not self.number:
             self.number = number
-            # the log may be in the middle of a line
+            # not through the log, which may be in the middle of a line
             os.write(2, f"\n{signal.Signals(number).name}: stopping after this batch\n".encode())
 
-    def check(self):
+    def check(self) -> None:
         """Raises Stopped, in every process if one of them got a signal; all must call it at the same point."""
         number = distributed.largest(self.number)
         if number:
@@ -78,9 +80,11 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def signals_held():
-    """SIGTERM and Ctrl-C wait until the block ends. A loader's workers that start in it never see them: they take over
-    the mask, before `leave_signals_to_main` has had its turn."""
+def signals_held() -> Iterator[None]:
+    """SIGTERM and Ctrl-C wait until the block ends.
+
+    Start a loader's workers in it: they inherit the blocked signals, which could otherwise end them before they call
+    `leave_signals_to_main`."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -91,17 +95,17 @@ def signals_held():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def leave_signals_to_main(worker):
-    """Makes a loader's worker deaf to signals meant for the run: Ctrl-C and Slurm send them to every process.
+def leave_signals_to_main(worker: int) -> None:
+    """Lets a loader's worker ignore signals meant for the run: Ctrl-C and Slurm send them to every process.
 
-    SIGTERM of its own main process still ends it; that is how Python takes its workers along when it exits."""
+    A SIGTERM from its own main process still ends it: that is how Python stops its workers when it exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere SIGTERM ends the worker, and the run with an error
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_main_process, daemon=True).start()
 
 
-def _obey_main_process():
+def _obey_main_process() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)

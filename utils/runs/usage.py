@@ -4,11 +4,11 @@ import sys
 
 import torch
 
-COLUMNS = ("seconds", "images_per_second", "waiting_share", "memory_gb")  # of metrics.csv; they differ from run to run
+COLUMNS = ("seconds", "images_per_second", "waiting_share", "memory_gb")  # of metrics.csv; never the same in two runs
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes; None where it can't be told."""
+    """The peak of memory in use so far, in bytes: PyTorch's on a GPU, the process's on a CPU; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type != "cpu" or sys.platform == "win32":

@@ -117,7 +117,7 @@ def test_contact_sheets_show_image_and_outline(demo, run):
         ([COLOURS[square(n, 1)] for n in (1, 2)], " --mask-values '#000000' '#ff0000'", "2 colours"),
         ([np.linspace(0, 255, 2304).astype(np.uint8).reshape(48, 48)], "", "1 of 1 with grey outlines"),
     ],
-)  # fmt: skip
+)
 def test_masks_say_what_the_classes_are(masks, flags, said, tmp_path, run):
     """The flags that the report proposes read every mask."""
     write_pairs(tmp_path / "own data", masks)
@@ -168,14 +168,17 @@ def warnings(text):
         (lambda f: shutil.rmtree(f / "val/masks"), "val/masks is not a folder"),
         (lambda f: Image.new("L", (40, 48)).save(f / MASK), "7.jpg is 48x48 but its mask"),
         (lambda f: Image.new("RGB", (48, 48)).save(f / "val/images/DEMO_0000007.png"), "several files for one pair"),
-        (lambda f: shutil.copy(f / OTHER, f / IMAGE),
-         "1 pairs of images with same pixels in different parts: train/DEMO_0000001 = val/DEMO_0000007"),
-        (lambda f: [(f / part).rename(f / str(part).replace("0007", "0001")) for part in
-                    (IMAGE, MASK)],
-         "1 names are in several parts: DEMO_0000001 (train and val)"),
+        (
+            lambda f: shutil.copy(f / OTHER, f / IMAGE),
+            "1 pairs of images with same pixels in different parts: train/DEMO_0000001 = val/DEMO_0000007",
+        ),
+        (
+            lambda f: [(f / part).rename(f / str(part).replace("0007", "0001")) for part in (IMAGE, MASK)],
+            "1 names are in several parts: DEMO_0000001 (train and val)",
+        ),
         (lambda f: Image.new("RGB", (48, 48), (9, 9, 9)).save(f / IMAGE), "the same value in every pixel"),
     ],
-)  # fmt: skip
+)
 def test_what_stands_against_training_is_a_problem(spoil, message, good, run):
     spoil(good)
     status, text, _ = run(good)
@@ -187,13 +190,17 @@ def test_what_stands_against_training_is_a_problem(spoil, message, good, run):
     [
         (lambda f: Image.new("L", (48, 48)).save(f / MASK), "empty mask, in 1 pairs"),
         (lambda f: Image.new("L", (48, 48), 255).save(f / MASK), "mask without background"),
-        (lambda f: Image.open(f / OTHER).save(f / IMAGE, quality=40),
-         "1 similar pairs in different parts: train/DEMO_0000001 = val/DEMO_0000007"),
-        (lambda f: shutil.copy(f / "val/images/DEMO_0000006.jpg", f / IMAGE),
-         "1 pairs of images with same pixels in one part: val/DEMO_0000006 = val/DEMO_0000007"),
+        (
+            lambda f: Image.open(f / OTHER).save(f / IMAGE, quality=40),
+            "1 similar pairs in different parts: train/DEMO_0000001 = val/DEMO_0000007",
+        ),
+        (
+            lambda f: shutil.copy(f / "val/images/DEMO_0000006.jpg", f / IMAGE),
+            "1 pairs of images with same pixels in one part: val/DEMO_0000006 = val/DEMO_0000007",
+        ),
         (lambda f: turned_by_exif(f / IMAGE), "image with a note to turn it (EXIF"),
     ],
-)  # fmt: skip
+)
 def test_the_unusual_is_a_warning_and_shown(spoil, message, good, run):
     spoil(good)
     status, text, output = run(good)
@@ -278,14 +285,18 @@ def test_other_lists_may_divide_the_cases_otherwise(synapse, run):
         (lambda f: (f / f"{SLICE}.npz").write_bytes(b"no"), "case0001_slice001.npz cannot be read"),
         (lambda f: (f / f"{SLICE}.npz").unlink(), "1 of 6 listed files are not in"),
         (lambda f: write_slice(f, SLICE, label=np.full((20, 24), 9.0)), "labels from 9 to 9"),
-        (lambda f: np.savez(f / SLICE, image=np.full((4, 4), -900.0), label=np.zeros((4, 4))),
-         "case0001_slice001.npz holds values from -900 to -900; expected 0..1"),
+        (
+            lambda f: np.savez(f / SLICE, image=np.full((4, 4), -900.0), label=np.zeros((4, 4))),
+            "case0001_slice001.npz holds values from -900 to -900; expected 0..1",
+        ),
         (lambda f: edit_list(f, "test_vol.txt", ["case0003"]), "1 cases are in several lists: case0003 (val"),
-        (lambda f: (f / "test_vol_h5/case0004.npy.h5").write_bytes((f / "test_vol_h5/case0003.npy.h5").read_bytes()),
-         "3 slices with equal values are in val_vol.txt and test_vol.txt: case0003 slice 0 = case0004 slice 0"),
+        (
+            lambda f: (f / "test_vol_h5/case0004.npy.h5").write_bytes((f / "test_vol_h5/case0003.npy.h5").read_bytes()),
+            "3 slices with equal values are in val_vol.txt and test_vol.txt: case0003 slice 0 = case0004 slice 0",
+        ),
         (lambda f: shutil.rmtree(f / "lists"), "holds no folder with train.txt and test_vol.txt"),
     ],
-)  # fmt: skip
+)
 def test_what_stands_against_training_on_volumes_is_a_problem(spoil, message, synapse, run):
     spoil(synapse)
     status, text, _ = run(synapse)

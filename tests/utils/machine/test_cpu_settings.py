@@ -33,7 +33,7 @@ def test_the_scripts_set_it_before_anything_imports_torch(script):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc can be told")
 def test_freed_memory_is_used_again():
-    """Taking 64 MB anew costs 16384 page faults, or some with larger pages."""
+    """64 MB from the system cost 16384 page faults, or some with larger pages."""
     code = """
 import ctypes, resource
 from utils.machine.memory import keep_freed_memory

@@ -18,6 +18,12 @@ def compared(runs):
     return compare.contents(compare.read_runs(runs))
 
 
+def rows(table):
+    """The rows of a table as {heading: cell}."""
+    headings = [column.heading for column in table["columns"]]
+    return [dict(zip(headings, row["cells"], strict=True)) for row in table["rows"]]
+
+
 def test_holm_by_hand():
     assert compare.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert compare.holm([0.9, 0.8]) == [1, 1]
@@ -49,16 +55,42 @@ def test_runs_that_differ_in_the_seed_are_a_group_with_a_deviation(tmp_path):
         make_run(tmp_path / "a43", [0.9, 0.7, 0.8], seed=43),
     ]
     page = compared(runs)
-    assert [(group["letter"], group["network"], group["seeds"]) for group in page["groups"]] == [
-        ("A", "vmunet", "42, 43"), ("B", "unet", "42"),
-    ]  # fmt: skip
+    one, other = rows(page["groups"])
+    assert (one[""], one["network"], one["seeds"]) == ("A", "vmunet", "42, 43")
+    assert (other[""], other["network"], other["seeds"]) == ("B", "unet", "42")
     deviation = 100 * math.sqrt(0.05**2 + 0.05**2)
-    assert page["groups"][0]["cells"][1] == f"75.00 ± {deviation:.2f}"
-    assert page["groups"][1]["cells"][1] == "46.67"
-    assert page["differing"] == [("network", ["vmunet", "unet"])]
+    assert one["DSC %"] == f"75.00 ± {deviation:.2f}"
+    assert other["DSC %"] == "46.67"
+    assert [list(row.values()) for row in rows(page["differing"])] == [["network", "vmunet", "unet"]]
     (pair,) = page["pairs"]
     assert pair["pairs"] == 3 and pair["mean"] == pytest.approx(0.75 - 1.4 / 3) and pair["corrected"] == pair["p"]
     assert any("one seed has no standard deviation" in note for note in page["notes"])
+
+
+def test_edited_rows_of_the_optimizer_make_another_group(tmp_path):
+    def optimization(decay):
+        adamw = {"name": "AdamW", "lr": 1e-3, "weight_decay": decay}
+        return {"optimization": {"optimizer": adamw, "scheduler": {"name": "CosineAnnealingLR", "T_max": 50}}}
+
+    runs = [
+        make_run(tmp_path / "old", [0.8, 0.6], seed=1),  # from before facts were kept
+        make_run(tmp_path / "new", [0.8, 0.6], seed=2, facts=optimization(1e-2)),
+        make_run(tmp_path / "edited", [0.8, 0.6], seed=3, facts=optimization(5e-2)),
+    ]
+    page = compared(runs)
+    assert [row["seeds"] for row in rows(page["groups"])] == ["1, 2", "3"]
+    assert [list(row.values()) for row in rows(page["differing"])] == [["weight_decay of AdamW", "0.01", "0.05"]]
+
+
+def test_groups_name_their_recipe_and_the_runs_that_lost_what_they_had_learned(tmp_path):
+    lost = {"lost": "lost what it had learned: from epoch 98 on"}
+    runs = [
+        make_run(tmp_path / "a", [0.8, 0.6], seed=1, facts=lost),
+        make_run(tmp_path / "b", [0.8, 0.6], seed=1, recipe="stable", sch="CosineWarmup"),
+    ]
+    page = compared(runs)
+    assert [row["recipe"] for row in rows(page["groups"])] == ["published", "stable"]
+    assert page["notes"][0] == "A, seed 1: lost what it had learned: from epoch 98 on"
 
 
 def test_other_test_images_are_not_paired(tmp_path):
@@ -70,7 +102,7 @@ def test_other_test_images_are_not_paired(tmp_path):
     assert by_mask["reason"].startswith("images of the same name have other masks, 3 of them: image0")
     assert "p" not in by_name and "p" not in by_mask
     seed = make_run(tmp_path / "seed", [0.8, 0.6], seed=43)
-    assert [group["seeds"] for group in compared([one, seed])["groups"]] == ["42", "43"]  # no common group either
+    assert [row["seeds"] for row in rows(compared([one, seed])["groups"])] == ["42", "43"]  # no common group either
     seed = make_run(tmp_path / "masks", [0.8, 0.6, 0.7], truth=2000, seed=43)
     with pytest.raises(ValueError, match="masks and one can't be a group: images of the same name have other masks"):
         compared([one, seed])

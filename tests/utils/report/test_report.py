@@ -1,5 +1,6 @@
 """Reports: numbers out of the run's files, every name escaped, nothing outside the page, never the end of a run."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,12 +11,16 @@ from PIL import Image
 import train
 import train_synapse
 import utils.report as report
+from configs import optim
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
 from datasets.demo import make_demo_isic, make_demo_synapse
 from tests.html_page import HOSTILE, Page, assert_self_contained
+from tests.made_runs import make_run
 from tests.tiny import TRAINING
 from utils.files import read_rows, write_rows
+from utils.optim import optimization_values
+from utils.report import published
 from utils.report.__main__ import main
 from utils.report.records import Record, mean_dice
 from utils.report.run_page import extremes
@@ -56,6 +61,7 @@ def test_a_run_ends_with_a_page_that_has_its_numbers(isic_run):
         assert f"{100 * scores[name]:.2f}" in page.text
     assert "Selected on the reported set" in page.text and "Synthetic data" in page.text
     assert "image_size is 32, published 256" in page.text and "batch_size is 4, published 32" in page.text
+    assert "initial weights none, recipe published, seed 42" in page.text
     images = read_rows(isic_run / "test_images.csv")
     counts = {name: sum(int(row[name]) for row in images) for name in ("tp", "fp", "fn", "tn")}
     assert sum(counts.values()) == 10 * 32 * 32
@@ -85,18 +91,138 @@ def test_the_papers_numbers_stand_beside_those_of_their_row(isic_run, synapse_ru
     small = "pretrained_weights/vmamba_small_e238_ema.pth"
     run = copy(isic_run, tmp_path / "a", dataset="isic17", load_ckpt_path=small)
     page = Page(report.write_report(run))
-    assert "80.23 †" in page.text and "89.03 †" in page.text
+    assert "80.23" in page.text and "80.23 †" not in page.text  # confirmed by a second source
+    assert "89.03" in page.text and "89.03 †" not in page.text and "96.29 †" in page.text
+    assert "† from memory of the paper's tables, without a second source" in page.text
     assert "tested on 10 images or volumes, published 650" in page.text
     run = copy(isic_run, tmp_path / "b", dataset="isic18", load_ckpt_path=small)
     page = Page(report.write_report(run))
-    assert "81.35" in page.text and "81.35 †" not in page.text  # confirmed by a second source
+    assert "81.35" in page.text and "81.35 †" not in page.text and "94.91 †" in page.text
     run = copy(isic_run, tmp_path / "c", dataset="isic17")
-    assert "77.59 †" in Page(report.write_report(run)).text
+    page = Page(report.write_report(run))
+    assert "77.59" in page.text and "†" not in page.text
     run = copy(isic_run, tmp_path / "d", dataset="isic17", load_ckpt_path="my_weights.pth")
-    assert "†" not in Page(report.write_report(run)).text
+    page = Page(report.write_report(run))
+    assert "†" not in page.text and "77.59" not in page.text and "80.23" not in page.text
     run = copy(synapse_run, tmp_path / "e", dataset="synapse", load_ckpt_path="vssmsmall_dp03_ckpt_epoch_238.pth")
     page = Page(report.write_report(run))
-    assert "81.08" in page.text and "94.17 †" in page.text and "19.21" in page.text
+    assert "81.08" in page.text and "94.17" in page.text and "19.21" in page.text and "†" not in page.text
+
+
+def test_no_difference_to_the_paper_stands_without_its_reasons(isic_run, synapse_run, tmp_path):
+    sentence = "* Not comparable with the paper as it stands:"
+    run = copy(isic_run, tmp_path / "a", dataset="isic17")
+    scores = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    miou, sensitivity, of_images = (100 * scores[s] for s in ("miou", "sensitivity", "sensitivity_per_image"))
+    page = Page(report.write_report(run))
+    assert f"mIoU {miou:.2f} 77.59 {miou - 77.59:+.2f} *" in page.text
+    table, reasons = page.text.split(sentence)
+    assert table.endswith(f"sensitivity {sensitivity:.2f} {of_images:.2f} ")  # its last row
+    assert reasons.startswith(" " + " ".join(Record(run).differences))
+    run = copy(synapse_run, tmp_path / "b", dataset="synapse", load_ckpt_path="vssmsmall_dp03_ckpt_epoch_238.pth")
+    liver = 100 * json.loads((run / "metrics.json").read_text(encoding="utf-8"))["classes"][4]["dice_transunet"]
+    page = Page(report.write_report(run))
+    assert f"liver {liver:.2f} 94.17 {liver - 94.17:+.2f} *" in page.text and sentence in page.text
+
+
+def test_a_run_under_the_published_values_has_differences_without_a_mark(tmp_path):
+    run = make_run(tmp_path / "run", [0.8] * 650)
+    scores = dict.fromkeys(("miou", "dsc", "accuracy", "specificity", "sensitivity"), 0.8)
+    scores |= {f"{name}_per_image": 0.8 for name in scores}
+    (run / "metrics.json").write_text(json.dumps(scores))
+    write_rows(run / "metrics.csv", [row | {"seconds": 1.0} for row in read_rows(run / "metrics.csv")])
+    page = Page(report.write_report(run))
+    assert "mIoU 80.00 77.59 +2.41 80.00" in page.text
+    assert "*" not in page.text and "Not comparable" not in page.text
+
+
+def test_facts_stand_in_the_report_and_old_runs_do_without(isic_run, tmp_path):
+    facts = json.loads((isic_run / "facts.json").read_text(encoding="utf-8"))
+    assert facts["recipe"] == "recipe published" and facts["scan"] == "cpu" and "overlap" not in facts
+    assert facts["network"].startswith("vmunet: 0.13 M") and facts["device"].startswith("device cpu (")
+    log = (isic_run / "log.txt").read_text(encoding="utf-8")
+    assert facts["network"] in log and facts["device"] in log
+    page = Page(isic_run / "report.html")
+    assert f"network {facts['network']} machine {facts['device']} scan backend cpu" in page.text
+
+    run = copy(isic_run, tmp_path)
+    (run / "facts.json").unlink()
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    config.pop("recipe")
+    (run / "config.json").write_text(json.dumps(config))
+    page = Page(report.write_report(run))
+    assert "machine device" not in page.text and "memory Configuration" not in page.text
+    assert facts["network"] in page.text  # in the log, which is shown and never parsed
+    assert "initial weights none, seed 42" in page.text
+
+
+def test_cases_that_are_trained_on_and_tested_are_noted(tmp_path):
+    data = make_demo_synapse(tmp_path / "data", size=40, train=1, val=1, test=1, slices=5)
+    (trained,) = {name.split("_")[0] for name in (data / "lists/list_Synapse/train.txt").read_text().split()}
+    tested = (data / "lists/list_Synapse/test_vol.txt").read_text().strip()
+    (data / "test_vol_h5" / f"{tested}.npy.h5").rename(data / "test_vol_h5" / f"{trained}.npy.h5")
+    (data / "lists/list_Synapse/test_vol.txt").write_text(trained)
+    changes = dict(dataset="demo", data_path=str(data), work_dir=str(tmp_path / "runs"), epochs=1)
+    train_synapse.main(SynapseConfig(**SMALL | changes))
+    (run,) = (tmp_path / "runs").iterdir()
+    overlap = f"overlap: 1 of the tested cases are also trained on: {trained}"
+    assert json.loads((run / "facts.json").read_text(encoding="utf-8"))["overlap"] == overlap
+    assert Page(run / "report.html").text.count(overlap) == 2  # the note; the log
+
+
+def test_edited_rows_of_the_optimizer_are_differences(isic_run, synapse_run, tmp_path):
+    for number, run in enumerate((isic_run, synapse_run)):
+        facts = json.loads((run / "facts.json").read_text(encoding="utf-8"))
+        assert not Record(run).edited
+        facts["optimization"]["optimizer"] |= {"weight_decay": 0.05, "betas": [0.8, 0.999]}
+        facts["optimization"]["scheduler"]["T_max"] = 300
+        run = copy(run, tmp_path / str(number))
+        (run / "facts.json").write_text(json.dumps(facts))
+        page = Page(report.write_report(run))
+        published = (50, 100)[number]
+        assert f"T_max of CosineAnnealingLR is 300, published {published}" in page.text
+        assert "betas of AdamW is 0.8 0.999, published 0.9 0.999" in page.text
+        assert "weight_decay of AdamW 0.05 0.01" in page.text  # in the table of changed values
+
+
+def test_what_the_config_says_itself_is_not_said_again(isic_run, tmp_path):
+    facts = json.loads((isic_run / "facts.json").read_text(encoding="utf-8"))
+    facts["optimization"]["optimizer"] |= {"weight_decay": 0.05, "eps": 1e-6}
+    facts["optimization"]["scheduler"] = {"name": "CosineWarmup", "warm_up_epochs": 10, "eta_min": 1e-5}
+    run = copy(isic_run, tmp_path, weight_decay=0.05, opt_args={"eps": "1e-6"}, sch="CosineWarmup")
+    (run / "facts.json").write_text(json.dumps(facts))
+    assert not Record(run).edited
+    assert "weight_decay is 0.05, published none" in Record(run).differences
+
+
+def test_a_run_that_lost_what_it_had_learned_says_so_first(isic_run, tmp_path):
+    run = copy(isic_run, tmp_path)
+    lost = "lost what it had learned: from epoch 98 on the score is below half of the best"
+    facts = json.loads((run / "facts.json").read_text(encoding="utf-8"))
+    (run / "facts.json").write_text(json.dumps(facts | {"lost": lost}))
+    page = Page(report.write_report(run))
+    assert_self_contained(page)
+    assert page.text.index(f"This run {lost}.") < page.text.index("Selected on the reported set")
+
+
+def test_a_run_that_was_ended_when_lost_is_told_by_its_epochs(isic_run, tmp_path):
+    ended = "ended after epoch 2 of 300 (--stop-when-lost)"
+    run = copy(isic_run, tmp_path / "a", epochs=300, stop_when_lost=True)
+    assert Record(run).differences[-1] == ended
+    for number, changes in enumerate(({"epochs": 2, "stop_when_lost": True}, {"epochs": 300})):
+        assert ended not in Record(copy(isic_run, tmp_path / str(number), **changes)).differences
+
+
+def test_the_published_values_are_those_of_the_configs():
+    def plain(values):
+        return json.loads(json.dumps(values))
+
+    assert plain(dataclasses.asdict(ISICConfig())) == published.PUBLISHED_IMAGES
+    assert plain(dataclasses.asdict(SynapseConfig())) == published.PUBLISHED_VOLUMES
+    built = optimization_values(ISICConfig(), optim.OPTIMIZERS, optim.SCHEDULERS)
+    assert plain(built) == published.OPTIMIZATION_IMAGES
+    built = optimization_values(SynapseConfig(), optim.SYNAPSE_OPTIMIZERS, optim.SYNAPSE_SCHEDULERS)
+    assert plain(built) == published.OPTIMIZATION_VOLUMES
 
 
 def test_every_name_is_escaped(isic_run, tmp_path):
@@ -110,9 +236,10 @@ def test_every_name_is_escaped(isic_run, tmp_path):
     write_rows(run / "test_images.csv", rows)
     with open(run / "log.txt", "a", encoding="utf-8") as file:
         file.write(f"2026-01-01 00:00:00 device {HOSTILE}\n")
+    (run / "facts.json").write_text(json.dumps(dict.fromkeys(("network", "device", "overlap", "lost"), HOSTILE)))
     page = Page(report.write_report(run))
     assert_self_contained(page)
-    assert page.tags.count("img") == 9 and page.text.count("<script>alert(1)") >= 6
+    assert page.tags.count("img") == 9 and page.text.count("<script>alert(1)") >= 10
 
 
 def test_class_names_and_outlines_of_several_classes(tmp_path):
@@ -155,8 +282,11 @@ def test_runs_that_were_stopped_or_came_before_still_get_a_page(isic_run, tmp_pa
     page = Page(report.write_report(run))
     assert "2 of 300 epochs" in page.text and "Confusion" not in page.text
     assert page.text.count("its pictures are not in the run's folder") == 9
+    overlap = "overlap: 1 of the tested cases are also trained on: case0001"
     with open(run / "log.txt", "a", encoding="utf-8") as file:
-        file.write("2026-01-01 00:00:00 overlap: 1 of the tested cases are also trained on: case0001\n" * 2)
+        file.write(f"2026-01-01 00:00:00 {overlap}\n" * 2)
+    assert Page(report.write_report(run)).text.count("also trained on: case0001") == 2  # the log makes no note
+    (run / "facts.json").write_text(json.dumps({"overlap": overlap}))
     assert Page(report.write_report(run)).text.count("also trained on: case0001") == 3  # the note; twice in the log
     (run / "metrics.json").unlink()
     assert "Not tested yet" in Page(report.write_report(run)).text
@@ -184,9 +314,8 @@ def test_a_report_that_fails_is_logged_and_loses_nothing(isic_run, tmp_path, mon
 
 def test_extremes_show_no_image_twice():
     dice = {name: i / 10 for i, name in enumerate("abcdefghijk")}
-    assert extremes(dice) == [
-        ("Best", ["k", "j", "i"]), ("Median", ["g", "f", "e"]), ("Worst", ["c", "b", "a"])
-    ]  # fmt: skip
+    best, median, worst = ["k", "j", "i"], ["g", "f", "e"], ["c", "b", "a"]
+    assert extremes(dice) == [("Best", best), ("Median", median), ("Worst", worst)]
     for count in range(1, 12):
         names = [name for _, part in extremes(dict(list(dice.items())[:count])) for name in part]
         assert len(names) == len(set(names)) and set(names) <= set(dice)
@@ -209,11 +338,10 @@ def test_command_makes_pages_anew_and_says_what_is_no_run(isic_run, tmp_path, ca
 def test_the_selected_epoch_follows_the_protocol(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    values = dict(dataset="synapse", network="vmunet", load_ckpt_path="none", seed=1, epochs=2, test_only=None,
-                  volume_resize="labels")  # fmt: skip
-    write_rows(run / "metrics.csv", [
-        {"epoch": 1, "train_loss": 0.5, "dice_transunet": 0.7}, {"epoch": 2, "train_loss": 0.4, "dice_transunet": 0.6},
-    ])  # fmt: skip
+    values = dict(dataset="synapse", network="vmunet", load_ckpt_path="none", seed=1, epochs=2, test_only=None)
+    values |= {"volume_resize": "labels"}
+    first, second = {"train_loss": 0.5, "dice_transunet": 0.7}, {"train_loss": 0.4, "dice_transunet": 0.6}
+    write_rows(run / "metrics.csv", [{"epoch": 1, **first}, {"epoch": 2, **second}])
     for protocol, epoch in (("paper", 2), ("holdout", 1)):
         (run / "config.json").write_text(json.dumps(values | {"protocol": protocol}))
         assert Record(run).best["epoch"] == epoch

@@ -1,6 +1,7 @@
-"""Nothing is lost: training is killed, stopped, starved of disk, its files damaged; resumed, it ends as if undisturbed.
+"""Nothing is lost: training is killed, stopped, or its disk full, or its files damaged; resumed, it ends as if
+undisturbed.
 
-VMUNET_KILLS=30 kills each of the runs as many times; without it, a few times."""
+VMUNET_KILLS=30 kills each of the runs 30 times instead of a few."""
 
 import contextlib
 import os
@@ -38,7 +39,7 @@ def flags(data):
 
 @pytest.fixture(scope="module")
 def undisturbed(flags, tmp_path_factory):
-    """The results of both runs, and how long the training of each took."""
+    """The results of both runs without interruption."""
     found = {}
     for kind, script in SCRIPTS.items():
         work_dir = tmp_path_factory.mktemp("undisturbed")
@@ -54,7 +55,7 @@ def resume(script, work_dir, flags):
 
 
 def in_writing(work_dir):
-    """(path, time) of the checkpoints being written or renamed, or left by a kill in it."""
+    """(path, time) of the checkpoint files that are being written or renamed, or that a kill then left."""
     found = set()
     for pattern in ("*/checkpoints/.*.tmp", "*/checkpoints/latest.next.pth"):
         for path in work_dir.glob(pattern):
@@ -64,14 +65,14 @@ def in_writing(work_dir):
 
 
 def wait_for_training(process, work_dir):
-    """Waits until a process that was just started is about to train: whether it is, or has ended before."""
+    """Waits until a process that was just started is about to train; False if it ends before."""
     old = set(work_dir.glob("*/tensorboard/*"))
     return wait_for(lambda: set(work_dir.glob("*/tensorboard/*")) - old, process)
 
 
 @pytest.mark.parametrize("kind, workers", [("isic", 0), ("synapse", 2)])
 def test_killed_at_random_moments_a_run_ends_as_if_undisturbed(kind, workers, flags, undisturbed, tmp_path):
-    """A third of the kills waits for a file to be written, a third for training to begin."""
+    """A third of the kills comes while a file is written, a third during training, a third at any time."""
     script, moments, killed = SCRIPTS[kind], random.Random(kind), []
     while len(killed) < KILLS:
         old = in_writing(tmp_path)
@@ -99,7 +100,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_undisturbed(kind, workers, fl
 
 
 def test_a_signal_finishes_the_batch_saves_and_says_so(flags, undisturbed, tmp_path):
-    """Signals go to every process of the run, as Slurm and a terminal send them; the workers must not mind."""
+    """Slurm and terminals send signals to every process of the run; the workers must ignore them."""
     moments = random.Random(1)
     options = [*flags["isic"], "--num-workers", 2, "--work-dir", tmp_path]
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -139,7 +140,7 @@ def test_a_library_can_neither_rename_nor_swallow_a_signal(swallowed):
 
 
 def test_a_command_may_have_its_own_way_to_stop():
-    """As predict.py, which says how to go on."""
+    """Like predict.py, which says how to go on."""
     with pytest.raises(SystemExit, match="130"), stopped_at_once():
         try:
             signal.raise_signal(signal.SIGINT)
@@ -150,14 +151,10 @@ def test_a_command_may_have_its_own_way_to_stop():
 def test_of_two_processes_the_survivor_ends_soon_and_says_why(flags, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    processes = [
-        start(
-            "train.py", *flags["isic"], "--work-dir", tmp_path, "--epochs", 1000,
-            environment=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
+    both = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    endless = [*flags["isic"], "--work-dir", tmp_path, "--epochs", 1000]
+    environments = (both | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01")
+    processes = [start("train.py", *endless, environment=environment) for environment in environments]
     assert wait_for(lambda: list(tmp_path.glob("*/checkpoints/latest.pth")), processes[0])
     kill(processes[1])
     start_of_waiting = time.monotonic()
@@ -186,15 +183,14 @@ cp -r "$0"/. "$0".copy && exit $status
 
 
 def test_a_full_disk_is_named_and_costs_nothing_saved_before(flags, undisturbed, tmp_path):
-    """On a disk of 5 MB, which the third checkpoint does not fit on."""
+    """On a disk of 5 MB, too small for the third checkpoint."""
     disk = tmp_path / "disk"
     disk.mkdir()
     command = [sys.executable, "train.py", *map(str, flags["isic"]), "--work-dir", disk]
+    command = ["unshare", "-rm", "sh", "-c", FULL_DISK, disk, *command]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     try:
-        done = subprocess.run(
-            ["unshare", "-rm", "sh", "-c", FULL_DISK, disk, *command], cwd=ROOT, timeout=200, encoding="utf-8",
-            capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        done = subprocess.run(command, cwd=ROOT, env=environment, timeout=500, encoding="utf-8", capture_output=True)
     except FileNotFoundError:
         pytest.skip("needs unshare")
     if done.returncode in (1, 99) and "train" not in done.stderr:

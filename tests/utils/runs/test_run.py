@@ -20,7 +20,7 @@ from utils.errors import CheckpointError
 from utils.files import read_rows
 from utils.machine.device import choose_device
 from utils.runs.checkpoint import save_latest
-from utils.runs.run import find_run, make_run_folder, set_seed, start_run, stop_log
+from utils.runs.run import find_run, log_fact, make_run_folder, set_seed, start_run, stop_log
 
 
 @pytest.fixture
@@ -80,6 +80,48 @@ def test_a_run_of_the_other_script_is_refused(config):
     folder = start_run(config).folder
     with pytest.raises(ValueError, match="config.json: found other fields than .* SynapseConfig: .*rotation"):
         config_of_run(SynapseConfig(resume=str(folder)))
+
+
+# ---- facts
+
+
+def test_facts_are_logged_and_kept_and_replaced_when_the_run_is_resumed(config):
+    run = start_run(config)
+    run.note("device", "device cpu, 2 CPU threads")
+    run.note("scan", "cpu", level=None)
+    run.note("optimization", {"optimizer": {"name": "AdamW", "betas": (0.9, 0.999)}}, level=None)
+    stop_log()
+    again = start_run(dataclasses.replace(config, resume=str(run.folder)))
+    again.note("device", "device cuda:0, 8 CPU threads")
+    assert json.loads((run.folder / "facts.json").read_text(encoding="utf-8")) == {
+        "recipe": "recipe published",
+        "device": "device cuda:0, 8 CPU threads",
+        "scan": "cpu",
+        "optimization": {"optimizer": {"name": "AdamW", "betas": [0.9, 0.999]}},
+    }
+    lines = [line.split(" ", 2)[2] for line in (run.folder / "log.txt").read_text(encoding="utf-8").splitlines()]
+    assert [line for line in lines if line.startswith("device")] == [
+        "device cpu, 2 CPU threads",
+        "device cuda:0, 8 CPU threads",
+    ]
+    assert "cpu" not in lines and not any("AdamW" in line for line in lines)
+
+
+def test_facts_that_are_no_facts_are_named(config):
+    run = start_run(config)
+    (run.folder / "facts.json").write_text("[]")
+    with pytest.raises(ValueError, match="facts.json: found list, expected named facts"):
+        run.note("scan", "cpu")
+    (run.folder / "facts.json").write_text("{")
+    with pytest.raises(ValueError, match="facts.json cannot be read"):
+        run.note("scan", "cpu")
+
+
+def test_a_fact_without_a_run_is_logged(caplog):
+    with caplog.at_level(logging.INFO, "vmunet"):
+        log_fact("overlap", "overlap: 100 %", logging.WARNING)
+        log_fact("scan", "cpu", level=None)
+    assert [(record.levelname, record.message) for record in caplog.records] == [("WARNING", "overlap: 100 %")]
 
 
 # ---- metrics
@@ -144,6 +186,7 @@ def test_other_processes_write_nothing_but_warnings(config, capsys, monkeypatch)
     logging.getLogger("vmunet").info("not heard")
     logging.getLogger("vmunet").warning("heard")
     run.add_metrics({"epoch": 1, "loss": 1.0})
+    run.note("scan", "cpu")
     err = capsys.readouterr().err
     assert "not heard" not in err and "process 1: heard" in err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

@@ -1,0 +1,182 @@
+"""The scan against double precision, against itself, and in CUDA graphs."""
+
+import time
+import traceback
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.common import Report
+from benchmarks.on_gpu.inputs import EPS, Shape, make_inputs, shape_of, short
+from models.cross_scan import torch_loop
+from models.cross_scan.inputs import GatedInputs, ScanInputs
+from models.cuda_graphs import GraphedModel
+from models.vmunet import VMUNet
+
+ODD_SHAPES = [  # b, H, W, I, R, N
+    (1, 7, 13, 40, 3, 16),
+    (2, 1, 33, 96, 6, 16),
+    (3, 37, 5, 72, None, 16),
+    (1, 33, 1, 33, 7, 8),
+    (2, 20, 24, 64, 4, 32),
+    (1, 9, 40, 32, 2, 64),
+    (1, 1, 1, 16, 1, 16),
+    (1, 25, 40, 192, 6, 1),
+]
+TOLERANCE = {torch.float32: (5e-7, 2e-6), torch.bfloat16: (5e-3, 5e-3)}  # of y, of gradients
+LIMIT_S = 90  # of check_scan; shapes that come later are left out
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Norm of the difference, relative to that of `expected`."""
+    expected = expected.double()
+    return ((found.double() - expected).norm() / expected.norm().clamp_min(1e-300)).item()
+
+
+def errors_by_name(found: ScanInputs | GatedInputs, expected: ScanInputs | GatedInputs) -> dict[str, float]:
+    """The relative error of each gradient."""
+    pairs = zip(found._fields, found, expected, strict=True)
+    return {name: relative(gradient, exact) for name, gradient, exact in pairs if gradient is not None}
+
+
+def worst_of(errors: dict[str, float]) -> str:
+    """The name with the largest error, NaN above all."""
+    return max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float("inf"))
+
+
+def poison(size: int) -> None:
+    """Leaves NaN in the memory that the next allocations get, so that an unwritten output can't pass."""
+    for n in (size, 4 * size, 1 << 20, 1 << 16):
+        torch.full((n,), float("nan"), device="cuda")
+
+
+def in_double(inputs: ScanInputs) -> ScanInputs:
+    return ScanInputs._make(None if t is None else t.double() for t in inputs)
+
+
+def cases() -> list[tuple[Shape, tuple[torch.dtype, ...]]]:
+    """The four stages, with chunks and without, in both dtypes, then odd shapes: most in one dtype, to compile less."""
+    both, single = (torch.float32, torch.bfloat16), (torch.float32,)
+    stages = [shape_of(stage, b) for stage, b in ((0, 1), (1, 32), (2, 8), (3, 32))]
+    return [(shape, both) for shape in stages + ODD_SHAPES[:2]] + [(shape, single) for shape in ODD_SHAPES[2:]]
+
+
+def check_scan(scan: ModuleType, report: Report) -> None:
+    """y and all gradients against the torch loop in double precision, which the tests hold to the definition."""
+    rows: list[dict] = []
+    begin = time.time()
+    for shape, dtypes in cases():
+        row = dict(zip(("b", "H", "W", "I", "R", "N"), shape, strict=True))
+        rows.append(row)
+        if time.time() - begin > LIMIT_S:
+            row["failed"] = f"not run: {LIMIT_S} s were over"
+            continue
+        try:
+            row |= check_shape(scan, shape, dtypes, report)
+        except Exception as error:  # one shape must not stop the others
+            traceback.print_exc()
+            row["failed"] = f"{type(error).__name__}: {error}"[:80]
+        torch.cuda.empty_cache()
+    report.table("agreement with double precision (relative norms)", rows)
+
+
+def check_shape(scan: ModuleType, shape: Shape, dtypes: tuple[torch.dtype, ...], report: Report) -> dict:
+    """The cells of one shape's row; all errors go to `errors` in the report."""
+    start = time.time()
+    torch.manual_seed(5)
+    grad_kept = torch.randn(shape[:4], device="cuda").bfloat16()
+    exact = in_double(make_inputs(shape, torch.float32))
+    exact_y, exact_saved = torch_loop.forward(exact)
+    exact_grads = torch_loop.backward(grad_kept.double(), exact_saved, exact)
+    torch.cuda.synchronize()
+    row: dict = {"reference_s": time.time() - start}
+    for dtype in dtypes:
+        inputs, grad_y = make_inputs(shape, dtype), grad_kept.to(dtype)
+        poison(inputs.x.numel())
+        y, saved = scan.forward(inputs)
+        unsaved, _ = scan.forward(inputs, save=False)
+        poison(inputs.x.numel())
+        grads = scan.backward(grad_y, saved, inputs)
+        torch.cuda.synchronize()
+        forward, errors = relative(y, exact_y), errors_by_name(grads, exact_grads)
+        worst, (forward_limit, backward_limit) = worst_of(errors), TOLERANCE[dtype]
+        good = forward <= forward_limit and errors[worst] <= backward_limit and torch.equal(y, unsaved)
+        name = short(dtype)
+        row |= {name: "ok" if good else "BAD", f"{name} y": forward, f"{name} worst": f"{errors[worst]:.1e} {worst}"}
+        report.add("errors", {"shape": shape, "dtype": name, "y": forward, "gradients": errors})
+    return row
+
+
+def check_gated(scan: ModuleType, report: Report) -> None:
+    """The same with the norm and the gate behind the scan."""
+    rows = []
+    for shape in (shape_of(2, 8), ODD_SHAPES[0]):
+        for dtype in (torch.float32, torch.bfloat16):
+            inputs, I = make_inputs(shape, dtype), shape[3]
+            both = torch.randn(*shape[:3], 2 * I, device="cuda").bfloat16().to(dtype)
+            weight, bias = 1 + 0.1 * torch.randn(I, device="cuda"), 0.1 * torch.randn(I, device="cuda")
+            gated = inputs.gated(both[..., I:], weight, bias)
+            grad = torch.randn(shape[:4], device="cuda").bfloat16().to(dtype)
+            exact_out, exact_grads = gated_in_double(gated, grad)
+            poison(inputs.x.numel())
+            out, y, saved = scan.gated_forward(gated, EPS)
+            poison(inputs.x.numel())
+            errors = errors_by_name(scan.gated_backward(grad, y, saved, gated, EPS), exact_grads)
+            worst = worst_of(errors)
+            row = dict(zip(("b", "H", "W", "I"), shape[:4], strict=True)) | {"dtype": short(dtype)}
+            rows.append(row | {"out": relative(out, exact_out), "worst": errors[worst], "of": worst})
+    report.table("norm and gate", rows)
+
+
+def gated_in_double(inputs: GatedInputs, grad: torch.Tensor) -> tuple[torch.Tensor, GatedInputs]:
+    """Output and gradients of the scan with norm and gate, by the torch loop and autograd in double precision."""
+    exact = in_double(inputs.scan)
+    y, saved = torch_loop.forward(exact)
+    leaves = [t.double().requires_grad_() for t in (y, inputs.z, inputs.norm_weight, inputs.norm_bias)]
+    y, z, weight, bias = leaves
+    out = F.layer_norm(y, y.shape[-1:], weight, bias, EPS) * F.silu(z)
+    dy, *others = torch.autograd.grad(out, leaves, grad.double())
+    return out, torch_loop.backward(dy, saved, exact).gated(*others)
+
+
+def check_determinism(scan: ModuleType, report: Report) -> None:
+    """20 runs are the same to the bit, with chunks and without."""
+    rows = []
+    for shape in (shape_of(0, 1), shape_of(2, 8)):
+        inputs = make_inputs(shape, torch.bfloat16)
+        grad_y = torch.randn_like(inputs.x)
+        runs = []
+        for _ in range(20):
+            y, saved = scan.forward(inputs)
+            runs.append((y, *scan.backward(grad_y, saved, inputs)))
+        same = all(torch.equal(a, e) for run in runs[1:] for a, e in zip(run, runs[0], strict=True))
+        rows.append({"b": shape[0], "side": shape[1], "I": shape[3], "runs": len(runs), "bit_identical": same})
+    report.table("determinism", rows)
+
+
+def check_graphs(scan: ModuleType, report: Report) -> None:
+    """Losses of four training steps and of inference, as usual and through CUDA graphs: the same to the bit."""
+    images = torch.randn(4, 3, 64, 64, device="cuda")
+    masks = torch.rand(4, 1, 64, 64, device="cuda").round()
+
+    def losses(graphed: bool) -> list[float]:
+        torch.manual_seed(0)
+        model = VMUNet(scan_backend=scan.NAME).cuda()
+        model = GraphedModel(model) if graphed else model
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+        found = []
+        for _ in range(4):
+            optimizer.zero_grad()
+            with torch.autocast("cuda", torch.bfloat16):
+                logits = model.train()(images)
+            loss = F.binary_cross_entropy_with_logits(logits.float(), masks)
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+            found.append(model.eval()(images).float().square().mean().item())
+        return found
+
+    pairs = zip(losses(graphed=False), losses(graphed=True), strict=True)
+    report.table("CUDA graphs", [{"usual": usual, "graphs": graph, "same": usual == graph} for usual, graph in pairs])

@@ -1,0 +1,58 @@
+"""The tensors of a call as one object, by name: what the operators hand to a backend, and get back as gradients."""
+
+from collections.abc import Iterable
+from typing import NamedTuple, TypeVar
+
+from torch import Tensor
+
+
+class ScanInputs(NamedTuple):
+    """The inputs of a scan, or their gradients, in the operator's order. Letters as in `reference.py`."""
+
+    x: Tensor  # (b, H, W, I)
+    dt: Tensor  # (b, H, W, 4, R), or the raw steps (b, H, W, 4, I) without dt_weight
+    B: Tensor  # (b, H, W, 4, N)
+    C: Tensor  # (b, H, W, 4, N)
+    A: Tensor  # (4, I, N)
+    D: Tensor  # (4, I)
+    dt_bias: Tensor  # (4, I)
+    dt_weight: Tensor | None = None  # (4, I, R)
+
+    def gated(self, z: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> "GatedInputs":
+        """The same with what the norm and the gate after the scan need."""
+        scan = (self.dt, self.B, self.C, self.A, self.D, self.dt_bias, self.dt_weight)
+        return GatedInputs(self.x, z, *scan, norm_weight, norm_bias)
+
+
+class GatedInputs(NamedTuple):
+    """The inputs of a scan with LayerNorm and gate, or their gradients, in the operator's order."""
+
+    x: Tensor
+    z: Tensor  # (b, H, W, I), the gate
+    dt: Tensor
+    B: Tensor
+    C: Tensor
+    A: Tensor
+    D: Tensor
+    dt_bias: Tensor
+    dt_weight: Tensor | None
+    norm_weight: Tensor  # (I,)
+    norm_bias: Tensor  # (I,)
+
+    @property
+    def scan(self) -> ScanInputs:
+        return ScanInputs(self.x, self.dt, self.B, self.C, self.A, self.D, self.dt_bias, self.dt_weight)
+
+
+Inputs = TypeVar("Inputs", ScanInputs, GatedInputs)
+
+
+def present(tensors: Iterable[Tensor | None]) -> list[Tensor]:
+    """Those that are not None, which is all that an operator can return in a list."""
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def by_name(found: list[Tensor], inputs: Inputs) -> Inputs:
+    """The way back: the `present` gradients of `inputs` under their names, None where an input is None."""
+    remaining = iter(found)
+    return type(inputs)._make(None if tensor is None else next(remaining) for tensor in inputs)

@@ -1,0 +1,113 @@
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import predict
+from configs.config_setting import ISICConfig
+from configs.config_setting_synapse import SynapseConfig
+from datasets.isic import read_mask
+from inference.inputs import find_inputs
+from inference.truth import Truth, dice
+from models.build import build_model
+from predict import PredictConfig, Predictor
+from tests.tiny import ROOT, TRAINING
+from utils.files import read_rows
+from utils.runs.checkpoint import save_checkpoint
+from utils.runs.run import stop_log
+
+SAMPLES = ROOT / "data" / "samples"
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A network that finds everything to be foreground."""
+    config = ISICConfig(**TRAINING, dataset="demo")
+    model = build_model(config)
+    with torch.no_grad():
+        model.vmunet.final_conv.weight.zero_()
+        model.vmunet.final_conv.bias.fill_(5)
+    path = tmp_path / "all.pth"
+    save_checkpoint(path, {"model": model.state_dict(), "config": vars(config)})
+    return path
+
+
+def write_images(folder, sizes, masks):
+    """Grey images a.png, b.png, ... and masks that mark their upper rows."""
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for name, size, (mask_size, rows) in zip("abc", sizes, masks, strict=False):
+        Image.fromarray(np.arange(size * size, dtype=np.uint8).reshape(size, size)).save(
+            folder / "images" / f"{name}.png"
+        )
+        mask = np.zeros((mask_size, mask_size), np.uint8)
+        mask[:rows] = 255
+        Image.fromarray(mask).save(folder / "masks" / f"{name}_segmentation.png")
+
+
+def run(checkpoint, folder, **options):
+    try:
+        predict.main(
+            PredictConfig(
+                checkpoint=str(checkpoint),
+                inputs=(str(folder / "images"),),
+                output=str(folder / "out"),
+                truth=str(folder / "masks"),
+                device="cpu",
+                **options,
+            )
+        )
+    finally:
+        stop_log()
+
+
+def test_dice_of_masks_by_hand():
+    prediction, truth = np.array([[1, 1], [0, 2]]), np.array([[1, 0], [0, 0]])
+    assert dice(prediction, truth, 1) == pytest.approx(2 / 3)
+    assert dice(prediction, truth, 2) == 0
+    assert dice(prediction, truth, 3) is None
+
+
+def test_dice_stands_in_the_table_and_both_outlines_in_the_overlay(checkpoint, tmp_path):
+    write_images(tmp_path, [40, 40], [(40, 20), (40, 40)])
+    run(checkpoint, tmp_path)
+    rows = read_rows(tmp_path / "out" / "structures.csv")
+    assert [float(row["dice"]) for row in rows] == pytest.approx([2 * 800 / (1600 + 800), 1])
+    assert "mean Dice of 2 structures: 0.833" in (tmp_path / "out" / "log.txt").read_text(encoding="utf-8")
+    overlay = np.array(Image.open(tmp_path / "out" / "overlays" / "a.png")).reshape(-1, 3).tolist()
+    assert [0, 200, 80] in overlay and [255, 60, 40] in overlay
+
+
+def test_a_mask_of_another_size_costs_its_image_only(checkpoint, tmp_path):
+    write_images(tmp_path, [40, 40], [(40, 20), (33, 10)])
+    with pytest.raises(ValueError, match=r"1 of 2 inputs were left out: .*b\.png"):
+        run(checkpoint, tmp_path)
+    assert [row["name"] for row in read_rows(tmp_path / "out" / "structures.csv")] == ["a"]
+    assert "b_segmentation.png is 33x33 but" in (tmp_path / "out" / "log.txt").read_text(encoding="utf-8")
+
+
+def test_an_image_without_a_mask_is_named_before_anything_is_written(checkpoint, tmp_path):
+    write_images(tmp_path, [40, 40], [(40, 20), (40, 40)])
+    (tmp_path / "masks" / "b_segmentation.png").unlink()
+    with pytest.raises(ValueError, match=r"found no mask for .*b\.png, expected one mask of its name"):
+        run(checkpoint, tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_volumes_have_no_masks_to_compare_with(tmp_path):
+    with pytest.raises(ValueError, match="found a network for volumes"):
+        Truth(tmp_path, [], SynapseConfig())
+
+
+def test_the_shipped_network_finds_the_sample_lesions_as_the_readme_says():
+    inputs = find_inputs([SAMPLES / "images"])
+    scores = []
+    for item, result in Predictor("isic17", device="cpu", batch_size=2).predict_all(inputs):
+        truth = read_mask(SAMPLES / "masks" / f"{item.stem}_segmentation.png")[0].numpy() >= 128
+        scores.append(dice(result.mask, truth, 1))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    said = re.search(r"from good to bad: Dice ([\d., ]+) and ([\d.]+)\.\n", text)
+    said = [float(number) for number in said[1].split(", ")] + [float(said[2])]
+    assert sorted(scores, reverse=True) == pytest.approx(said, abs=0.006)
