@@ -2,6 +2,7 @@
 
     python -m utils.report results/RUN...                    report.html in each run's folder, made anew
     python -m utils.report results/RUN... -o compare.html    the runs side by side (compare_page.py)
+    python -m utils.report results/RUN --keep FOLDER         no page: the run's small records, for a repository
 
 Every run ends with its report.html. All numbers come from the files of the run's folder.
 """

@@ -1,0 +1,23 @@
+"""Keeps the records of a run: what its numbers can be traced by, without pictures of data and without weights."""
+
+import shutil
+from pathlib import Path
+
+from utils.report.records import Record
+
+# Of these, what a run has. The log is left out: it names the machine and its folders.
+KEPT = ("config.json", "facts.json", "metrics.csv", "metrics.json", "test_images.csv", "test_volumes.csv", "curves.png")
+
+
+def keep_records(run: str | Path, folder: str | Path) -> Path:
+    """Copies the small records of a run into a new folder, from which reports and comparisons can be made, too.
+
+    Raises FileNotFoundError and ValueError for what is no run, FileExistsError for a folder that is there."""
+    source, target = Record(Path(run)).folder, Path(folder)
+    if target.exists():
+        raise FileExistsError(f"--keep {target}: found a folder or file there, expected a new one")
+    target.mkdir(parents=True)
+    for name in KEPT:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    return target
