@@ -1,9 +1,13 @@
 """Evaluation of volumes, case by case. Training is `engine.train_one_epoch`."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from engine import train_one_epoch
+from engine import Execution, train_one_epoch
 from utils.distributed import gather_over_ranks
 from utils.volume import evaluate_volume, summarize_cases
 
@@ -11,7 +15,13 @@ __all__ = ["evaluate", "train_one_epoch"]
 
 
 @torch.inference_mode()
-def evaluate(model, volumes, execution, config, on_case=lambda case, pred, scores: None):
+def evaluate(
+    model: torch.nn.Module,
+    volumes: Dataset,
+    execution: Execution,
+    config: Any,
+    on_case: Callable[..., None] = lambda case, pred, scores: None,
+) -> tuple[dict[str, Any], list]:
     """Scores over `volumes`, which yields (image (S, H, W), label (S, H, W), name, spacing): the summary of
     `utils.volume.summarize_cases` and a list of (name, scores). `on_case` sees every prediction.
 

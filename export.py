@@ -3,7 +3,7 @@
     python export.py results/<run> --format onnx                       # ONNX Runtime and others
     python export.py best.pth --format torchscript --output model.pt   # torch.jit.load, also from C++
     python export.py isic17 --format torch                             # torch.export.load, .pt2
-    python export.py results/<run> --format weights                    # for this code, a sixth of best.pth in size
+    python export.py results/<run> --format weights                    # for this code, less than half of best.pth
 
 The exported network maps `images`, float32 (batch, channels, height, width), to `probabilities` (batch, classes,
 height, width), for any batch and any size from 33 x 33 on (sides are padded to multiples of 32 and cropped inside). How

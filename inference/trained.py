@@ -1,10 +1,11 @@
 """A trained network from its checkpoint file alone, for prediction and export."""
 
+import contextlib
 import dataclasses
 import logging
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -62,9 +63,7 @@ def load_trained(named: str | os.PathLike[str], kind: Kind | None = None, **chan
         log.info("%s holds no configuration: published values for %s", path, found)
     config = config_of_checkpoint(found, values, path)
     config = changed(config, {name: value for name, value in changes.items() if value is not None}, found, path)
-    if config.network == "vmunet":
-        with torch.device("meta"):  # without memory: the configuration may ask for any amount
-            check_fit(inner_network(build_vmunet(config)).state_dict(), checkpoint.weights, path)
+    check_size(config, checkpoint)
     network = build_model(config)
     fill_network(network, checkpoint.weights, path)
     log.info("weights from %s, %d tensors, SHA-256 %s", path, len(checkpoint.weights), checkpoint.sha256)
@@ -78,10 +77,8 @@ def config_of_checkpoint(kind: str, values: Mapping[str, Any], path: Path) -> An
     known = typing.get_type_hints(CONFIGS[kind])
     inherited = {name: value for name, value in values.items() if name in known}
     config = config_from_values(CONFIGS[kind], inherited | NOT_INHERITED)
-    try:
+    with naming(path):
         check_config(config)
-    except ValueError as error:
-        raise ValueError(f"{path}: the configuration stored in it can't be used: {error}") from error
     return config
 
 
@@ -96,6 +93,24 @@ def changed(config: Any, changes: Mapping[str, Any], kind: str, path: Path) -> A
     config = dataclasses.replace(config, **changes)
     check_config(config)
     return config
+
+
+def check_size(config: Any, checkpoint: Checkpoint) -> None:
+    """Raises ValueError if a config is not of a VM-UNet with the checkpoint's weights, before memory is taken for it:
+    the config may ask for any amount."""
+    if config.network == "vmunet":
+        with naming(checkpoint.path), torch.device("meta"):
+            network = build_vmunet(config)
+        check_fit(inner_network(network).state_dict(), checkpoint.weights, checkpoint.path)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of a stored configuration name the file."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: the configuration stored in it can't be used: {error}") from error
 
 
 def shape_of_weights(weights: Mapping[str, torch.Tensor], path: Path) -> dict[str, Any]:

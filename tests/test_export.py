@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import re
 import subprocess
 import sys
 
@@ -12,11 +13,14 @@ import torch
 import export
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
-from export import TOLERANCE, ExportConfig, load
+from export import OF_THE_MACHINE, TOLERANCE, ExportConfig, load
+from inference.trained import load_trained
 from models.build import build_model
 from models.cross_scan import exportable, reference
 from tests.tiny import TRAINING
+from utils.runs import shipped
 from utils.runs.checkpoint import save_checkpoint
+from utils.runs.weights import read_checkpoint
 
 # one scan: every further one takes seconds to export
 SMALL = TRAINING | dict(
@@ -129,3 +133,66 @@ def test_a_file_that_computes_something_else_is_not_written(exported, tmp_path, 
     with pytest.raises(ValueError, match="differs by .* nothing is written"):
         export.main(ExportConfig(checkpoint=str(checkpoint), format=format, output=str(tmp_path / "wrong")))
     assert not (tmp_path / "wrong").exists()
+
+
+# ---- packed weights
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """The folder of a run with values of its machine, and its network."""
+    config = ISICConfig(**SMALL, data_path="/home/someone/data", work_dir="/home/someone/runs", threshold=0.4)
+    torch.manual_seed(0)
+    network = build_model(config).eval()
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    state = {"model": network.state_dict(), "epoch": 7, "config": dataclasses.asdict(config)}
+    for name in ("best.pth", "latest.pth"):
+        save_checkpoint(tmp_path / "run/checkpoints" / name, state)
+    (tmp_path / "run/metrics.json").write_text('{"dsc": 0.9, "split": "val"}')
+    return tmp_path / "run", network
+
+
+def test_packed_weights_hold_what_is_known_of_the_network_and_nothing_of_the_machine(trained, caplog):
+    run, network = trained
+    with caplog.at_level(logging.INFO, "vmunet"):
+        export.main(ExportConfig(checkpoint=str(run), format="weights"))
+    file = run / "checkpoints/best.h5"  # beside the checkpoint
+    again, config, checkpoint = load_trained(file)
+    assert b"someone" not in file.read_bytes() and not OF_THE_MACHINE & checkpoint.config.keys()
+    assert (config.threshold, config.image_size, config.dims, config.num_workers) == (0.4, 64, SMALL["dims"], -1)
+    about = checkpoint.about
+    assert about["class_names"] == ["foreground"] and about["normalization"] == "minmax" and about["threshold"] == 0.4
+    assert about["metrics"] == {"dsc": 0.9, "split": "val"} and about["epoch"] == 7
+    assert about["initial_weights"] == "none"
+    assert about["checkpoint_sha256"] == read_checkpoint(run).sha256
+    said = re.findall(r"(\d+ x 3 x \d+ x \d+): largest difference from this code (\S+)", caplog.text)
+    assert [size for size, _ in said] == ["1 x 3 x 64 x 64", "3 x 3 x 64 x 64", "2 x 3 x 77 x 57"]
+    (images,) = [batch for batch in export.sample_batches((), config, 3) if len(batch) == 3]
+    with torch.inference_mode():
+        difference = (again.predict(images) - network.predict(images)).abs().max().item()
+    assert f"{difference:.1e}" == said[1][1] and 0 < difference < 1e-2
+
+
+def test_weights_packed_again_are_the_same_file(trained, tmp_path):
+    run, _ = trained
+    for source, output in ((run, "a.h5"), (tmp_path / "a.h5", "b.h5")):
+        export.main(ExportConfig(checkpoint=str(source), format="weights", output=str(tmp_path / output)))
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_scores_are_those_of_the_best_checkpoint_only(trained):
+    """metrics.json is about best.pth."""
+    export.main(ExportConfig(checkpoint=str(trained[0] / "checkpoints/latest.pth"), format="weights"))
+    assert "metrics" not in read_checkpoint(trained[0] / "checkpoints/latest.h5").about
+
+
+def test_exports_of_a_shipped_network_go_to_the_working_directory(trained, tmp_path, monkeypatch):
+    export.main(ExportConfig(checkpoint=str(trained[0]), format="weights", output=str(tmp_path / "vmunet_tiny.h5")))
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    monkeypatch.setitem(shipped.SHIPPED, "tiny", "vmunet_tiny.h5")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export.main(ExportConfig(checkpoint="tiny", format="weights"))
+    assert (tmp_path / "here/tiny.h5").read_bytes() == (tmp_path / "vmunet_tiny.h5").read_bytes()
+    with pytest.raises(ValueError, match="--output tiny.h5: there is such a file"):
+        export.main(ExportConfig(checkpoint="tiny", format="weights"))

@@ -1,9 +1,7 @@
 """Prediction: the masks of the training scripts' test, in the input's own size and geometry, and files that survive."""
 
-import dataclasses
 import json
 import locale
-import shutil
 
 import h5py
 import nibabel
@@ -17,56 +15,11 @@ import train
 import train_synapse
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
-from datasets.demo import make_demo_isic, make_demo_synapse
 from datasets.synapse import scale_hu
 from inference.inputs import find_inputs, unique_names
-from inference.trained import load_trained
-from models.build import build_model
 from predict import PredictConfig, Prediction, Predictor
-from tests.tiny import TRAINING
+from tests.inference.networks import SIZE, SMALL, save_trained
 from utils.files import read_rows
-from utils.runs import shipped
-from utils.runs.checkpoint import save_checkpoint
-from utils.runs.packed import write_packed_weights
-from utils.runs.weights import read_checkpoint
-
-SIZE = TRAINING["image_size"]
-SMALL = TRAINING | dict(dataset="demo", scan_backend="torch")
-
-
-def save_trained(folder, config):
-    """A checkpoint of a random network, shifted so that no class has all pixels."""
-    torch.manual_seed(0)
-    model = build_model(config).eval()
-    with torch.no_grad():
-        inputs = torch.rand(2, 1, SIZE, SIZE) * (1 if config.of_volumes else 255)
-        model.vmunet.final_conv.bias -= model(inputs).transpose(0, 1).flatten(1).median(1).values
-    path = folder / f"{config.num_classes}_{config.dataset}.pth"
-    save_checkpoint(path, {"model": model.state_dict(), "epoch": 1, "config": dataclasses.asdict(config)})
-    return path
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("predict")
-    make_demo_isic(folder / "isic", size=SIZE, train=1, val=5, test=1)
-    make_demo_synapse(folder / "synapse", size=40, train=1, val=1, test=1, slices=5)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def binary(folder):
-    return save_trained(folder, ISICConfig(**SMALL))
-
-
-@pytest.fixture(scope="module")
-def organs(folder):
-    return save_trained(folder, SynapseConfig(**SMALL))
-
-
-@pytest.fixture
-def colours():
-    return np.random.default_rng(1).integers(0, 256, (50, 70, 3), dtype=np.uint8)
 
 
 def run(checkpoint, *inputs, output, **options):
@@ -405,99 +358,7 @@ def test_unreadable_files_are_left_out_and_named(binary, folder, tmp_path):
     assert [path.stem for path in (tmp_path / "out/masks").iterdir()] == [image.stem]
 
 
-# ---- checkpoints, mistakes
-
-
-def test_a_checkpoint_without_config_tells_its_shape(binary, colours, tmp_path):
-    weights = torch.load(binary, weights_only=True)["model"]
-    torch.save(weights, tmp_path / "weights.pth")
-    options = dict(device="cpu", image_size=SIZE, scan_backend="torch")
-    found = Predictor(tmp_path / "weights.pth", **options)
-    assert found.config.dims == SMALL["dims"] and found.config.d_state == 4 and found.config.depths == (1, 1, 1, 1)
-    np.testing.assert_array_equal(found.predict(colours).mask, Predictor(binary, **options).predict(colours).mask)
-
-
-@pytest.mark.parametrize("kind", ["a run", "packed", "shipped"])
-def test_a_run_a_packed_file_and_a_name_stand_for_their_checkpoint(kind, binary, colours, tmp_path, monkeypatch):
-    expected = Predictor(binary, device="cpu", probabilities=True).predict(colours)
-    named = tmp_path / "run"
-    if kind == "a run":
-        (named / "checkpoints").mkdir(parents=True)
-        shutil.copy(binary, named / "checkpoints/best.pth")
-    else:
-        stored = read_checkpoint(binary)
-        write_packed_weights(tmp_path / "tiny.h5", stored.weights, stored.config, {})
-        named = tmp_path / "tiny.h5"
-    if kind == "shipped":
-        monkeypatch.setattr(shipped, "FOLDER", tmp_path)
-        monkeypatch.setitem(shipped.SHIPPED, "tiny", "tiny.h5")
-        named = "tiny"
-    predictor = Predictor(named, device="cpu", probabilities=True)
-    assert predictor.config == Predictor(binary, device="cpu").config
-    rounding = 0 if kind == "a run" else 2e-3
-    np.testing.assert_allclose(predictor.predict(colours).probabilities, expected.probabilities, rtol=0, atol=rounding)
-    Image.fromarray(colours).save(tmp_path / "a.png")
-    run(named, tmp_path / "a.png", output=tmp_path / "out")
-    about = json.loads((tmp_path / "out/prediction.json").read_text(encoding="utf-8"))
-    assert about["checkpoint"] == str(named) and about["sha256"] == predictor.sha256
-    np.testing.assert_array_equal(read(tmp_path / "out/masks/a.png") > 0, predictor.predict(colours).mask)
-
-
-@pytest.mark.parametrize(
-    "values, words",
-    [
-        (dict(depths=5), "--depths: found 5, expected tuple"),
-        (dict(depths=[1, 1, 1, 65]), "--depths: found 65, expected 0 to 64"),
-        (dict(depths_decoder=[10**9, 1, 1, 1]), "--depths-decoder: found 1000000000, expected 0 to 64"),
-        (dict(dims=[2**16, 16, 32, 64]), "--dims: found 65536, expected 1 to 4096"),
-        (dict(dims="8 16 32 64"), "--dims: found '8 16 32 64', expected tuple"),
-        (dict(num_classes="x"), "--num-classes: found 'x', expected int"),
-        (dict(d_state=10**7), "--d-state: found 10000000, expected 1 to 256"),
-        (dict(threshold="x"), "--threshold: found 'x', expected float"),
-        (dict(threshold=float("nan")), "--threshold: found nan, expected 0 to 1"),
-        (dict(precision="fp8"), "--precision: found 'fp8', expected one of fp32, bf16, fp16"),
-        (dict(network=3), "--network: found 3, expected str"),
-        # right by themselves: tens of gigabytes, if they were believed before the tensors are looked at
-        (dict(dims=[4096] * 4, depths=[64] * 4, depths_decoder=[64] * 4), "found 134 of this network's 6774 tensors"),
-        (dict(dims=[4096, 4096, 4096, 4096]), "tensors of another shape than the model's: patch_embed.proj.weight"),
-        (dict(kind="x", epoch=[]), None),  # unknown names are those of other versions
-        (dict(device="cuda:7", scan_backend="magic", compile="yes", load_ckpt_path=None), None),  # of another machine
-    ],
-)
-def test_a_stored_config_is_not_believed_unseen(values, words, binary, tmp_path):
-    content = torch.load(binary, weights_only=True)
-    path = tmp_path / "altered.pth"
-    save_checkpoint(path, content | {"config": content["config"] | values})
-    if words is None:
-        assert load_trained(path).config == load_trained(binary).config
-        return
-    with pytest.raises(ValueError) as error:
-        load_trained(path)
-    assert str(path) in str(error.value) and words in str(error.value) and "\n" not in str(error.value)
-
-
-def test_what_weights_tell_is_not_believed_unseen(binary, tmp_path):
-    weights = torch.load(binary, weights_only=True)["model"]
-    state = "vmunet.layers.0.blocks.0.self_attention.A_logs"
-    small = torch.ones(1)  # a few bytes in the file
-    for name, tensor, words in (
-        (state, small.expand(32, 10**9), "--d-state: found 1000000000, expected 1 to 256"),
-        (state, small, "found tensors of fewer dimensions than those of a VM-UNet"),
-        (
-            "vmunet.final_conv.weight",
-            small.expand(1, 10**9),
-            "final_conv.weight [1, 1000000000] instead of [1, 2, 1, 1]",
-        ),
-    ):
-        torch.save(weights | {name: tensor}, tmp_path / "w.pth")
-        with pytest.raises(ValueError) as error:
-            load_trained(tmp_path / "w.pth")
-        assert "w.pth" in str(error.value) and words in str(error.value)
-
-
-def test_a_flag_out_of_range_is_not_blamed_on_the_file(binary):
-    with pytest.raises(ValueError, match="^--threshold: found 2, expected 0 to 1$"):
-        Predictor(binary, device="cpu", threshold=2)
+# ---- mistakes
 
 
 def test_mistakes_are_named(binary, organs, colours, tmp_path):

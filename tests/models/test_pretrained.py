@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from configs.config_setting import ISICConfig
+from models.build import load_initial_weights
 from models.vmunet import VMUNet
 from models.vmunet.pretrained import load_pretrained
 from utils.runs import shipped
@@ -213,6 +215,23 @@ def test_a_vmunet_of_other_classes_fills_all_but_the_last_layer(checkpoint, capl
         kept = name.removeprefix("vmunet.") in report["left"]
         assert torch.equal(tensor, (before if kept else weights)[name]), name
     assert "filled 220 of 222 tensors, all but the last layer (classes: 1 there, 3 here)" in caplog.text
+
+
+def test_a_test_takes_the_same_names(model, checkpoint):
+    """--test-only"""
+    named, weights = checkpoint
+    load_checkpoint_weights(model, named)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+def test_training_starts_from_a_name(model, save, monkeypatch, tmp_path):
+    """--load-ckpt-path"""
+    weights = trained_weights()
+    write_packed_weights(tmp_path / "tiny.h5", weights, {}, {})
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    monkeypatch.setitem(shipped.SHIPPED, "tiny", "tiny.h5")
+    load_initial_weights(model, ISICConfig(load_ckpt_path="tiny"))
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,11 @@ import contextlib
 import dataclasses
 import logging
 import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
 
 from utils import distributed
 from utils.errors import NonFiniteLossError
@@ -13,6 +18,7 @@ from utils.plots import EventWriter, add_panels, save_curves
 from utils.runs.batches import Batches
 from utils.runs.checkpoint import BackgroundSaver, restore, training_state, unwrap
 from utils.runs.lost import LossOfScore
+from utils.runs.run import Run
 from utils.runs.stopping import Stopped, on_signals
 
 log = logging.getLogger("vmunet")
@@ -26,7 +32,16 @@ class Progress:
 
     `rows` are the tables of optimizers and schedulers; `state` is a checkpoint to go on from, or None."""
 
-    def __init__(self, run, config, model, loader, execution, rows, state=None):
+    def __init__(
+        self,
+        run: Run,
+        config: Any,
+        model: torch.nn.Module,
+        loader: DataLoader,
+        execution: Any,
+        rows: tuple[dict, dict],
+        state: dict[str, Any] | None = None,
+    ) -> None:
         self.run, self.config, self.model = run, config, model
         self.scaler, self.stop = execution.scaler, execution.stop
         optimizers, schedulers = rows
@@ -44,7 +59,7 @@ class Progress:
         self.saver = BackgroundSaver()
 
     @contextlib.contextmanager
-    def saved_when_stopped(self):
+    def saved_when_stopped(self) -> Iterator[None]:
         """In this block SIGTERM and Ctrl-C let the batch finish; then everything is saved, and Stopped goes on."""
         with on_signals(self.stop.remember), contextlib.closing(self.writer), self.saver:
             try:
@@ -55,7 +70,7 @@ class Progress:
                 stopped.saved = True
                 raise
 
-    def epochs(self):
+    def epochs(self) -> Iterator[int]:
         """The epochs that remain, counted from 1."""
         for epoch in range(self.epoch + 1, self.config.epochs + 1):
             if self.lost.since is not None and self.config.stop_when_lost:
@@ -67,17 +82,23 @@ class Progress:
         log.info("best epoch: %d, with %.4f", self.best["epoch"], self.best["value"])
 
     @property
-    def lr(self):
+    def lr(self) -> float:
         return self.optimizer.param_groups[0]["lr"]
 
-    def on_step(self, loss, images_per_second):
+    def on_step(self, loss: float, images_per_second: float) -> None:
         self.step += 1
         if self.step % self.config.print_interval == 0:
             self.writer.add_scalar("step/loss", loss, self.step)
             self.writer.add_scalar("step/lr", self.lr, self.step)
             self.writer.add_scalar("step/images_per_second", images_per_second, self.step)
 
-    def finish_epoch(self, row, loss, samples=(), class_names=None):
+    def finish_epoch(
+        self,
+        row: dict[str, Any],
+        loss: float,
+        samples: Sequence = (),
+        class_names: Sequence[str] | None = None,
+    ) -> None:
         """Steps the schedule and records an epoch: TensorBoard, a row of metrics.csv, curves, best.pth if `loss` is the
         lowest so far, latest.pth. `samples` are shown as prediction panels.
 
