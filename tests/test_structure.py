@@ -28,7 +28,7 @@ LAYERS = [
 LAYER_OF = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 
 MAX_LINES = 450
-KERNELS = {  # as long as the machine wants them
+KERNELS = {  # which may be longer
     "models/cross_scan/cpu_kernels.py",
     "models/cross_scan/cuda_kernels.cu",
     "models/cross_scan/triton_kernels.py",
