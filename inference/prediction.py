@@ -11,7 +11,8 @@ import numpy as np
 from nibabel import Nifti1Image
 from PIL import Image
 
-from inference.inputs import Picture, Volume
+from inference.inputs import Picture
+from inference.volumes import Volume
 from utils.files import write_atomically
 from utils.plots import class_colours, draw_class_outlines, draw_labels, draw_outlines, make_montage
 

@@ -21,10 +21,11 @@ from datasets.nifti import affine_of_slices
 from datasets.synapse import HU_WINDOW, ORIENTATION, scale_hu
 from datasets.transforms import NORMALIZATIONS, resize
 from engine import Execution
-from inference.inputs import Input, Picture, Volume, find_inputs, read_picture, read_volume
+from inference.inputs import Input, Picture, find_inputs, read_picture
 from inference.network import BatchedNetwork, activate, import_monai
 from inference.prediction import Prediction
 from inference.trained import CT_DATASETS, load_trained
+from inference.volumes import Volume, read_volume
 from models.build import prepare
 from utils.machine.device import available_cpus, choose_device
 from utils.volume import predict_volume
