@@ -22,6 +22,7 @@ class SynapseConfig(BaseConfig):
     num_classes: int = 9  # background and eight organs
     image_size: int = 224  # side of the network's input, in pixels
 
+    augmentation: Literal["published", "strong"] = "published"  # strong: datasets/augmentation.py, for small data sets
     loss_weight: tuple[float, float] = (1, 1)  # of cross-entropy and Dice
     volume_resize: Literal["labels", "logits"] = "labels"  # labels: argmax, then nearest zoom, as published
     z_spacing: float = 1  # mm between slices in the NIfTI files where the volume does not say it

@@ -11,7 +11,7 @@ from utils.files import reading
 from utils.runs.run import find_run, of_volumes
 
 CONFIGS = {"images": ISICConfig, "volumes": SynapseConfig}  # what a network was trained on, and under
-ADDED_LATER = {"recipe", "stop_when_lost"}  # fields that runs may have been started without
+ADDED_LATER = {"recipe", "stop_when_lost", "augmentation"}  # fields that runs may have been started without
 
 
 def kind_of(values: dict) -> str:

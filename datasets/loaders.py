@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Sampler
 from configs.base import BaseConfig
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
+from datasets.augmentation import StrongAugmentation
 from datasets.cache import CachedDataset
 from datasets.demo import make_demo_isic, make_demo_synapse
 from datasets.folds import find_split
@@ -35,7 +36,8 @@ log = logging.getLogger("vmunet")
 PREFETCH = 2  # batches that a worker keeps ready
 ISIC_FOLDERS = {"isic17": "data/isic17", "isic18": "data/isic18", "demo": "data/demo/isic"}
 SYNAPSE_FOLDERS = {"synapse": "data/Synapse", "demo": "data/demo/synapse"}
-LIST_FOLDERS = ("list_Synapse", "lists_Synapse")
+LIST_FOLDERS = ("list_volumes", "list_Synapse", "lists_Synapse")
+AUGMENTATIONS = {"published": RandomGenerator, "strong": StrongAugmentation}  # of slices
 
 
 class EpochBatchSampler(Sampler):
@@ -275,7 +277,8 @@ def build_synapse_loaders(
 ) -> tuple[Loader, SynapseVolumes]:
     """(train loader of (images, labels, names), data set of a list's volumes); each rank trains on its share."""
     slices, lists, _ = synapse_folders(config)
-    dataset = SynapseSlices(slices, lists, RandomGenerator(config.image_size), config.num_classes, config.seed)
+    transform = AUGMENTATIONS[config.augmentation](config.image_size)
+    dataset = SynapseSlices(slices, lists, transform, config.num_classes, config.seed)
     fill_cache(dataset, config.cache)
     check_foreground(dataset, slices)
     return make_loader(dataset, config, True, rank, world_size), build_synapse_volumes(config, list_name)

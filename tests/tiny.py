@@ -30,8 +30,16 @@ def isic_config(folder, **changes):
 
 def synapse_config(folder, **changes):
     """The values that loaders of volumes use."""
-    values = dict(dataset="demo", data_path=str(folder), list_dir=None, volume_path=None, image_size=32, device="cpu")
-    values |= dict(protocol="paper")
+    values = dict(
+        dataset="demo",
+        data_path=str(folder),
+        list_dir=None,
+        volume_path=None,
+        image_size=32,
+        device="cpu",
+        augmentation="published",
+    )
+    values |= dict(protocol="paper", augmentation="published")
     return SimpleNamespace(**values | dict(batch_size=4, seed=42, num_workers=0, cache="auto", num_classes=9) | changes)
 
 
