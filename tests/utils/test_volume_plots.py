@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+
+from utils.plots import class_colours
+from utils.volume_plots import LINE, SIDE, draw_mosaic, draw_planes, slice_dice
+
+NAMES, COLOURS = ["liver", "spleen"], class_colours(2)
+
+
+def volume():
+    """Eight slices; slice 2 is predicted right, of slice 5 nothing is, slice 3 has a class too many."""
+    image = np.random.default_rng(0).random((8, 30, 40), dtype=np.float32)
+    truth = np.zeros(image.shape, np.uint8)
+    truth[2:6, 8:20, 10:30] = 1
+    prediction = truth.copy()
+    prediction[5] = 0
+    prediction[3, 22:28, 5:9] = 2
+    return image, prediction, truth
+
+
+def test_dice_of_slices():
+    _, prediction, truth = volume()
+    scores = slice_dice(prediction, truth)
+    assert np.isnan(scores[[0, 1, 6, 7]]).all()
+    np.testing.assert_allclose(scores[2:6], [1, 0.5, 1, 0])
+
+
+def colours_in(picture, colour):
+    return int((picture == np.array(colour, np.uint8)).all(-1).sum())
+
+
+def test_a_mosaic_shows_the_worst_slices_first():
+    image, prediction, truth = volume()
+    page = draw_mosaic(image, prediction, NAMES, COLOURS, truth)
+    width = SIDE + 2
+    assert page.shape[1] == 4 * width and page.dtype == np.uint8  # of eight slices four have labels
+    only_worst = draw_mosaic(image, prediction, NAMES, COLOURS, truth, shown=1)
+    tile = page[: only_worst.shape[0] - 2 * LINE, :width]
+    np.testing.assert_array_equal(tile[LINE : SIDE // 2], only_worst[LINE : SIDE // 2, :width])
+    assert colours_in(only_worst[LINE:SIDE], COLOURS[0]) > 0  # slice 5: the outline of a truth that was missed
+
+
+def test_the_truth_is_outlined_in_the_colour_of_its_class_and_only_it():
+    image, prediction, truth = volume()
+    with_truth = draw_mosaic(image, prediction, NAMES, COLOURS, truth)
+    without = draw_mosaic(image, prediction, NAMES, COLOURS)
+    assert colours_in(with_truth[:SIDE], COLOURS[0]) > 100
+    assert colours_in(without[: SIDE // 2], COLOURS[0]) == 0
+
+
+@pytest.mark.parametrize("spacing", [(6.0, 1.0, 1.0), (0.5, 2.0, 1.0)])
+def test_planes_have_the_proportions_of_the_body(spacing):
+    """The heights of the three pictures, whose longer side is SIDE, are those of the scan in millimetres."""
+    image, prediction, truth = volume()
+    page = draw_planes(image, prediction, NAMES, COLOURS, truth, spacing)
+    mm = np.array(image.shape) * spacing
+    sizes = [(mm[1], mm[2]), (mm[0], mm[2]), (mm[0], mm[1])]  # height and width of each
+    widths = [round(w * SIDE / max(h, w)) + 2 + 4 for h, w in sizes]
+    assert abs(page.shape[1] - sum(widths)) <= 2
+
+
+def test_planes_go_through_what_differs_most():
+    image, prediction, truth = volume()
+    planes = draw_planes(image, prediction, NAMES, COLOURS, truth, (1, 1, 1))
+    prediction[5] = truth[5]  # now only the class too many is wrong
+    moved = draw_planes(image, prediction, NAMES, COLOURS, truth, (1, 1, 1))
+    assert planes.shape == moved.shape and (planes != moved).any()
+
+
+def test_without_any_label():
+    image, prediction, truth = volume()
+    nothing = np.zeros_like(truth)
+    assert draw_mosaic(image, nothing, NAMES, COLOURS, nothing).ndim == 3
+    assert draw_planes(image, nothing, NAMES, COLOURS).ndim == 3
+    constant = np.zeros_like(image)
+    assert draw_planes(constant, nothing, NAMES, COLOURS, nothing).ndim == 3
