@@ -37,7 +37,7 @@ PREFETCH = 2  # batches that a worker keeps ready
 ISIC_FOLDERS = {"isic17": "data/isic17", "isic18": "data/isic18", "demo": "data/demo/isic"}
 SYNAPSE_FOLDERS = {"synapse": "data/Synapse", "demo": "data/demo/synapse"}
 LIST_FOLDERS = ("list_volumes", "list_Synapse", "lists_Synapse")
-AUGMENTATIONS = {"published": RandomGenerator, "strong": StrongAugmentation}  # of slices
+AUGMENTATIONS: dict[str, Callable] = {"published": RandomGenerator, "strong": StrongAugmentation}  # of slices
 
 
 class EpochBatchSampler(Sampler):

@@ -212,12 +212,13 @@ def integers(label: np.ndarray, path: Path) -> np.ndarray:
 
 def choose_scaling(pairs: dict[str, Pair], options: PrepareVolumes, about: About) -> Scaling:
     """As the options say, as dataset.json calls the channel, or as the first case looks."""
-    kind = options.intensities
-    if kind == "auto" and about.channels:
-        kind = "window" if about.channels[options.channel or 0].upper() == "CT" else "percentiles"
-    if kind == "auto":
-        kind = "window" if read_pair(next(iter(pairs.values())), options.channel).image.min() < AIR else "percentiles"
-    return Scaling(kind, *(options.window if kind == "window" else options.percentiles))
+    if options.intensities != "auto":
+        of_ct = options.intensities == "window"
+    elif about.channels:
+        of_ct = about.channels[options.channel or 0].upper() == "CT"
+    else:
+        of_ct = read_pair(next(iter(pairs.values())), options.channel).image.min() < AIR
+    return Scaling("window", *options.window) if of_ct else Scaling("percentiles", *options.percentiles)
 
 
 def choose_orientation(pairs: dict[str, Pair]) -> str:

@@ -5,6 +5,7 @@ colour of its class, the truth, where there is one, is outlined in it. Pictures 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -82,7 +83,7 @@ def draw_planes(
     if spacing is None:  # flat slices of an unknown distance would be a line
         steps[0] = max(1.0, max(image.shape[1:]) / (THINNEST * len(image)))
     window = _window(image)
-    cuts = {
+    cuts: dict[str, tuple[Any, float]] = {
         f"slice {s}": (np.s_[s], steps[1] / steps[2]),
         f"row {h}": (np.s_[::-1, h], steps[0] / steps[2]),
         f"column {w}": (np.s_[::-1, :, w], steps[0] / steps[1]),

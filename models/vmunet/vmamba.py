@@ -190,9 +190,7 @@ class VSSM(nn.Module):
         )
         self.final_up = FinalPatchExpand2D(dims[0])
         self.final_conv = nn.Conv2d(dims[0] // 4, num_classes, 1)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)
+        initialize_linear(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x)
@@ -206,6 +204,13 @@ class VSSM(nn.Module):
         if self.skip_at_quarter:
             x = x + skips[0]
         return self.final_up(x, self.final_conv)
+
+
+def initialize_linear(network: nn.Module) -> None:
+    """The published start of all linear layers; everything else keeps its own."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
 
 
 def drop_path_rates(rate: float, depths: list[int]) -> list[list[float]]:
