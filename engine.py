@@ -25,7 +25,7 @@ class Execution:
     precision: str = "fp32"
     accumulation_steps: int = 1
     clip_grad_norm: float | None = None
-    progress: bool = True  # show a progress bar
+    progress: bool = True  # show a progress bar, if a person sees it: not in a file or a pipe
     scaler: torch.amp.GradScaler = field(init=False)  # does nothing unless the precision is fp16
     stop: StopRequest = field(default_factory=StopRequest)
 
@@ -34,6 +34,11 @@ class Execution:
 
     def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device, non_blocking=True)
+
+    @property
+    def without_bar(self) -> bool | None:
+        """tqdm's `disable`; None: unless stderr is a terminal."""
+        return None if self.progress else True
 
     def autocast(self) -> contextlib.AbstractContextManager:
         dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
@@ -56,7 +61,7 @@ def train_one_epoch(
     optimizer.zero_grad()
     scaler, together = execution.scaler, execution.accumulation_steps
     bar = tqdm(
-        batches, "train", len(batches), initial=batches.done, unit="batch", leave=False, disable=not execution.progress
+        batches, "train", len(batches), initial=batches.done, unit="batch", leave=False, disable=execution.without_bar
     )
     for images, targets, names in bar:
         start = time.perf_counter()
@@ -103,7 +108,7 @@ def evaluate(
     if a signal asked for it."""
     model.eval()
     rows = []
-    bar = tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=not execution.progress)
+    bar = tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=execution.without_bar)
     for images, targets, names in bar:
         if execution.stop.number:
             break

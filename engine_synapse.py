@@ -33,7 +33,7 @@ def evaluate(
             return model(slices).float()
 
     rows = []
-    for case in tqdm(volumes, desc="evaluate", unit="case", leave=False, disable=not execution.progress):
+    for case in tqdm(volumes, desc="evaluate", unit="case", leave=False, disable=execution.without_bar):
         if execution.stop.number:
             break
         image, label, name, spacing = case

@@ -13,31 +13,30 @@ them, and killed ones are resumed. Don't start it while one of these runs is sti
 
 import argparse
 import dataclasses
-import json
 import logging
 import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from configs.base import BaseConfig
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
-from configs.optim import OPTIMIZERS, SCHEDULERS, SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS
 from configs.recipes import parse_config
-from configs.stored import ADDED_LATER
 from utils.files import write_atomically
-from utils.optim import optimization_values
-from utils.report.groups import SCORES, Group, group_runs
-from utils.report.published import EXECUTION, ROWS, paper_number, row_name
-from utils.report.records import Record
+from utils.report.published import ROWS, paper_number, row_name
+from utils.repository import REPOSITORY, RESULTS, here_or_beside_the_code
+
+if TYPE_CHECKING:
+    from utils.report.groups import Group
 
 log = logging.getLogger("vmunet")
 
-ROOT = Path(__file__).parent
+ROOT = REPOSITORY
 SEEDS = (42, 43, 44)
 STOPPED = (75, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of a training that somebody stopped
 BASELINES = [
@@ -86,38 +85,13 @@ def config_of(name: str, seed: int, work_dir: str, flags: list[str]) -> BaseConf
 def weights_file(weights: str) -> str:
     """The value of load_ckpt_path for none, imagenet, vmamba-t or vmamba-s."""
     paths = [f"pretrained_weights/{file}" for file in WEIGHTS.get(weights, ())]
-    return next((path for path in paths if Path(path).is_file()), paths[0]) if paths else weights
-
-
-def find_runs(work_dir: str | Path) -> list[Record]:
-    """The records of all run folders in `work_dir`, oldest first; damaged ones are named and left out."""
-    runs = []
-    for path in sorted(Path(work_dir).glob("*/config.json"), key=lambda path: path.stat().st_mtime):
-        try:
-            runs.append(Record(path.parent))
-        except (ValueError, OSError) as error:
-            log.warning("left out: %s", error)
-    return runs
-
-
-def same_run(run: Record, config: BaseConfig) -> bool:
-    """Whether a run was started under these values, but for those that can't change a score. Those of optimizer and
-    scheduler count too, where the run noted them: the rows of configs/optim.py may have been edited since."""
-    rows = (SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS) if config.of_volumes else (OPTIMIZERS, SCHEDULERS)
-    built, wanted = json.loads(json.dumps([optimization_values(config, *rows), dataclasses.asdict(config)]))
-    if run.facts.get("optimization", built) != built:
-        return False
-    return all(run.values.get(name) == value for name, value in wanted.items() if name not in EXECUTION)
-
-
-def can_be_resumed(run: Record, config: BaseConfig) -> bool:
-    """Whether it has the fields of a config of today."""
-    fields = dataclasses.asdict(config).keys()
-    return fields - ADDED_LATER <= run.config.keys() <= fields
+    return next((path for path in paths if here_or_beside_the_code(path).is_file()), paths[0]) if paths else weights
 
 
 def plan(name: str, seeds: list[int], work_dir: str, flags: list[str]) -> list[tuple[int, str, list[str] | None]]:
     """[(seed, state, command)] of a row: "finished in FOLDER" without a command, "resume" or "start" with one."""
+    from configs.earlier_runs import can_be_resumed, find_runs, same_run  # needs PyTorch
+
     steps: list[tuple[int, str, list[str] | None]] = []
     runs = find_runs(work_dir)
     for seed in seeds:
@@ -139,6 +113,9 @@ def plan(name: str, seeds: list[int], work_dir: str, flags: list[str]) -> list[t
 
 def table(work_dir: str | Path) -> str:
     """The text of table.md: every row of the paper, and every finished run in `work_dir` that belongs to one."""
+    from configs.earlier_runs import find_runs  # needs PyTorch
+    from utils.report.groups import SCORES, group_runs
+
     runs = [run for run in find_runs(work_dir) if run.row is not None and run.finished]
     lines = [
         "# Results beside the paper's",
@@ -162,8 +139,10 @@ def table_line(cells: list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def table_row(row: str, of_volumes: bool, group: Group | None) -> list[str]:
+def table_row(row: str, of_volumes: bool, group: "Group | None") -> list[str]:
     """The cells of a group of runs, or of a row of the paper that was not run yet."""
+    from utils.report.groups import SCORES
+
     cells = [row]
     for score in COLUMNS[of_volumes]:
         here = "not run yet" if group is None else SCORES[of_volumes][score].text(group.scores(score))
@@ -171,7 +150,7 @@ def table_row(row: str, of_volumes: bool, group: Group | None) -> list[str]:
     return cells + (["", "", ""] if group is None else [group.seeds, group.recipes, remarks(group)])
 
 
-def remarks(group: Group) -> str:
+def remarks(group: "Group") -> str:
     """Whether its numbers can stand beside the paper's, and what happened to single runs."""
     reasons = group.runs[0].differences
     return "; ".join([f"not comparable: {'; '.join(reasons)}" if reasons else "as published", *group.lost])
@@ -239,7 +218,9 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help=f"one run each (default {SEEDS})")
-    parser.add_argument("--work-dir", default="results", help="folder of the runs and of table.md (default results)")
+    parser.add_argument(
+        "--work-dir", default=str(RESULTS), help="folder of the runs and of table.md (default results/ beside the code)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be run")
     options, flags = parser.parse_known_args(arguments[first_flag:])
     names = arguments[:first_flag]
@@ -258,12 +239,29 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(1 if failed else 0)
 
 
+def say_what_would_be_done(names: list[str], options: argparse.Namespace, flags: list[str]) -> list[int]:
+    """The trainings that the same command without --dry-run starts, and the table that it writes."""
+    steps = [step for name in names for step in plan(name, options.seeds, options.work_dir, flags)]
+    for name in names:
+        run_row(name, options, flags)
+    started = sum(command is not None for _, _, command in steps)
+    path = Path(options.work_dir, "table.md")
+    trainings = (
+        f"would start {started} of {len(steps)} trainings, one after the other, and"
+        if steps
+        else "nothing to train; would"
+    )
+    log.info("--dry-run: %s write %s", trainings, path)
+    return []
+
+
 def run_rows(names: list[str], options: argparse.Namespace, flags: list[str]) -> list[int]:
     """All rows, while no other process works on this folder, and the table. Returns what failed."""
-    for name in names:
-        plan(name, options.seeds, options.work_dir, flags)  # mistakes are found before the first training
+    for name in names:  # mistakes are found before the first training, and before PyTorch is imported
+        for seed in options.seeds:
+            config_of(name, seed, options.work_dir, flags)
     if options.dry_run:
-        return [seed for name in names for seed in run_row(name, options, flags)]
+        return say_what_would_be_done(names, options, flags)
     Path(options.work_dir).mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(Path(options.work_dir, ".experiments.lock"), timeout=0):

@@ -19,6 +19,7 @@ compared with this code; a difference above 1e-4 is an error. How long both take
 
 import copy
 import dataclasses
+import functools
 import io
 import json
 import logging
@@ -26,32 +27,40 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import Any
+
+from utils.runs.command_line import ask, end_on_signals, run_with
+
+if __name__ == "__main__":
+    end_on_signals()
+
+from configs.config_export import ExportConfig, Format
+from utils.runs.flags import parse_flags
+
+if __name__ == "__main__":  # before PyTorch is imported, so that --help and mistakes are answered at once
+    CONFIG = ask(ExportConfig, functools.partial(parse_flags, description=__doc__))
 
 import torch
 import torch.fx.experimental._config as shape_config
 import torch.nn.functional as F
-import tyro
 from torch import nn
 from torch.export import Dim
 
-from datasets.transforms import NORMALIZATIONS
-from inference.inputs import find_inputs, read_picture
+from datasets.transforms import normalizer
+from inference.inputs import find_inputs
+from inference.pictures import read_picture
 from inference.trained import Trained, describe, load_trained
 from models.cross_scan import backends, exportable
 from models.network import STRIDE, SegmentationNetwork
 from models.vmunet.ss2d import SS2D
 from utils.files import reading, write_atomically
-from utils.runs.command_line import run_command
 from utils.runs.packed import pack_weights, read_packed_weights
 from utils.runs.shipped import BEST, SHIPPED, find_checkpoint
 
 log = logging.getLogger("vmunet")
 
-Format = Literal["onnx", "torchscript", "torch", "weights"]
 Predict = Callable[[torch.Tensor], torch.Tensor]  # images to probabilities
 ENDINGS = {"onnx": ".onnx", "torchscript": ".pt", "torch": ".pt2", "weights": ".h5"}
 TOLERANCE = 1e-4  # of probabilities; of rounded weights none, because it depends on the weights
@@ -64,17 +73,6 @@ TALKATIVE = ("onnxscript", "torch._export.serde.serialize")
 # Values of a config that belong to the machine, not to the network.
 OF_THE_MACHINE = {"device", "scan_backend", "use_checkpoint", "compile", "cuda_graphs", "num_workers", "cache"}
 OF_THE_MACHINE |= {"data_path", "list_dir", "volume_path", "work_dir", "load_ckpt_path", "resume", "test_only", "debug"}
-
-
-@dataclass(kw_only=True)
-class ExportConfig:
-    checkpoint: Annotated[str, tyro.conf.Positional]  # a checkpoint, a run's folder, or isic17, which comes with this
-    format: Format = "onnx"
-    output: str | None = None  # file to write; none: beside the checkpoint, with its name
-    images: tuple[str, ...] = ()  # image files or folders to compare the outputs on
-    kind: Literal["images", "volumes"] | None = None  # what a checkpoint without a stored configuration is for
-    image_size: int | None = None  # side of the network's input; none: from the checkpoint
-    debug: bool = False  # show the traceback of errors
 
 
 class Exported(nn.Module):
@@ -100,6 +98,9 @@ def main(config: ExportConfig) -> None:
     output = output_of(config)
     if output.exists():
         raise ValueError(f"--output {output}: there is such a file; remove it or name another")
+    if config.format == "onnx":  # before anything is loaded
+        for module in ("onnx", "onnxscript", "onnxruntime"):
+            import_onnx(module)
     trained = load_trained(config.checkpoint, config.kind, image_size=config.image_size)
     network = trained.network
     channels = 1 if trained.config.of_volumes else trained.config.input_channels
@@ -186,18 +187,18 @@ def export(network: SegmentationNetwork, channels: int, format: Format, metadata
 def to_onnx(model: Exported, channels: int, metadata: dict[str, Any]) -> bytes:
     onnx = import_onnx("onnx")
     import_onnx("onnxscript")
-    from models.cross_scan import onnx_loops
+    from models.cross_scan import onnx_scan
 
-    program = exported_program(model, channels, onnx_loops.ONNX_LOOPS)
+    program = exported_program(model, channels, onnx_scan.scan)
     with deliberate_warnings():
         names: dict[str, Any] = dict(input_names=["images"], output_names=["probabilities"])
-        exported = torch.onnx.export(program, **names, opset_version=onnx_loops.OPSET, verbose=False)
+        exported = torch.onnx.export(program, **names, opset_version=onnx_scan.OPSET, verbose=False)
     assert exported is not None  # with dynamo, the default
     proto = exported.model_proto
-    called = {node.op_type for node in proto.graph.node if node.domain == onnx_loops.DOMAIN}
-    proto.functions.extend(function for function in onnx_loops.functions() if function.name in called)
-    if called and all(entry.domain != onnx_loops.DOMAIN for entry in proto.opset_import):
-        proto.opset_import.append(onnx.helper.make_opsetid(onnx_loops.DOMAIN, 1))
+    called = any(node.domain == onnx_scan.DOMAIN for node in proto.graph.node)  # not by a baseline
+    proto.functions.extend(onnx_scan.functions() if called else [])
+    if called and all(entry.domain != onnx_scan.DOMAIN for entry in proto.opset_import):
+        proto.opset_import.append(onnx.helper.make_opsetid(onnx_scan.DOMAIN, 1))
     for name, value in metadata.items():
         proto.metadata_props.add(key=name, value=value if isinstance(value, str) else json.dumps(value))
     onnx.checker.check_model(proto)
@@ -219,7 +220,7 @@ def to_torch(model: Exported, channels: int, metadata: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def exported_program(model: Exported, channels: int, loops: exportable.Loops) -> torch.export.ExportedProgram:
+def exported_program(model: Exported, channels: int, scan: exportable.Loops | Callable) -> torch.export.ExportedProgram:
     """torch.export's program with free batch, height and width.
 
     Sizes are treated as unknown even where the example would decide ("backed_size_oblivious"): else what it happens to
@@ -228,7 +229,7 @@ def exported_program(model: Exported, channels: int, loops: exportable.Loops) ->
     shapes = {"images": {0: Dim("batch"), 2: height, 3: width}}
     example = torch.rand(3, channels, 70, 100)
     oblivious = shape_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]  # it is made at runtime
-    with deliberate_warnings(), exportable.using(loops), oblivious:
+    with deliberate_warnings(), exportable.using(scan), oblivious:
         program = torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
     # What is left as a condition is that a batch has several images: oneDNN chooses its memory layout by it. One image
     # goes through the same operators; the comparison with this code includes it.
@@ -291,9 +292,9 @@ def sample_batches(paths: Sequence[str], config: Any, channels: int) -> Iterator
     pictures = [read_picture(item).pixels for item in find_inputs(paths)[:3]] if paths else []
     for batch, (height, width) in ((1, (size, size)), (3, (size, size)), (2, (size + 13, max(40, size - 7)))):
         if not pictures:
-            yield torch.rand(batch, channels, height, width, generator=generator) * (255 if channels > 1 else 1)
+            yield torch.rand(batch, channels, height, width, generator=generator) * (1 if config.of_volumes else 255)
             continue
-        normalize = NORMALIZATIONS[config.normalization]
+        normalize = normalizer(config.normalization, config.input_channels)
         chosen = [normalize(pictures[i % len(pictures)]) for i in range(batch)]
         yield torch.stack([F.interpolate(p[None], (height, width), mode="bilinear")[0].float() for p in chosen])
 
@@ -318,4 +319,4 @@ def import_onnx(name: str) -> ModuleType:
 
 
 if __name__ == "__main__":
-    run_command(main, ExportConfig)
+    run_with(main, CONFIG)

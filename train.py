@@ -9,10 +9,23 @@ import utils.machine.openmp  # noqa: F401  isort: skip (before torch)
 import logging
 import time
 
+from utils.runs.command_line import ask, end_on_signals, run_with
+
+if __name__ == "__main__":
+    end_on_signals()
+
 from configs.config_setting import ISICConfig
+from configs.recipes import log_recipe, parse_config, warn_of_collapse
+
+if __name__ == "__main__":  # before PyTorch is imported, so that --help and mistakes are answered at once
+    CONFIG = ask(ISICConfig, parse_config)
+
 from configs.optim import OPTIMIZERS, SCHEDULERS
-from configs.recipes import parse_config, warn_of_collapse
 from configs.stored import config_of_run
+from configs.tested import log_test
+from cross_validation import run_folds
+from datasets.classes import with_classes
+from datasets.files import fingerprint
 from datasets.loaders import build_isic_loader, build_isic_loaders, check_isic_parts
 from engine import Execution, evaluate, train_one_epoch
 from models.build import build_model, load_initial_weights, prepare
@@ -20,13 +33,12 @@ from utils import distributed
 from utils.files import write_rows
 from utils.losses import BceDiceWithLogitsLoss, CeDiceLoss
 from utils.machine.device import choose_device
-from utils.metrics import counts_of_image, scores_of_image
-from utils.optim import optimization_values
+from utils.metrics import counts_of_image, dice_of_classes, scores_of_image
+from utils.optim import check_optimization, optimization_values
 from utils.plots import draw_labels, draw_outlines, save_panels, save_picture
 from utils.report import report_at_end
-from utils.runs.command_line import run_command
-from utils.runs.progress import Progress
-from utils.runs.run import start_run
+from utils.runs.progress import Progress, show_panels
+from utils.runs.run import started_run
 from utils.runs.weights import load_checkpoint_weights
 
 log = logging.getLogger("vmunet")
@@ -35,37 +47,45 @@ PANELS = 4  # images of a set of prediction panels
 
 def main(config):
     config = config_of_run(config)
+    config = config if config.resume else with_classes(config)
+    if config.fold == "all":
+        return run_folds(main, config)
     device = choose_device(config.device)
-    with distributed.process_group(device):
-        run = start_run(config)
+    check_optimization(config, OPTIMIZERS, SCHEDULERS)
+    with distributed.process_group(device), started_run(config) as run:
+        if config.test_only is not None:
+            log_test(config)
         model = build_model(config, run.note)
-        execution = Execution(device, config.precision, config.accumulation_steps, config.clip_grad_norm)
+        shown = distributed.is_main()
+        execution = Execution(device, config.precision, config.accumulation_steps, config.clip_grad_norm, shown)
         if config.num_classes == 1:
             criterion = BceDiceWithLogitsLoss(*config.loss_weight)
         else:
             criterion = CeDiceLoss(config.num_classes, config.loss_weight)
-        if config.test_only is None:
-            train(run, config, model, criterion, execution)
+        steps = train(run, config, model, criterion, execution) if config.test_only is None else 0
         load_checkpoint_weights(model, config.test_only or run.checkpoints / "best.pth")
-        return test(run, config, prepare(model, config, device, run.note), criterion, execution)
+        model = prepare(model, config, device, run.note if config.test_only else run.keep)
+        return test(run, config, model, criterion, execution, steps)
 
 
 def train(run, config, model, criterion, execution):
-    """All epochs, from the first or from where a resumed run's last checkpoint was saved."""
+    """All epochs, from the first or from where a resumed run's last checkpoint was saved. Returns the run's steps."""
+    state = run.resume() if config.resume else None
+    if state is None:
+        load_initial_weights(model, config)
+    model = prepare(model, config, execution.device, run.note)
     if config.protocol == "holdout":
         check_isic_parts(config)
     train_loader, val_loader = build_isic_loaders(config, distributed.rank(), distributed.world_size())
     log.info("%d images to train on, %d to select the best epoch", len(train_loader.dataset), len(val_loader.dataset))
     log.info("protocol %s: %s", config.protocol, SELECTION[config.protocol])
+    log_recipe(config)
     warn_of_collapse(config)
     if config.rotation == "run":
         log.info("every rotated image is turned by %.2f degrees", train_loader.dataset.transform.angle)
-    state = run.resume() if config.resume else None
-    if state is None:
-        load_initial_weights(model, config)
-    model = prepare(model, config, execution.device, run.note)
     run.note("optimization", optimization_values(config, OPTIMIZERS, SCHEDULERS), level=None)
-    progress = Progress(run, config, model, train_loader, execution, (OPTIMIZERS, SCHEDULERS), state)
+    data = fingerprint(file for loader in (train_loader, val_loader) for file in loader.dataset.paths)
+    progress = Progress(run, config, model, train_loader, execution, (OPTIMIZERS, SCHEDULERS), state, data)
     with progress.saved_when_stopped():
         for epoch in progress.epochs():
             start, lr = time.perf_counter(), progress.lr
@@ -74,9 +94,11 @@ def train(run, config, model, criterion, execution):
             panels = Panels(config)
             scores, _ = evaluate(model, val_loader, criterion, execution, config.threshold, panels.add)
             row = {"epoch": epoch, "lr": lr, "train_loss": loss, "val_loss": scores.pop("loss")} | plain(scores)
+            row |= dice_of_classes(scores, config.structures)
             row |= {"seconds": round(time.perf_counter() - start, 3), **usage}
-            shown = panels.samples if epoch % config.val_interval == 0 else []
+            shown = panels.samples if progress.panels_are_due(epoch) else []
             progress.finish_epoch(row, row["val_loss"], shown, panels.class_names)
+    return progress.step
 
 
 SELECTION = {
@@ -85,8 +107,10 @@ SELECTION = {
 }
 
 
-def test(run, config, model, criterion, execution):
-    """Scores of the reported set; writes them, a row for each image, and every prediction into the run folder."""
+def test(run, config, model, criterion, execution, steps=0):
+    """Scores of the reported set; writes them, a row for each image, and every prediction into the run folder.
+
+    steps   of the training before, at which TensorBoard shows the predictions"""
     split = "val" if config.protocol == "paper" else "test"
     loader = build_isic_loader(config, split, distributed.rank(), distributed.world_size())
     panels, pictures = Panels(config), run.folder / "predictions"
@@ -99,7 +123,7 @@ def test(run, config, model, criterion, execution):
             if config.num_classes == 1:
                 mask, overlay = 255 * prediction, draw_outlines(image, prediction, target)
             else:
-                mask, overlay = prediction, draw_labels(image, prediction)
+                mask, overlay = prediction, draw_labels(image, prediction, colours=config.structure_colours)
                 save_picture(pictures / f"{name}_truth.png", target.byte().numpy())
             save_picture(pictures / f"{name}.png", mask.numpy())
             save_picture(pictures / f"{name}_overlay.png", overlay)
@@ -109,11 +133,18 @@ def test(run, config, model, criterion, execution):
     if config.protocol == "paper" and config.test_only is None:
         log.info("note: the best epoch was selected on the reported set, as published (--protocol holdout does not)")
     log.info(", ".join(f"{name} {value:.4f}" for name, value in plain(scores).items()))
-    run.save_json("metrics.json", {"split": split, "images": len(counts), "protocol": config.protocol, **scores})
+    for name, value in dice_of_classes(scores, config.structures).items():
+        log.info("  %s %.4f", name, value)
+    about = {"split": split, "images": len(counts), "protocol": config.protocol}
+    about |= {"class_names": config.structures} if config.num_classes > 1 else {}
+    run.save_json("metrics.json", about | scores)
     if distributed.is_main():
         rows = [{"name": name, **scores_of_image(c), **counts_of_image(c)} for name, c in counts]
         write_rows(run.folder / "test_images.csv", rows)
-        save_panels(run.folder / "panels.png", panels.samples, panels.class_names)
+        save_panels(run.folder / "panels.png", panels.samples, panels.class_names, config.structure_colours)
+        show_panels(
+            run.folder / "tensorboard", "test", panels.samples, steps, panels.class_names, config.structure_colours
+        )
         log.info("results are in %s", run.folder)
         report_at_end(run.folder)
     return scores
@@ -124,8 +155,7 @@ class Panels:
 
     def __init__(self, config):
         self.config, self.samples = config, []
-        classes = range(1, config.num_classes)
-        self.class_names = [f"class {c}" for c in classes] if config.num_classes > 1 else None
+        self.class_names = config.structures if config.num_classes > 1 else None
 
     def add(self, images, targets, probs, names):
         images, targets, probs = (t[: PANELS - len(self.samples)] for t in (images, targets, probs))
@@ -144,4 +174,4 @@ def plain(scores):
 
 
 if __name__ == "__main__":
-    run_command(main, ISICConfig, parse_config)
+    run_with(main, CONFIG)

@@ -9,12 +9,24 @@ import utils.machine.openmp  # noqa: F401  isort: skip (before torch)
 import logging
 import time
 
-from torch.utils.data import Subset
+from utils.runs.command_line import ask, end_on_signals, run_with
+
+if __name__ == "__main__":
+    end_on_signals()
 
 from configs.config_setting_synapse import SynapseConfig
+from configs.recipes import log_recipe, parse_config, warn_of_collapse
+
+if __name__ == "__main__":  # before PyTorch is imported, so that --help and mistakes are answered at once
+    CONFIG = ask(SynapseConfig, parse_config)
+
+from torch.utils.data import Subset
+
 from configs.optim import SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS
-from configs.recipes import parse_config, warn_of_collapse
 from configs.stored import config_of_run
+from configs.tested import log_test
+from datasets.classes import with_classes
+from datasets.files import fingerprint
 from datasets.loaders import build_synapse_loaders, build_synapse_volumes, check_synapse_parts
 from datasets.nifti import write_nifti
 from datasets.synapse import cases_of_slices
@@ -25,14 +37,13 @@ from utils import distributed
 from utils.files import some, write_rows
 from utils.losses import CeDiceLoss
 from utils.machine.device import choose_device
-from utils.optim import optimization_values
+from utils.optim import check_optimization, optimization_values
 from utils.plots import save_panels
 from utils.report import report_at_end
-from utils.runs.command_line import run_command
-from utils.runs.progress import Progress
-from utils.runs.run import start_run
+from utils.runs.progress import Progress, show_panels
+from utils.runs.run import started_run
 from utils.runs.weights import load_checkpoint_weights
-from utils.volume import SCORE_NAMES
+from utils.volume import SCORE_NAMES, describe_hd95
 
 log = logging.getLogger("vmunet")
 PANELS = 4  # cases of the prediction panels
@@ -40,19 +51,27 @@ PANELS = 4  # cases of the prediction panels
 
 def main(config):
     config = config_of_run(config)
+    config = config if config.resume else with_classes(config)
     device = choose_device(config.device)
-    with distributed.process_group(device):
-        run = start_run(config)
+    check_optimization(config, SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS)
+    with distributed.process_group(device), started_run(config) as run:
+        if config.test_only is not None:
+            log_test(config)
         model = build_model(config, run.note)
-        execution = Execution(device, config.precision, config.accumulation_steps, config.clip_grad_norm)
-        if config.test_only is None:
-            train(run, config, model, execution)
+        shown = distributed.is_main()
+        execution = Execution(device, config.precision, config.accumulation_steps, config.clip_grad_norm, shown)
+        steps = train(run, config, model, execution) if config.test_only is None else 0
         load_checkpoint_weights(model, config.test_only or run.checkpoints / "best.pth")
-        return test(run, config, prepare(model, config, device, run.note), execution)
+        model = prepare(model, config, device, run.note if config.test_only else run.keep)
+        return test(run, config, model, execution, steps)
 
 
 def train(run, config, model, execution):
-    """All epochs, from the first or from where a resumed run's last checkpoint was saved."""
+    """All epochs, from the first or from where a resumed run's last checkpoint was saved. Returns the run's steps."""
+    state = run.resume() if config.resume else None
+    if state is None:
+        load_initial_weights(model, config)
+    model = prepare(model, config, execution.device, run.note)
     list_name = "val_vol.txt" if config.protocol == "holdout" else "test_vol.txt"
     if config.protocol == "holdout":
         check_synapse_parts(config)
@@ -63,27 +82,30 @@ def train(run, config, model, execution):
         text = f"overlap: {len(seen)} of the tested cases are also trained on: {some(sorted(seen))}"
         run.note("overlap", text, logging.WARNING)
     log.info("protocol %s: %s", config.protocol, SELECTION[config.protocol])
+    log_recipe(config)
     warn_of_collapse(config)
-    state = run.resume() if config.resume else None
-    if state is None:
-        load_initial_weights(model, config)
-    model = prepare(model, config, execution.device, run.note)
     criterion = CeDiceLoss(config.num_classes, config.loss_weight)
     run.note("optimization", optimization_values(config, SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS), level=None)
-    progress = Progress(run, config, model, loader, execution, (SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS), state)
+    data = fingerprint([*loader.dataset.files, *volumes.files])
+    progress = Progress(run, config, model, loader, execution, (SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS), state, data)
     with progress.saved_when_stopped():
         for epoch in progress.epochs():
             start, lr = time.perf_counter(), progress.lr
             loss = train_one_epoch(model, progress.batches, progress.optimizer, criterion, execution, progress.on_step)
             usage = progress.batches.usage(execution.device)
-            row, selected = {"epoch": epoch, "lr": lr, "train_loss": loss}, loss
+            row, selected, samples = {"epoch": epoch, "lr": lr, "train_loss": loss}, loss, []
             if epoch % config.val_interval == 0 or config.protocol == "holdout":
-                scores, _ = evaluate(model, share(volumes), execution, config)
+                scores, _ = evaluate(model, share(volumes), execution, config, add_to(samples))
                 row |= {name: scores[name] for name in SCORE_NAMES}
+                row |= {
+                    f"dice_transunet {name}": organ["dice_transunet"]
+                    for name, organ in zip(config.structures, scores["classes"], strict=True)
+                }
                 if config.protocol == "holdout":
                     selected = 1 - scores["dice_transunet"]
             row |= {"seconds": round(time.perf_counter() - start, 3), **usage}
-            progress.finish_epoch(row, selected)
+            progress.finish_epoch(row, selected, samples if progress.panels_are_due(epoch) else [], config.structures)
+    return progress.step
 
 
 SELECTION = {
@@ -92,32 +114,48 @@ SELECTION = {
 }
 
 
-def test(run, config, model, execution):
-    """Scores of the test volumes; writes them, a row for each case, and every prediction as NIfTI."""
+def test(run, config, model, execution, steps=0):
+    """Scores of the test volumes; writes them, a row for each case, and every prediction as NIfTI.
+
+    steps   of the training before, at which TensorBoard shows the predictions"""
     volumes, samples = build_synapse_volumes(config, "test_vol.txt"), []
-    names = config.class_names
+    names = config.structures
 
     def save(case, pred, scores):
         image, label, name, spacing = case
         write_nifti(run.folder / "predictions", name, image, pred, label, spacing, config.z_spacing)
+        add_to(samples)(case, pred, scores)
+
+    scores, rows = evaluate(model, share(volumes), execution, config, save)
+    for protocol in ("transunet", "strict"):
+        log.info("%s protocol: Dice %.4f, HD95 %.2f", protocol, scores[f"dice_{protocol}"], scores[f"hd95_{protocol}"])
+    for number, (name, organ) in enumerate(zip(names, scores["classes"], strict=True)):
+        hd95 = describe_hd95([{score: values[score][number] for score in SCORE_NAMES} for _, values in rows])
+        published = f"{organ['hd95_transunet']:.2f}"
+        remark = f" (published protocol {published})" if hd95 != published else ""
+        log.info("  %-13s Dice %.4f, HD95 %s%s", name, organ["dice_transunet"], hd95 or "of nothing", remark)
+    run.save_json("metrics.json", {"volumes": len(rows), "protocol": config.protocol, "class_names": names, **scores})
+    if distributed.is_main():
+        write_rows(run.folder / "test_volumes.csv", [case_row(case, values, names) for case, values in rows])
+        save_panels(run.folder / "panels.png", samples, names, config.structure_colours)
+        show_panels(run.folder / "tensorboard", "test", samples, steps, names, config.structure_colours)
+        log.info("results are in %s", run.folder)
+        report_at_end(run.folder)
+    return scores
+
+
+def add_to(samples):
+    """A function for `evaluate` that adds a slice of each of the first cases to a list, for pictures."""
+
+    def add(case, pred, scores):
+        image, label, name, _ = case
         if len(samples) < PANELS:
             middle = int((label > 0).sum((1, 2)).argmax())  # the slice with most organs
             # copies: a view would keep its volume in memory
             slices = (volume[middle].copy() for volume in (image, label, pred))
             samples.append((f"{name}, slice {middle}", *slices))
 
-    scores, rows = evaluate(model, share(volumes), execution, config, save)
-    for protocol in ("transunet", "strict"):
-        log.info("%s protocol: Dice %.4f, HD95 %.2f", protocol, scores[f"dice_{protocol}"], scores[f"hd95_{protocol}"])
-    for name, organ in zip(names, scores["classes"], strict=True):
-        log.info("  %-13s Dice %.4f, HD95 %.2f", name, organ["dice_transunet"], organ["hd95_transunet"])
-    run.save_json("metrics.json", {"volumes": len(rows), "protocol": config.protocol, "class_names": names, **scores})
-    if distributed.is_main():
-        write_rows(run.folder / "test_volumes.csv", [case_row(case, values, names) for case, values in rows])
-        save_panels(run.folder / "panels.png", samples, names)
-        log.info("results are in %s", run.folder)
-        report_at_end(run.folder)
-    return scores
+    return add
 
 
 def case_row(case, values, names):
@@ -132,4 +170,4 @@ def share(volumes):
 
 
 if __name__ == "__main__":
-    run_command(main, SynapseConfig, parse_config)
+    run_with(main, CONFIG)

@@ -1,10 +1,18 @@
 """What both experiments share. Every field is also a command-line flag of the same name."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from configs.optim import OPTIMIZERS, SCHEDULERS
 
 # What a user can ask for; models/cross_scan/backends.py has them, and "auto" is the best for the machine.
 ScanBackend = Literal["auto", "cuda", "triton", "mamba_ssm", "cpu", "torch", "reference"]
+
+if TYPE_CHECKING:
+    Optimizer: TypeAlias = str
+    Scheduler: TypeAlias = str
+else:  # a row's name
+    Optimizer, Scheduler = Literal[tuple(OPTIMIZERS)], Literal[tuple(SCHEDULERS)]
 
 
 @dataclass(kw_only=True)
@@ -14,7 +22,9 @@ class BaseConfig:
     # --- model (paper section 3; the released configuration, 27.43 M parameters) ---
     network: str = "vmunet"  # or a baseline: unet, smp:<architecture>[-<encoder>] (models/baselines.py)
     num_classes: int  # 1: binary masks; more: class 0 is the background
-    input_channels: int = 3  # grey images are repeated
+    class_names: tuple[str, ...] = ()  # of the classes 1, 2, ...; none: the data folder's, else numbers
+    class_colours: tuple[str, ...] = ()  # of the same classes, as "#ff0000"; none: those of mask_values or the masks
+    input_channels: int = 3  # 3: grey images are repeated; 1: colour images become grey
     depths: tuple[int, int, int, int] = (2, 2, 2, 2)  # VSS blocks of each encoder stage
     depths_decoder: tuple[int, int, int, int] = (2, 2, 2, 1)  # VSS blocks of each decoder stage, deepest first
     dims: tuple[int, int, int, int] = (96, 192, 384, 768)  # channels of each encoder stage
@@ -32,8 +42,8 @@ class BaseConfig:
     # --- optimisation ---
     epochs: int = 300  # passes over the training set
     seed: int = 42  # of weights, order of images, augmentation and stochastic depth
-    opt: str = "AdamW"  # a row of configs.optim.OPTIMIZERS
-    sch: str = "CosineAnnealingLR"  # a row of configs.optim.SCHEDULERS
+    opt: Optimizer = "AdamW"  # a row of configs.optim.OPTIMIZERS
+    sch: Scheduler = "CosineAnnealingLR"  # a row of configs.optim.SCHEDULERS
     lr: float | None = None  # replaces the row's learning rate
     weight_decay: float | None = None  # replaces the row's weight decay
     opt_args: dict[str, str] = field(default_factory=dict)  # replaces other values of the row: --opt-args eps 1e-6
@@ -46,20 +56,21 @@ class BaseConfig:
     # --- execution ---
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # bf16, fp16: autocast, the scan's state stays in float32
-    scan_backend: ScanBackend = "auto"
+    scan_backend: ScanBackend = "auto"  # who computes the scan; auto: the fastest that works here
     use_checkpoint: bool = False  # recompute activations in the backward pass: less memory, more time
     compile: bool = False  # torch.compile the model
     cuda_graphs: bool = True  # on one NVIDIA GPU, launch all kernels of the network at once
 
     # --- the run ---
     protocol: Literal["paper", "holdout"] = "paper"  # holdout: select on one set, report on another
-    work_dir: str = "results"  # holds one folder for each run
+    work_dir: str | None = None  # holds one folder for each run; none: results/ beside the code
     stop_when_lost: bool = False  # end a run that has lost what it had learned (utils/runs/lost.py)
     print_interval: int = 20  # steps between two lines of the log and points in TensorBoard
     save_interval: int = 100  # epochs between two checkpoints that are kept for good
-    resume: str | None = None  # a run folder to go on with, under the configuration stored in it
-    test_only: str | None = None  # a checkpoint to evaluate instead of training
-    debug: bool = False  # show the traceback of errors
+    resume: str | None = None  # a run folder to go on with, under its own configuration; --epochs may extend it
+    accept_changed_data: bool = False  # beside --resume: go on although files of the data have changed meanwhile
+    test_only: str | None = None  # a checkpoint to evaluate, under its own configuration, instead of training
+    debug: bool = False  # more in the log, and the traceback of errors
 
     @property
     def of_volumes(self) -> bool:
@@ -67,6 +78,15 @@ class BaseConfig:
         return False
 
     @property
-    def class_names(self) -> list[str]:
+    def structures(self) -> list[str]:
         """Names of the classes 1, 2, ...; a binary network has one structure."""
+        if self.class_names:
+            return list(self.class_names)
         return ["foreground"] if self.num_classes == 1 else [f"class {c}" for c in range(1, self.num_classes)]
+
+    @property
+    def structure_colours(self) -> tuple[str, ...]:
+        """Colours of the classes 1, 2, ... of several, such as "#ff0000"; () where the user gave none."""
+        in_masks = getattr(self, "mask_values", ())[1:] if self.num_classes > 1 else ()
+        coloured = in_masks if all(value.startswith("#") for value in in_masks) else ()
+        return self.class_colours or coloured

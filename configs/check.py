@@ -3,14 +3,17 @@
 Command-line flags have their types from tyro; a stored config.json may have been edited, or altered."""
 
 import math
+import re
 import types
 import typing
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from configs.base import BaseConfig
+from utils.files import check_name
 
 POSITIVE = 1e-12
+LONGEST_CLASS_NAME = 60
 RANGES = {  # lowest and highest value; of a tuple, of each of its numbers
     "num_classes": (1, 255),
     "input_channels": (1, 1024),
@@ -37,7 +40,7 @@ RANGES = {  # lowest and highest value; of a tuple, of each of its numbers
     "folds": (0, math.inf),
     "fold": (0, math.inf),
 }
-NOT_OF_THE_RUN = ("resume", "debug")  # what can be said beside --resume
+NOT_OF_THE_RUN = ("resume", "debug", "epochs", "accept_changed_data")  # what can be said beside --resume
 
 
 def check_config(config: Any) -> None:
@@ -52,20 +55,53 @@ def check_config(config: Any) -> None:
             if isinstance(number, int | float) and not low <= number <= high:
                 more = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
                 raise ValueError(f"{flag(name)}: found {number!r}, expected {more}")
+    check_classes(config)
     if config.resume is not None and config.test_only is not None:
         raise ValueError("--resume and --test-only: found both, expected one of them")
+    folds = getattr(config, "folds", 0)
+    if folds == 1 or folds and config.fold not in (*range(folds), "all"):
+        expected = "at least 2 folds, and one of 0..folds-1 or all"
+        raise ValueError(f"--folds {folds} --fold {config.fold}: expected {expected}")
+    if getattr(config, "fold", 0) == "all" and config.test_only is not None:
+        raise ValueError("--fold all --test-only: found both, expected the number of one fold")
+    if not folds and getattr(config, "fold", 0) == "all":
+        raise ValueError("--fold all: found no --folds, expected how many, such as --folds 5")
     if sum(config.loss_weight) == 0:
         raise ValueError(f"--loss-weight: found {config.loss_weight}, expected one of them above 0")
 
 
+def check_classes(config: BaseConfig) -> None:
+    """Raises ValueError for names and colours of another number of classes, and for those that can't be told apart."""
+    names, colours, number = config.class_names, config.class_colours, config.num_classes
+    if names:
+        expected = max(1, number - 1)
+        if len(names) != expected:
+            raise ValueError(f"--class-names: found {len(names)} names, expected {expected} for --num-classes {number}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"--class-names: found {', '.join(names)}, expected different names")
+        for name in names:
+            check_name(name, "--class-names")
+            if not name.isprintable() or len(name) > LONGEST_CLASS_NAME or name.strip() != name or name == "background":
+                expected = f"up to {LONGEST_CLASS_NAME} characters on one line, and not background, which is class 0"
+                raise ValueError(f"--class-names: found {name!r}, expected {expected}")
+    if colours:
+        if len(colours) != number - 1:
+            expected = f"{number - 1} for --num-classes {number}, without one of the background"
+            raise ValueError(f"--class-colours: found {len(colours)}, expected {expected}")
+        for colour in colours:
+            if not re.fullmatch("#[0-9a-fA-F]{6}", colour):
+                raise ValueError(f"--class-colours: found {colour!r}, expected colours such as #ff0000")
+
+
 def check_alone(config: BaseConfig) -> None:
-    """Raises ValueError if anything but --resume was said: a resumed run has the values that it was started under."""
+    """Raises ValueError if more than --resume and --epochs was said: a resumed run has the values of its start."""
     if getattr(config, "resume", None) is None:
         return
     said = [field.name for field in fields(config) if getattr(config, field.name) != default(field)]
     others = [flag(name) for name in said if name not in NOT_OF_THE_RUN]
     if others:
-        raise ValueError(f"--resume: found also {', '.join(others)}, expected none: the run has its own config.json")
+        found = f"found also {', '.join(others)}, expected nothing but --epochs"
+        raise ValueError(f"--resume: {found}: the run has its own config.json")
 
 
 def default(field: Field) -> Any:

@@ -10,6 +10,7 @@ Every value is also a flag, and those of configs/config_setting.py that are not 
 from dataclasses import dataclass
 from typing import Literal
 
+from configs.base import Scheduler
 from configs.config_setting import ISICConfig
 
 
@@ -24,7 +25,7 @@ class OwnConfig(ISICConfig):
     fold_group: str = "^[^_]+"  # all before the first _ is the patient
 
     epochs: int = 100
-    sch: str = "CosineWarmup"  # falls once over the run; the published cosine is cut for 300 epochs
+    sch: Scheduler = "CosineWarmup"  # falls once over the run; the published cosine is cut for 300 epochs
     clip_grad_norm: float | None = 1.0
     rotation: Literal["run", "sample"] = "sample"
     mask_resize: Literal["bilinear", "nearest"] = "nearest"
@@ -33,7 +34,11 @@ class OwnConfig(ISICConfig):
 
 if __name__ == "__main__":
     from configs.recipes import parse_config
-    from train import main
-    from utils.runs.command_line import run_command
+    from utils.runs.command_line import ask, end_on_signals, run_with
 
-    run_command(main, OwnConfig, parse_config)
+    end_on_signals()
+    config = ask(OwnConfig, parse_config)
+
+    from train import main  # needs PyTorch, which --help and mistakes don't
+
+    run_with(main, config)

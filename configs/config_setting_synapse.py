@@ -15,6 +15,7 @@ ORGANS = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancr
 
 @dataclass(kw_only=True)
 class SynapseConfig(BaseConfig):
+    # --- data ---
     dataset: str = "synapse"  # synapse, demo (synthetic, made on first use), or a name for data_path
     data_path: str | None = None  # folder with train_npz, test_vol_h5 and lists; none: data/Synapse
     list_dir: str | None = None  # folder with train.txt and test_vol.txt; none: data_path/lists/list_Synapse
@@ -23,7 +24,9 @@ class SynapseConfig(BaseConfig):
     image_size: int = 224  # side of the network's input, in pixels
 
     augmentation: Literal["published", "strong"] = "published"  # strong: datasets/augmentation.py, for small data sets
+    # --- optimisation ---
     loss_weight: tuple[float, float] = (1, 1)  # of cross-entropy and Dice
+    # --- the run ---
     volume_resize: Literal["labels", "logits"] = "labels"  # labels: argmax, then nearest zoom, as published
     z_spacing: float = 1  # mm between slices in the NIfTI files where the volume does not say it
     val_interval: int = 100  # epochs between two evaluations of the volumes
@@ -33,5 +36,6 @@ class SynapseConfig(BaseConfig):
         return True
 
     @property
-    def class_names(self) -> list[str]:
-        return list(ORGANS) if self.num_classes == len(ORGANS) + 1 else super().class_names
+    def structures(self) -> list[str]:
+        organs = self.num_classes == len(ORGANS) + 1 and not self.class_names
+        return list(ORGANS) if organs else super().structures

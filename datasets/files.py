@@ -1,11 +1,34 @@
-"""What is refused in files that come from anywhere: what nobody means to train on, and what is too large to read."""
+"""Which files are images, and what is refused in files that come from anywhere: what nobody means to train on, and what
+is too large to read."""
 
+import hashlib
 import math
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp")
+OTHER_PICTURES = (  # which are not read
+    *(".gif", ".jp2", ".j2k", ".jpx", ".jxl", ".heic", ".heif", ".avif", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
+    *(".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".svs", ".ndpi", ".mrxs", ".dds", ".exr"),
+)
+MASK_SUFFIX = "_segmentation"  # of ISIC's ground truth files
 MAX_VALUES = 2**29  # of an array: 2048 slices of 512 x 512
+
+
+def is_superpixels(path: Path) -> bool:
+    """Whether a file is one of those with ISIC's superpixels, which lie beside its images and are none."""
+    return path.stem.endswith("_superpixels")
+
+
+def fingerprint(files: Iterable[str | Path]) -> str:
+    """A hash of the names and sizes of files, in their order: a list of images that has changed has another."""
+    digest = hashlib.sha256()
+    for path in map(Path, files):
+        digest.update(f"{path.name}\0{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def check_training_image(file: Image.Image) -> None:

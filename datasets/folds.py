@@ -23,7 +23,7 @@ def find_split(root: str | Path, split: str, config: ISICConfig) -> list[Pair]:
     if config.folds and split != "test":
         pairs = pooled_pairs(root)
         fold = fold_of([stem for stem, _, _ in pairs], config.folds, config.fold_seed, config.fold_group)
-        if not 0 <= config.fold < config.folds:
+        if not isinstance(config.fold, int) or not 0 <= config.fold < config.folds:
             raise ValueError(f"fold is {config.fold}; expected 0..{config.folds - 1} for folds {config.folds}")
         return [pair for pair in pairs if (fold[pair[0]] == config.fold) == (split == "val")]
     if config.protocol == "holdout" and not config.folds and not (root / "test").is_dir():

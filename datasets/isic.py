@@ -1,19 +1,27 @@
 """ISIC, and any other folder of images and masks: `root/{train,val}/{images,masks}`, paired by file stem."""
 
+import logging
 import random
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from datasets.cache import CachedDataset, Key, split_key
-from datasets.files import check_finite, check_training_image
+from datasets.files import (
+    EXTENSIONS,
+    MASK_SUFFIX,
+    OTHER_PICTURES,
+    check_finite,
+    check_training_image,
+    is_superpixels,
+)
 from utils.files import check_name, open_image, some
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-MASK_SUFFIX = "_segmentation"  # of ISIC's ground truth files
+log = logging.getLogger("vmunet")
+
 GREY_LEVELS = 16  # with more values than this a mask is an anti-aliased outline rather than a map of classes
 
 Pair = tuple[str, Path, Path]  # stem, image, mask
@@ -26,7 +34,7 @@ def list_images(folder: str | Path) -> dict[str, list[Path]]:
         raise FileNotFoundError(f"{folder} is not a folder; expected {{train,val}}/{{images,masks}} (data/README.md)")
     found: dict[str, list[Path]] = {}
     for path in sorted(Path(folder).iterdir()):
-        if path.suffix.lower() in EXTENSIONS and path.name[0] != "." and not path.stem.endswith("_superpixels"):
+        if path.suffix.lower() in EXTENSIONS and path.name[0] != "." and not is_superpixels(path):
             found.setdefault(path.stem, []).append(path)
     return found
 
@@ -35,12 +43,29 @@ def find_pairs(images: str | Path, masks: str | Path) -> list[Pair]:
     """Pair the files of two folders by stem; a mask may also be called STEM_segmentation.
 
     Returns [(stem, image path, mask path)] sorted by stem; raises ValueError that names the files without a partner and
-    the stems that occur twice.
+    the stems that occur twice. The log names what else lies there and looks as if it were meant.
     """
     pairs, problems = match_files(images, masks)
+    for text in (*describe_unused(images), *describe_unused(masks)):
+        log.warning("%s", text)
     if problems:
         raise ValueError(problems[0])
     return pairs
+
+
+def describe_unused(folder: str | Path) -> list[str]:
+    """Sentences about what is in a folder of images, or masks, and is not read though it looks as if it were meant."""
+    visible = [path for path in sorted(Path(folder).iterdir()) if path.name[0] != "."]
+    pictures = [path.name for path in visible if path.suffix.lower() in OTHER_PICTURES]
+    folders = [path.name for path in visible if path.is_dir()]
+    texts = []
+    if pictures:
+        texts.append(
+            f"{folder}: {len(pictures)} pictures are not used; expected {', '.join(EXTENSIONS)}: {some(pictures)}"
+        )
+    if folders:
+        texts.append(f"{folder}: {len(folders)} folders in it are not searched: {some(folders)}")
+    return texts
 
 
 def match_files(images: str | Path, masks: str | Path) -> tuple[list[Pair], list[str]]:
@@ -74,9 +99,24 @@ def read_image(path: str | Path, training: bool = False) -> torch.Tensor:
     with open_image(path) as file:
         if training:
             check_training_image(file)
-        deep = file.mode == "F" or file.mode.startswith("I")
-        pixels = stretched_rgb(np.asarray(file)) if deep else np.array(file.convert("RGB"))
+        pixels = stretched_rgb(deep_values(file)) if is_deep(file) else np.array(file.convert("RGB"))
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def is_deep(file: Image.Image) -> bool:
+    """Whether an image has greys of more than 8 bits."""
+    return file.mode == "F" or file.mode.startswith("I")
+
+
+def deep_values(file: Image.Image) -> np.ndarray:
+    """The values (H, W) of an image with greys of more than 8 bits: the brighter, the larger.
+
+    In a TIFF file zero can stand for white; Pillow heeds that only up to 8 bits."""
+    white_is_zero = getattr(file, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == 0
+    values = np.asarray(file)
+    if not white_is_zero:
+        return values
+    return np.iinfo(np.uint16).max - values if values.dtype == np.uint16 else -values.astype(np.float64)
 
 
 def stretched_rgb(pixels: np.ndarray) -> np.ndarray:
@@ -96,20 +136,26 @@ def grey_values(file: Image.Image) -> np.ndarray:
         return palette[indices, 0] if grey else indices
     if file.mode == "1":
         return np.asarray(file).astype(np.uint8)
-    if file.mode == "F" or file.mode.startswith("I"):
-        return check_finite(np.asarray(file), "the mask")
+    if is_deep(file):
+        return check_finite(deep_values(file), "the mask")
     return np.asarray(file.convert("L"))
 
 
 def binary_mask(values: np.ndarray, path: Path) -> np.ndarray:
     """Lesion mask 0..255 (H, W) uint8 from a mask stored with any two values, the larger one being the lesion.
 
-    Masks with many grey levels, such as JPEG files, keep them: soft outlines, as the original reads them.
+    Masks with many grey levels, such as JPEG files, keep them: soft outlines, as the original reads them. JPEG blurs
+    0 and 1 beyond recognition, so that a JPEG file of dark values only is refused.
     """
     found = np.unique(values)
     outline = len(found) > GREY_LEVELS and 0 <= found[0] and 128 <= found[-1] <= 255
-    if outline or path.suffix.lower() in (".jpg", ".jpeg"):
+    if outline or (is_jpeg(path) and (found[-1] >= 128 or found[-1] == 0)):
         return values.astype(np.uint8)
+    if is_jpeg(path):
+        raise ValueError(
+            f"{path} holds values from {found[0]} to {found[-1]}, all of which would be background; expected 0 and 255 "
+            "in a JPEG file. Save masks as PNG, or name the two values, such as --mask-values 0 1, to tell them apart"
+        )
     if len(found) > 2:
         raise ValueError(
             f"{path} holds the values {some(found)}; expected two (for several classes set num_classes and mask_values)"
@@ -119,6 +165,11 @@ def binary_mask(values: np.ndarray, path: Path) -> np.ndarray:
     return np.where(values == found[-1], np.uint8(255 if found[-1] > 0 else 0), np.uint8(0))
 
 
+def is_jpeg(path: str | Path) -> bool:
+    """Whether a file's name says that it is compressed with loss, so that a mask's values are no longer exact."""
+    return Path(path).suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")
+
+
 def class_ids(file: Image.Image, mask_values: Sequence[MaskValue], path: str | Path) -> np.ndarray:
     """Class ids (H, W) uint8: the position of each pixel's grey value or (r, g, b) colour in `mask_values`."""
     if isinstance(mask_values[0], tuple):
@@ -126,6 +177,8 @@ def class_ids(file: Image.Image, mask_values: Sequence[MaskValue], path: str | P
         values, wanted = np.asarray(file.convert("RGB")) @ to_code, np.array(mask_values) @ to_code
     else:
         values, wanted = grey_values(file), np.array(mask_values)
+        if is_jpeg(path) and len(wanted) == 2:
+            values = np.where(abs(values - wanted[0] + 0.0) < abs(values - wanted[1] + 0.0), *wanted)
     order = wanted.argsort()
     place = np.searchsorted(wanted, values, sorter=order).clip(max=len(wanted) - 1)
     ids = order[place]
@@ -164,7 +217,8 @@ def read_mask(path: str | Path, num_classes: int = 1, mask_values: Sequence[Mask
     """A mask file as uint8 tensor (1, H, W): 0..255 of a binary mask (num_classes 1), else class ids.
 
     mask_values: grey values or (r, g, b) colours in the order of the class ids, for num_classes 1 (background, lesion).
-    Without them two values are told apart by themselves, and values of several classes are their ids.
+    Without them two values are told apart by themselves, and values of several classes are their ids. Of two grey
+    values, the values of a JPEG file count as the nearer one.
     """
     with open_image(path) as file:
         check_training_image(file)
@@ -214,6 +268,11 @@ class ISICDataset(CachedDataset):
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def paths(self) -> list[Path]:
+        """All its files: each image and its mask."""
+        return [Path(path) for _, *pair in self.pairs for path in pair]
 
     def decode(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(image (3, H, W), mask (1, H, W)) of one pair as stored, uint8."""

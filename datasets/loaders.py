@@ -29,13 +29,15 @@ from datasets.transforms import ISICTransform, RandomGenerator, run_angle
 from utils.files import some
 from utils.machine.device import available_cpus
 from utils.machine.memory import free_memory
+from utils.repository import REPOSITORY
 from utils.runs.stopping import leave_signals_to_main, signals_held
 
 log = logging.getLogger("vmunet")
 
 PREFETCH = 2  # batches that a worker keeps ready
-ISIC_FOLDERS = {"isic17": "data/isic17", "isic18": "data/isic18", "demo": "data/demo/isic"}
-SYNAPSE_FOLDERS = {"synapse": "data/Synapse", "demo": "data/demo/synapse"}
+DATA = REPOSITORY / "data"
+ISIC_FOLDERS = {"isic17": DATA / "isic17", "isic18": DATA / "isic18", "demo": DATA / "demo" / "isic"}
+SYNAPSE_FOLDERS = {"synapse": DATA / "Synapse", "demo": DATA / "demo" / "synapse"}
 LIST_FOLDERS = ("list_volumes", "list_Synapse", "lists_Synapse")
 AUGMENTATIONS: dict[str, Callable] = {"published": RandomGenerator, "strong": StrongAugmentation}  # of slices
 
@@ -180,7 +182,7 @@ def make_loader(dataset: CachedDataset, config: BaseConfig, shuffle: bool, rank:
 
 
 def data_folder(
-    config: ISICConfig | SynapseConfig, folders: dict[str, str], make_demo: Callable[[Path], object]
+    config: ISICConfig | SynapseConfig, folders: dict[str, Path], make_demo: Callable[[Path], object]
 ) -> Path:
     """The folder to read: `data_path`, or the data set's own in `folders`. The demo is made on first use."""
     if config.data_path is None and config.dataset not in folders:
@@ -210,6 +212,7 @@ def build_isic_loader(config: ISICConfig, split: str, rank: int = 0, world_size:
         normalization=config.normalization,
         mask_resize=config.mask_resize,
         antialias=config.antialias,
+        channels=config.input_channels,
     )
     train = split == "train"
     mask_values = parse_mask_values(config.mask_values, config.num_classes)

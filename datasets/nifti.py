@@ -3,13 +3,21 @@
 Volumes are (S, H, W): slices, rows, columns. A spacing is in millimetres, in the same order.
 """
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
+import numpy.typing as npt
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+
+GEOMETRY = (  # fields of a header
+    *("pixdim", "xyzt_units", "sform_code", "srow_x", "srow_y", "srow_z"),
+    *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+)
 
 
 def to_slices(array: np.ndarray, affine: np.ndarray, orientation: str) -> tuple[np.ndarray, np.ndarray]:
@@ -35,6 +43,67 @@ def affine_of_slices(spacing: Sequence[float] | np.ndarray | None = None, z_spac
     """
     sz, sy, sx = (z_spacing, 1, 1) if spacing is None else (float(s) for s in spacing)
     return np.diag([-sx, -sy, sz, 1])  # NIfTI's axes point right, front, up
+
+
+def checked_spacing(spacing: Any, what: object) -> np.ndarray:
+    """(3,) mm, float64; raises ValueError, naming `what`, for anything but three positive numbers."""
+    with contextlib.suppress(TypeError, ValueError):  # text, or lists of several lengths
+        mm = np.asarray(spacing, dtype=np.float64)
+        if mm.shape == (3,) and np.isfinite(mm).all() and mm.min() > 0:
+            return mm
+    raise ValueError(f"{what}: the spacing is {spacing}; expected three positive numbers")
+
+
+def checked_affine(affine: npt.ArrayLike, what: object) -> np.ndarray:
+    """(4, 4), float64; raises ValueError, naming `what`, for a matrix that does not span three axes."""
+    with contextlib.suppress(TypeError, ValueError):
+        matrix = np.asarray(affine, dtype=np.float64)
+        if matrix.shape == (4, 4) and np.isfinite(matrix).all():
+            axes = matrix[:3, :3]
+            lengths = np.linalg.norm(axes, axis=0)
+            if lengths.all() and abs(np.linalg.det(axes / lengths)) > 1e-3 and np.allclose(matrix[3], (0, 0, 0, 1)):
+                return matrix
+    raise ValueError(f"{what} has the affine {np.asarray(affine).tolist()}; expected (4, 4) that spans three axes")
+
+
+def tilt(affine: np.ndarray) -> float:
+    """The largest angle, in degrees, of an axis of the array with the patient's axis that is nearest."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return float(np.degrees(np.arccos(np.clip(np.abs(axes).max(0), 0, 1))).max())
+
+
+def mm_of_unit(header: nibabel.Nifti1Header) -> float:
+    """The mm of the header's unit of length; of an unknown one 1, as all readers take it."""
+    return {"meter": 1000.0, "micron": 0.001}.get(header.get_xyzt_units()[0], 1.0)
+
+
+def says_orientation(header: nibabel.Nifti1Header) -> bool:
+    """Whether a file says how the patient lies."""
+    return header["sform_code"] > 0 or header["qform_code"] > 0
+
+
+def header_of(affine: np.ndarray) -> nibabel.Nifti1Header:
+    """A header with an affine in mm: as sform, and as qform where that can hold it, which it can't if axes are not at
+    right angles."""
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((1, 1, 1))
+    header.set_zooms(voxel_sizes(affine))
+    header.set_xyzt_units("mm")
+    header.set_sform(affine, code="scanner")
+    axes = affine[:3, :3] / voxel_sizes(affine)
+    if np.abs(axes.T @ axes - np.eye(3)).max() < 1e-4:
+        header.set_qform(affine, code="scanner")
+    return header
+
+
+def geometry_of(header: nibabel.Nifti1Header) -> nibabel.Nifti1Header:
+    """A header with the fields of another that say where voxels lie, each as stored, so that all readers, whichever of
+    sform and qform they go by, put a mask where they put the image."""
+    copy = nibabel.Nifti1Header()
+    for field in GEOMETRY:
+        copy[field] = header[field]
+    copy["pixdim"][4:] = 1
+    return copy
 
 
 def write_nifti(

@@ -7,7 +7,8 @@ caseXXXX. What is done to a volume:
 
   orientation   slices from foot to head, rows from front to back, columns from the patient's right to the left; axes
                 are swapped and reversed as the affine says, nothing is resampled
-  intensities   Hounsfield units clipped to [-125, 275] and scaled to 0..1, float32
+  intensities   Hounsfield units clipped to [-125, 275] and scaled to 0..1, float32; what is scaled already stays;
+                others by --window; NaN, which lies outside the field of view, becomes 0
   labels        the eight organs of the paper become 1..8 (datasets/synapse.py), the other five background
   geometry      h5 attributes: `spacing` (3,), mm between slices, rows and columns; `affine` (4, 4), from (column, row,
                 slice) to the scanner's mm; `orientation`, the directions in which these three indices grow
@@ -39,9 +40,10 @@ from tqdm import tqdm
 
 from configs.config_setting_synapse import ORGANS
 from datasets.downloads import Download, by_name, find_downloads, zip_members
-from datasets.nifti import to_slices
+from datasets.intensities import HU_WINDOW, Window, to_unit
+from datasets.nifti import mm_of_unit, says_orientation, tilt, to_slices
 from datasets.prepared import claim_folder, sha256
-from datasets.synapse import HOLDOUT_LISTS, HU_WINDOW, ORIENTATION, case_of_slice, read_list, scale_hu
+from datasets.synapse import HOLDOUT_LISTS, ORIENTATION, case_of_slice, read_list
 from utils.files import read_rows, reading, some, write_atomically, write_rows
 from utils.runs.command_line import run_command
 
@@ -76,6 +78,7 @@ class PrepareSynapse:
     source: str  # RawData.zip, or a folder with it or with img and label
     out: str = "data/Synapse"  # folder to write
     lists: str | None = None  # folder with train.txt and test_vol.txt; none: the published lists
+    window: Window | None = None  # of volumes that are not in Hounsfield units: values in the place of -125 and 275
     debug: bool = False  # show the traceback of errors
 
 
@@ -113,7 +116,7 @@ def prepare(options: PrepareSynapse) -> tuple[int, int]:
             "expected all of them (--lists FOLDER for other lists)"
         )
 
-    out = claim_folder(options.out, record_of(lists))
+    out = claim_folder(options.out, record_of(lists, options.window))
     rows = {row["case"]: row for row in read_rows(out / "cases.csv")}
     for case in tqdm(listed, "cases", unit=" cases", disable=None):
         image, label = (file.read() for file in volumes[case])
@@ -122,7 +125,7 @@ def prepare(options: PrepareSynapse) -> tuple[int, int]:
         targets += [out / "test_vol_h5" / f"{case}.npy.h5"] * (case in whole)
         done = digests.items() <= rows.get(case, {}).items() and all(target.is_file() for target in targets)
         if not done:
-            prepared = read_case(image, label, *(file.origin for file in volumes[case]))
+            prepared = read_case(image, label, volumes[case].image.origin, volumes[case].label.origin, options.window)
             write_case(prepared, case, targets, slices.get(case, []), volumes[case].image.origin)
             rows[case] = describe(prepared, case) | digests
             write_rows(out / "cases.csv", [rows[name] for name in sorted(rows)])
@@ -191,9 +194,11 @@ def find_volumes(source: str | Path, listed: Collection[str]) -> dict[str, Volum
     return {case: Volumes(images[case], labels[case]) for case in sorted(images.keys() & labels.keys())}
 
 
-def read_case(image_content: bytes, label_content: bytes, image_origin: str, label_origin: str) -> Case:
+def read_case(
+    image_content: bytes, label_content: bytes, image_origin: str, label_origin: str, window: Window | None = None
+) -> Case:
     """The Case of two NIfTI files; raises ValueError that names the file and what is wrong with it."""
-    image, hounsfield = parse_nifti(image_content, image_origin)
+    image, intensities = parse_nifti(image_content, image_origin)
     label, labels = parse_nifti(label_content, label_origin)
     if image.shape != label.shape:
         raise ValueError(f"{image_origin} has the shape {image.shape} but {label_origin} {label.shape}")
@@ -201,21 +206,15 @@ def read_case(image_content: bytes, label_content: bytes, image_origin: str, lab
     apart = np.linalg.norm((image.affine - label.affine)[:3] @ corners, axis=0).max()
     if apart > voxel_sizes(image.affine).min() / 2:
         raise ValueError(f"{image_origin} and {label_origin} are up to {apart:.1f} mm apart, by their affines")
-    low, high = hounsfield.min(), hounsfield.max()
-    if not (low < HU_WINDOW[0] and 0 < high < np.inf):
-        raise ValueError(
-            f"{image_origin} holds values from {low:g} to {high:g}; expected Hounsfield units, in which air is about "
-            "-1000 and soft tissue above 0"
-        )
     known = np.isin(labels, np.arange(len(CLASS_OF_LABEL)))
     if not known.all():
         found = some(f"{value:g}" for value in np.unique(labels[~known]))
         raise ValueError(f"{label_origin} holds the label {found}; expected 0..{len(BTCV_ORGANS)}, as BTCV")
-    volume, spacing = to_slices(hounsfield, image.affine, ORIENTATION)
+    volume, spacing = to_slices(to_unit(intensities, image_origin, window), image.affine, ORIENTATION)
     turned, _ = to_slices(labels, image.affine, ORIENTATION)
     to_training = ornt_transform(io_orientation(image.affine), axcodes2ornt(ORIENTATION))
     return Case(
-        image=scale_hu(volume),
+        image=np.ascontiguousarray(volume),
         label=CLASS_OF_LABEL[turned.astype(np.uint8)],
         spacing=spacing,
         affine=image.as_reoriented(to_training).affine,
@@ -238,28 +237,30 @@ def parse_nifti(content: bytes, origin: str) -> tuple[nibabel.Nifti1Image, np.nd
             raise ValueError(f"it is no NIfTI file ({error})") from error
     if values.ndim != 3 or values.size == 0:
         raise ValueError(f"{origin} has the shape {values.shape}; expected three dimensions")
-    if image.header["sform_code"] == 0 and image.header["qform_code"] == 0:
+    if not says_orientation(image.header):
         raise ValueError(f"{origin} does not say how the patient lies: its sform_code and qform_code are 0")
     axes = image.affine[:3, :3]
     lengths = np.linalg.norm(axes, axis=0)
     if not np.isfinite(axes).all() or not lengths.all() or np.isnan(io_orientation(image.affine)).any():
         raise ValueError(f"{origin} has an affine that is no orientation: {axes.tolist()}")
-    tilt = np.degrees(np.arccos(np.clip(np.abs(axes / lengths).max(0), 0, 1))).max()
-    if tilt > OBLIQUE:
+    if tilt(image.affine) > OBLIQUE:
         raise ValueError(
-            f"{origin} is oblique: an axis is {tilt:.1f} degrees off the patient's, expected at most {OBLIQUE:g}; "
-            "resample it along the patient's axes first"
+            f"{origin} is oblique: an axis is {tilt(image.affine):.1f} degrees off the patient's, expected at most "
+            f"{OBLIQUE:g}; resample it along the patient's axes first"
         )
+    mm = mm_of_unit(image.header)
+    if mm != 1:
+        image = nibabel.Nifti1Image(image.dataobj, np.diag([mm, mm, mm, 1]) @ image.affine)
     return image, values
 
 
 # ---- files
 
 
-def record_of(lists: Path) -> dict:
+def record_of(lists: Path, window: Window | None = None) -> dict:
     """What the folder is made of."""
     content = b"".join((lists / name).read_bytes() for name in LISTS if (lists / name).is_file())
-    return {"dataset": "synapse", "lists_sha256": sha256(content), "hu_window": list(HU_WINDOW)}
+    return {"dataset": "synapse", "lists_sha256": sha256(content), "hu_window": list(window or HU_WINDOW)}
 
 
 def write_case(case: Case, name: str, targets: list[Path], slices: list[int], origin: str) -> None:

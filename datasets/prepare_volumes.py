@@ -29,10 +29,11 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from tqdm import tqdm
 
+from datasets.intensities import HU_WINDOW
 from datasets.nifti import to_slices
 from datasets.prepared import claim_folder, sha256
 from datasets.scaling import Scaling
-from datasets.synapse import HU_WINDOW, read_list
+from datasets.synapse import read_list
 from datasets.volume_files import Case, slice_files, volume_file, write_slices, write_volume
 from datasets.volume_sources import About, Pair, Stored, find_pairs, read_about, read_geometry, read_pair
 from utils.files import check_name, read_rows, some, write_atomically, write_rows

@@ -13,19 +13,13 @@ from torch.utils.data import Dataset
 
 from datasets.cache import CachedDataset, Key, split_key
 from datasets.files import check_finite, check_numbers
+from datasets.nifti import checked_spacing
 from utils.files import check_name, reading, repeated, some
 
 HOLDOUT_LISTS = "list_Synapse_holdout"  # the lists with a val_vol.txt, beside list_Synapse
-HU_WINDOW = (-125, 275)  # Hounsfield units that become 0 and 1
 # Arrays are (S, H, W): slices from foot to head, rows from front to back, columns from the patient's right to the left.
 # In NIfTI's order, columns, rows, slices, the axes therefore point to the patient's
 ORIENTATION = "LPS"
-
-
-def scale_hu(volume: np.ndarray, window: tuple[float, float] = HU_WINDOW) -> np.ndarray:
-    """Hounsfield units (or other values, with their own window) clipped and scaled to 0..1, float32."""
-    low, high = window
-    return (np.clip(np.asarray(volume, dtype=np.float32), low, high) - np.float32(low)) / np.float32(high - low)
 
 
 def read_list(list_dir: str | Path, name: str) -> list[str]:
@@ -173,9 +167,7 @@ class SynapseVolumes(Dataset):
             check_pair(image, label, 3, path)
             spacing = file.attrs.get("spacing", image.attrs.get("spacing"))
             if spacing is not None:
-                spacing = np.asarray(spacing, dtype=np.float64)
-                if spacing.shape != (3,) or not np.isfinite(spacing).all() or spacing.min() <= 0:
-                    raise ValueError(f"{path}: the spacing is {spacing}; expected three positive numbers")
+                spacing = checked_spacing(spacing, path)
             image, label = image[:].astype(np.float32), label[:]
             check_finite(image, f"{path}: image")
         return image, check_labels(label, self.num_classes, path), self.names[index], spacing

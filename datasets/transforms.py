@@ -30,11 +30,33 @@ def minmax(image: torch.Tensor) -> torch.Tensor:
 
 
 def imagenet(image: torch.Tensor) -> torch.Tensor:
-    """Brings (3, H, W) 0..255 to zero mean and unit variance by ImageNet's constants. Returns float64."""
-    return (image.double() / 255 - IMAGENET_MEAN) / IMAGENET_STD
+    """Brings (3, H, W) 0..255 to zero mean and unit variance by ImageNet's constants, (1, H, W) by their means over the
+    channels. Returns float64."""
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if len(image) == 3 else (IMAGENET_MEAN.mean(), IMAGENET_STD.mean())
+    return (image.double() / 255 - mean) / std
+
+
+def grey(image: torch.Tensor) -> torch.Tensor:
+    """The brightness (1, H, W) uint8 of an image (3, H, W) uint8, as Pillow's convert("L") has it."""
+    weighted = image.int() * torch.tensor((19595, 38470, 7471), dtype=torch.int32).view(3, 1, 1)
+    return ((weighted.sum(0, keepdim=True) + 0x8000) >> 16).to(torch.uint8)
 
 
 NORMALIZATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"minmax": minmax, "imagenet": imagenet}
+
+
+def normalizer(normalization: str, channels: int = 3) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Images (3, H, W) uint8 to what a network with so many input channels gets, float64 (channels, H, W)."""
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"normalization is {normalization!r}; expected one of {', '.join(NORMALIZATIONS)}")
+    if channels not in (1, 3):
+        raise ValueError(f"--input-channels {channels}: expected 3 (colour) or 1 (grey) for images")
+    normalize = NORMALIZATIONS[normalization]
+    return normalize if channels == 3 else functools.partial(_grey_and_normalized, normalize)
+
+
+def _grey_and_normalized(normalize, image):
+    return normalize(grey(image))
 
 
 @functools.lru_cache(maxsize=2)  # with one angle for the whole run, all images of one size share a map
@@ -80,7 +102,7 @@ def run_angle(seed: int) -> float:
 class ISICTransform:
     """(image (3, H, W) uint8, mask (1, H, W) uint8, random.Random or None) -> (image, target), resized to `size`.
 
-    image: float32 (3, size, size), 0..255 with normalization "minmax".
+    image: float32 (3, size, size), or (1, size, size) for a network of one channel; 0..255 with normalization "minmax".
     target: of a binary mask (0..255) float32 (1, size, size) in 0..1; of class ids int64 (size, size).
     With a generator the pair is flipped left-right, upside down and rotated, each with probability 1/2, by three draws
     in this order; rotation "sample" draws the angle with a fourth. Without a generator nothing is random (validation).
@@ -94,27 +116,28 @@ class ISICTransform:
         normalization: str = "minmax",
         mask_resize: str = "bilinear",
         antialias: bool = False,
+        channels: int = 3,
     ):
         """angle: degrees, the same for all images; None draws one for each rotated image."""
-        if normalization not in NORMALIZATIONS:
-            raise ValueError(f"normalization is {normalization!r}; expected one of {', '.join(NORMALIZATIONS)}")
         if mask_resize not in ("bilinear", "nearest"):
             raise ValueError(f"mask_resize is {mask_resize!r}; expected bilinear or nearest")
         self.size = size
         self.binary = binary
         self.angle = angle
-        self.normalize = NORMALIZATIONS[normalization]
+        self.normalize = normalizer(normalization, channels)
         self.mask_resize = mask_resize if binary else "nearest"  # a blend of two class ids is a third class
         self.antialias = antialias
 
     def __call__(
         self, image: torch.Tensor, mask: torch.Tensor, rng: random.Random | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        pair = torch.cat((self.normalize(image), mask.double() / 255 if self.binary else mask.double()))
+        image = self.normalize(image)
+        channels = len(image)
+        pair = torch.cat((image, mask.double() / 255 if self.binary else mask.double()))
         if rng is not None:
             pair = self.augment(pair, rng)
-        image = resize(pair[:3], self.size, antialias=self.antialias).float()
-        mask = resize(pair[3:], self.size, self.mask_resize, self.antialias)
+        image = resize(pair[:channels], self.size, antialias=self.antialias).float()
+        mask = resize(pair[channels:], self.size, self.mask_resize, self.antialias)
         return image, mask.float() if self.binary else mask[0].long()
 
     def augment(self, pair: torch.Tensor, rng: random.Random) -> torch.Tensor:

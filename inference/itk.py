@@ -8,7 +8,5 @@ def import_simpleitk() -> ModuleType:
     try:
         import SimpleITK
     except ModuleNotFoundError as error:
-        raise ValueError(
-            "DICOM, MetaImage and NRRD files need SimpleITK; pip install -r requirements-extra.txt"
-        ) from error
+        raise ValueError("MetaImage and NRRD files need SimpleITK; pip install -r requirements-extra.txt") from error
     return SimpleITK

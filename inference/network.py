@@ -22,7 +22,8 @@ LARGEST_BATCH = {"cpu": 4, "cuda": 64, "mps": 8}  # more is not faster
 
 
 class BatchedNetwork:
-    """Logits of any number of images, on the CPU.
+    """Logits of any number of images, on the CPU. With `spread` they are followed, as further channels, by the mean
+    probabilities over the views and the sum of squared differences from these.
 
     model       (B, C, size, size) -> logits, prepared for execution.device
     size        side of its input, in pixels
@@ -39,14 +40,16 @@ class BatchedNetwork:
         tta: str = "none",
         overlap: float = 0.5,
         batch_size: int | None = None,
+        spread: bool = False,
     ):
         self.model, self.execution, self.size, self.views, self.overlap = model, execution, size, VIEWS[tta], overlap
+        self.spread = spread
         self.batch_size = batch_size or self._batch_that_fits()
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, h, w) -> logits float32 (B, classes, h, w). Where the memory is not enough, the batches become
-        smaller."""
+        """Images (B, C, h, w) -> logits float32 (B, classes, h, w), with `spread` three times as many channels. Where
+        the memory is not enough, the batches become smaller."""
         logits, start = [], 0
         while start < len(images):
             batch = images[start : start + self.batch_size].to(self.execution.device)
@@ -64,23 +67,27 @@ class BatchedNetwork:
 
     @torch.inference_mode()
     def by_windows(self, image: torch.Tensor) -> torch.Tensor:
-        """Logits (1, classes, H, W) of an image (1, C, H, W) of any size: MONAI's sliding windows, weighted by a
-        Gaussian. Its padding, weights and batches of windows of any overlap are well tested; ours would do nothing
-        better."""
+        """The same for an image (1, C, H, W) of any size: MONAI's sliding windows, weighted by a Gaussian. Its padding,
+        weights and batches of windows of any overlap are well tested; ours would do nothing better."""
         slide = import_monai().sliding_window_inference
         return slide(image, (self.size, self.size), self.batch_size, self, overlap=self.overlap, mode="gaussian")
 
     def average_views(self, images: torch.Tensor) -> torch.Tensor:
-        """Mean logits over the views, each turned back."""
-        total = torch.zeros(())
-        for turns, mirrored in self.views:
+        """Mean logits over the views, each turned back; with `spread` what belongs to them."""
+        total, mean, squares = torch.zeros(()), torch.zeros(()), torch.zeros(())
+        for number, (turns, mirrored) in enumerate(self.views, 1):
             view = images.flip(3) if mirrored else images
             with self.execution.autocast():
                 logits = self.model(view.rot90(turns, (2, 3))).float()
             logits = logits.rot90(-turns, (2, 3))
             logits = logits.flip(3) if mirrored else logits
             total = total + logits
-        return total / len(self.views)
+            if self.spread:  # Welford's sums, which lose no digits
+                difference = activate(logits) - mean
+                mean = mean + difference / number
+                squares = squares + difference * (activate(logits) - mean)
+        average = total / len(self.views)
+        return torch.cat([average, mean, squares], 1) if self.spread else average
 
     def _batch_that_fits(self) -> int:
         kind = self.execution.device.type

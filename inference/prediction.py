@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from nibabel import Nifti1Image
 from PIL import Image
 
-from inference.inputs import Picture
+from inference.pictures import Picture
 from inference.volumes import Volume
 from utils.files import write_atomically
 from utils.plots import class_colours, draw_class_outlines, draw_labels, draw_outlines, make_montage
@@ -26,12 +27,18 @@ class Prediction:
     class_names: list[str]  # of the classes 1, 2, ...
     source: Picture | Volume
     spacing: np.ndarray | None  # mm, in the order of the mask's axes; None if unknown
+    colours: Sequence[str] = ()  # of the same classes, such as "#ff0000"; (): the usual ones
+    disagreement: np.ndarray | None = None  # float32, as the mask: see inference.member.agree; None for one member
 
     def structures(self) -> list[dict[str, Any]]:
-        """A row for each structure: pixels, their share; where the spacing is known mm2 (images) or ml (volumes)."""
+        """A row for each structure: pixels, their share; where the spacing is known mm2 (images) or ml (volumes); of
+        several members the mean disagreement over all pixels."""
         counts = np.bincount(self.mask.ravel(), minlength=len(self.class_names) + 1)
         size = None if self.spacing is None else float(np.prod(self.spacing))
+        if isinstance(self.source, Volume):
+            size = self.source.voxel_mm3  # axes may be askew
         volume = self.mask.ndim == 3
+        disagreement = {} if self.disagreement is None else {"disagreement": float(self.disagreement.mean())}
         return [
             {
                 "structure": name,
@@ -41,6 +48,7 @@ class Prediction:
                 "area_mm2": "" if volume or size is None else float(counts[c] * size),
                 "volume_ml": "" if not volume or size is None else float(counts[c] * size / 1000),
             }
+            | disagreement
             for c, name in enumerate(self.class_names, start=1)
         ]
 
@@ -51,42 +59,56 @@ class Prediction:
         if isinstance(self.source, Volume):
             buffer = io.BytesIO()
             spacing = None if self.spacing is None else self.spacing.tolist()
-            figure = make_montage(self.source.slices, self.mask, self.class_names, spacing)
+            figure = make_montage(self.source.slices, self.mask, self.class_names, spacing, colours=self.colours)
             figure.savefig(buffer, format="png", dpi=100)
-            return Image.open(buffer)
+            return Image.open(buffer, formats=("PNG",))
         if len(self.class_names) == 1:
             return Image.fromarray(draw_outlines(self.source.pixels, self.mask, truth))
-        picture = draw_labels(self.source.pixels, self.mask)
-        return Image.fromarray(picture if truth is None else draw_class_outlines(picture.transpose(2, 0, 1), truth))
+        picture = draw_labels(self.source.pixels, self.mask, colours=self.colours)
+        if truth is not None:
+            picture = draw_class_outlines(picture.transpose(2, 0, 1), truth, self.colours)
+        return Image.fromarray(picture)
 
     def save(
         self, folder: str | os.PathLike[str], name: str, overlay: bool = True, truth: np.ndarray | None = None
     ) -> None:
-        """Writes masks/NAME, overlays/NAME.png and, if they were asked for, probabilities/NAME, each in one step.
+        """Writes masks/NAME, overlays/NAME.png, of several members disagreement/NAME and, if they were asked for,
+        probabilities/NAME, each in one step.
 
-        Masks of images are PNG: 0 and 255, or class numbers with a palette. Those of volumes are NIfTI."""
+        Of images all are PNG: masks of 0 and 255, or of class numbers with a palette; probabilities of 16 bits, 65535
+        for 1; disagreement of 16 bits, 65535 for 0.5, the largest there can be. Of volumes all but overlays are NIfTI.
+        """
         folder = Path(folder)
         exif = getattr(self.source, "exif", b"")
         if overlay:
             _write(folder / "overlays" / f"{name}.png", _png(self.overlay(truth), exif))
         if isinstance(self.source, Volume):
-            if self.probabilities is not None:
-                nifti = self.source.to_nifti(self.probabilities, np.float32)
-                nifti.set_data_dtype(np.uint16)  # scaled: exact to 1 / 65535
-                _write(folder / "probabilities" / f"{name}.nii.gz", _gzip(nifti))
+            for kind, values in (("probabilities", self.probabilities), ("disagreement", self.disagreement)):
+                if values is not None:
+                    nifti = self.source.to_nifti(values, np.float32)
+                    nifti.set_data_dtype(np.uint16)  # scaled: exact to 1 / 65535
+                    _write(folder / kind / f"{name}.nii.gz", _gzip(nifti))
             _write(folder / "masks" / f"{name}.nii.gz", _gzip(self.source.to_nifti(self.mask, np.uint8)))
             return
         if self.probabilities is not None:
             names = self.class_names if len(self.class_names) == 1 else ["background", *self.class_names]
             for structure, probability in zip(names, self.probabilities, strict=True):
-                picture = Image.fromarray((probability * 65535).round().astype(np.uint16))
-                _write(folder / "probabilities" / f"{name}_{structure.replace(' ', '_')}.png", _png(picture, exif))
+                path = folder / "probabilities" / f"{name}_{structure.replace(' ', '_')}.png"
+                _write(path, _png(_sixteen_bits(probability), exif))
+        if self.disagreement is not None:
+            _write(folder / "disagreement" / f"{name}.png", _png(_sixteen_bits(2 * self.disagreement), exif))
         if len(self.class_names) == 1:
             picture = Image.fromarray(255 * self.mask)
         else:
             picture = Image.fromarray(self.mask).convert("P")
-            picture.putpalette(np.array([(0, 0, 0), *class_colours(len(self.class_names))], dtype=np.uint8).tobytes())
+            colours = [(0, 0, 0), *class_colours(len(self.class_names), self.colours)]
+            picture.putpalette(np.array(colours, dtype=np.uint8).tobytes())
         _write(folder / "masks" / f"{name}.png", _png(picture, exif))
+
+
+def _sixteen_bits(values: np.ndarray) -> Image.Image:
+    """Values 0..1 as a grey picture."""
+    return Image.fromarray((values.clip(0, 1) * 65535).round().astype(np.uint16))
 
 
 def _write(path: Path, content: bytes) -> None:

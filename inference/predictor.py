@@ -6,27 +6,24 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
-from configs.base import ScanBackend
+from datasets.intensities import to_unit, without_nan
 from datasets.isic import stretched_rgb
-from datasets.nifti import affine_of_slices
-from datasets.synapse import HU_WINDOW, ORIENTATION, scale_hu
-from datasets.transforms import NORMALIZATIONS, resize
-from engine import Execution
-from inference.inputs import Input, Picture, find_inputs, read_picture
-from inference.network import BatchedNetwork, activate, import_monai
+from datasets.nifti import affine_of_slices, checked_spacing
+from inference.inputs import Input, find_inputs
+from inference.member import Member, agree, as_slice, check_alike
+from inference.network import import_monai
+from inference.options import Options
+from inference.pictures import Picture, read_picture
 from inference.prediction import Prediction
 from inference.trained import CT_DATASETS, load_trained
 from inference.volumes import Volume, read_volume
-from models.build import prepare
 from utils.machine.device import available_cpus, choose_device
 from utils.volume import predict_volume
 
@@ -34,46 +31,30 @@ log = logging.getLogger("vmunet")
 
 READ_AHEAD = 16  # images that are read while others are predicted
 LARGEST_PICTURES = 500_000_000  # bytes of images in one batch
+LARGEST_GROUP = 16  # slices whose probabilities are made at once
 
-
-@dataclass(kw_only=True)
-class Options:
-    """How to predict. What is None comes from the checkpoint."""
-
-    kind: Literal["images", "volumes"] | None = None  # what a checkpoint without a stored configuration is for
-    image_size: int | None = None  # side of the network's input, in pixels
-    normalization: Literal["minmax", "imagenet"] | None = None  # images
-    threshold: float | None = None  # from this probability on a pixel is foreground (one class)
-    volume_resize: Literal["labels", "logits"] | None = None  # volumes; see train_synapse.py --help
-    window: tuple[float, float] | None = None  # volumes: values that become 0 and 1; for CT -125 275 (Hounsfield units)
-    orientation: str = ORIENTATION  # volumes: where columns, rows and slices of the training data point to
-    probabilities: bool = False  # also the probabilities of all classes
-    tta: Literal["none", "flips", "flips_rotations"] = "none"  # average over 4 or 8 views of each image
-    sliding_window: bool = False  # windows of the network's size at the image's own scale, instead of resizing it
-    overlap: float = 0.5  # of neighbouring windows
-    pixel_size: float | None = None  # mm, of images, for areas in mm2
-    batch_size: int | None = None  # images at a time; none: as many as the memory holds
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
-    precision: Literal["fp32", "bf16", "fp16"] | None = None
-    scan_backend: ScanBackend = "auto"
+Named = str | os.PathLike[str]  # see utils.runs.shipped.find_checkpoint
 
 
 class Predictor:
-    """A trained network, ready for images and volumes of any size.
+    """A trained network, ready for images and volumes of any size; or several, whose probabilities are averaged.
 
         Predictor("isic17", tta="flips").predict("photo.jpg").mask
+        Predictor(["results/fold0", "results/fold1"]).predict("photo.jpg").disagreement
 
     Args:
-        checkpoint: a file, the folder of a run, or the name of a network that comes with the code
+        checkpoint: a file, the folder of a run, or the name of a network that comes with the code; or a list of them.
+            Each network gets its input in its own size and normalisation; classes and kind must be the same.
         options: those of the command line, see `Options`
 
     Raises ValueError and OSError for checkpoints and options that can't be used."""
 
-    def __init__(self, checkpoint: str | os.PathLike[str], **options: Any):
+    def __init__(self, checkpoint: Named | Sequence[Named], **options: Any):
         self.options = o = Options(**options)
-        trained = load_trained(
-            checkpoint,
-            o.kind,
+        names = [checkpoint] if isinstance(checkpoint, str | os.PathLike) else list(checkpoint)
+        if not names:
+            raise ValueError("found no checkpoint, expected one or several")
+        changes = dict(
             image_size=o.image_size,
             normalization=o.normalization,
             threshold=o.threshold,
@@ -81,22 +62,21 @@ class Predictor:
             precision=o.precision,
             scan_backend=o.scan_backend,
         )
-        self.config = trained.config
-        self.sha256 = trained.checkpoint.sha256  # of the checkpoint's file
+        trained = [load_trained(name, o.kind, **changes) for name in names]
+        self.config = trained[0].config
         self.volumes: bool = self.config.of_volumes
-        self.class_names: list[str] = self.config.class_names  # of the classes 1, 2, ...
+        self.class_names: list[str] = self.config.structures  # of the classes 1, 2, ...
         if o.sliding_window:
             import_monai()
         self._check_options()
         self.device = choose_device(o.device)
-        self.network = BatchedNetwork(
-            prepare(trained.network, self.config, self.device),
-            Execution(self.device, self.config.precision),
-            self.config.image_size,
-            o.tta,
-            o.overlap,
-            o.batch_size,
-        )
+        spread = len(trained) > 1 or o.tta != "none"
+        self.members = [Member(one, o, self.device, spread) for one in trained]
+        check_alike(self.members, [str(name) for name in names])
+        if len(names) > 1 and o.volume_resize is not None:
+            raise ValueError("--volume-resize: found a value, but of several networks the probabilities are resized")
+        self.network = self.members[0].network
+        self.sha256 = self.members[0].sha256  # of the first checkpoint's file
 
     def predict(
         self, source: str | os.PathLike[str] | npt.ArrayLike, spacing: Sequence[float] | np.ndarray | None = None
@@ -115,6 +95,7 @@ class Predictor:
             return self._predict(_picture_of_array(array), mm)
         if array.ndim not in (2, 3):
             raise ValueError(f"found an array of shape {array.shape}, expected a volume (slices, rows, columns)")
+        mm = mm if mm is None else checked_spacing(mm, "the array")
         volume = Volume(array[None] if array.ndim == 2 else array, mm, affine_of_slices(mm))
         return self._predict(self._scaled(volume, "the array"))
 
@@ -123,20 +104,20 @@ class Predictor:
     ) -> Iterator[tuple[Input, Prediction]]:
         """Pairs (Input, Prediction) for many inputs of `find_inputs`, in order; images in batches, read ahead.
 
-        An input that can't be read ends this with its ValueError or OSError, or is handed to `on_error(input, error)`
-        and left out."""
+        An input that can't be read or predicted ends this with its error, or is handed to `on_error(input, error)` and
+        left out."""
         batch: list[tuple[Input, Picture]] = []
         for item, source in self._read_ahead(inputs, on_error):
             if isinstance(source, Volume):
-                yield from self._predict_batch(batch)
+                yield from self._predict_batch(batch, on_error)
                 batch = []
-                yield item, self._predict_volume(source)
+                yield from self._predict_one(item, source, on_error)
                 continue
             batch.append((item, source))
             if len(batch) >= self.network.batch_size or sum(p.pixels.nbytes for _, p in batch) > LARGEST_PICTURES:
-                yield from self._predict_batch(batch)
+                yield from self._predict_batch(batch, on_error)
                 batch = []
-        yield from self._predict_batch(batch)
+        yield from self._predict_batch(batch, on_error)
 
     def _check_options(self) -> None:
         """Raises ValueError for options that this network would not heed, and for values that mean nothing."""
@@ -171,7 +152,7 @@ class Predictor:
                 item, reading = waiting.pop(0)
                 try:
                     source = self._read(item) if reading is None else reading.result()
-                except (ValueError, OSError) as error:
+                except Exception as error:  # of any library, for files that nobody thought of
                     if on_error is None:
                         raise
                     on_error(item, error)
@@ -180,31 +161,30 @@ class Predictor:
 
     def _read(self, item: Input) -> Picture | Volume:
         """The Picture or Volume of an input, with values as the network is used to."""
+        if item.is_volume != self.volumes and not self.options.insist:
+            found, expected = ("a volume", "an image") if item.is_volume else ("an image", "a volume")
+            raise ValueError(
+                f"{item.path} is {found}; expected {expected}, on which this network was trained (--insist predicts it "
+                "all the same)"
+            )
         if not item.is_volume:
-            if self.volumes:
-                raise ValueError(f"{item.path} is an image; expected a volume, on which this network was trained")
             return read_picture(item)
         volume = read_volume(item, self.options.orientation)
-        return self._scaled(volume, item.path) if self.volumes else volume
+        if self.volumes:
+            return self._scaled(volume, item.path)
+        return dataclasses.replace(volume, slices=without_nan(volume.slices, item.path))
 
     def _scaled(self, volume: Volume, name: object) -> Volume:
-        """A volume with the values of training: h5 files and 0..1 are scaled already, else the window is used."""
-        slices = volume.slices
-        low, high = float(np.nanmin(slices)), float(np.nanmax(slices))
-        if volume.scaled or (0 <= low and high <= 1 and self.options.window is None):
-            return dataclasses.replace(volume, slices=np.ascontiguousarray(slices, dtype=np.float32))
+        """A volume with the values of training, see `to_unit`."""
         window = self.options.window
-        if window is None:
-            ct = self.config.dataset in CT_DATASETS and volume.modality in (None, "CT")
-            if not ct:
-                what = f"modality {volume.modality}" if volume.modality else f"values from {low:g} to {high:g}"
-                raise ValueError(
-                    f"{name} has {what}, and how the data set {self.config.dataset!r} was scaled is not stored in the "
-                    "checkpoint; say with --window which values became 0 and 1"
-                )
-            window = HU_WINDOW
-        log.info("%s: values %g to %g clipped to %g..%g and scaled to 0..1", name, low, high, *window)
-        return dataclasses.replace(volume, slices=scale_hu(np.nan_to_num(slices, nan=window[0]), window))
+        if volume.modality not in (None, "CT") and window is None:
+            raise ValueError(
+                f"{name} is of modality {volume.modality}; how the data set {self.config.dataset!r} scaled such values "
+                "is not stored in the checkpoint: say with --window which values became 0 and 1"
+            )
+        hounsfield = self.config.dataset in CT_DATASETS and not volume.prepared
+        scaled = to_unit(volume.slices, name, window, hounsfield)
+        return dataclasses.replace(volume, slices=np.ascontiguousarray(scaled))
 
     # ---- network
 
@@ -213,83 +193,126 @@ class Predictor:
             return self._predict_volume(source)
         return next(self._predict_pictures([source], spacing))
 
-    def _predict_batch(self, batch: list[tuple[Input, Picture]]) -> Iterator[tuple[Input, Prediction]]:
-        if batch:
-            items, pictures = zip(*batch, strict=True)
-            yield from zip(items, self._predict_pictures(pictures), strict=True)
+    def _predict_one(
+        self, item: Input, source: Picture | Volume, on_error: Callable[[Input, Exception], None] | None
+    ) -> Iterator[tuple[Input, Prediction]]:
+        """One pair; none if it went wrong and `on_error` was told."""
+        try:
+            result = self._predict(source)
+        except Exception as error:  # too little memory, or a form of input that nobody thought of
+            if on_error is None:
+                raise
+            on_error(item, error)
+        else:
+            yield item, result
+
+    def _predict_batch(
+        self, batch: list[tuple[Input, Picture]], on_error: Callable[[Input, Exception], None] | None
+    ) -> Iterator[tuple[Input, Prediction]]:
+        if not batch:
+            return
+        items, pictures = zip(*batch, strict=True)
+        try:
+            results = list(self._predict_pictures(pictures))
+        except Exception:  # of one of them: they go on one by one
+            if on_error is None:
+                raise
+            for item, picture in batch:
+                yield from self._predict_one(item, picture, on_error)
+        else:
+            yield from zip(items, results, strict=True)
 
     def _predict_pictures(self, pictures: Sequence[Picture], spacing: np.ndarray | None = None) -> Iterator[Prediction]:
         if spacing is None and self.options.pixel_size is not None:
             spacing = np.full(2, self.options.pixel_size)
-        for picture, probs in zip(pictures, self._probabilities([p.pixels for p in pictures]), strict=True):
+        for picture, (probs, disagreement) in zip(
+            pictures, self._probabilities([p.pixels for p in pictures]), strict=True
+        ):
             kept = probs if self.options.probabilities else None
-            yield Prediction(self._decide(probs), kept, self.class_names, picture, spacing)
+            colours = self.config.structure_colours
+            yield Prediction(self._decide(probs), kept, self.class_names, picture, spacing, colours, disagreement)
 
     def _decide(self, probs: np.ndarray) -> np.ndarray:
-        """(C, H, W) probabilities to class numbers, uint8, as train.py does."""
+        """(C, ...) probabilities to class numbers, uint8, as train.py does."""
         if len(probs) == 1:
             return (probs[0] >= np.float32(self.config.threshold)).astype(np.uint8)
         return probs.argmax(0).astype(np.uint8)
 
-    def _probabilities(self, pictures: Sequence[torch.Tensor]) -> Iterator[np.ndarray]:
-        """Yields the probabilities (C, H, W) of uint8 pictures (3, H, W), each at its own size."""
-        normalize, size = NORMALIZATIONS[self.config.normalization], self.config.image_size
-        if self.options.sliding_window:
+    def _probabilities(self, pictures: Sequence[torch.Tensor]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """Yields (probabilities (C, H, W), disagreement (H, W)) of uint8 pictures (3, H, W), each at its own size."""
+        if self.volumes:
             for picture in pictures:
-                yield self._by_windows(normalize(picture).float())
-            return
-        inputs = [resize(normalize(picture), size, antialias=self.config.antialias).float() for picture in pictures]
-        for picture, probs in zip(pictures, activate(self.network(torch.stack(inputs))), strict=True):
-            own = picture.shape[1:]
-            if own != probs.shape[1:]:
-                probs = F.interpolate(probs[None], own, mode="bilinear", align_corners=False)[0]
-            yield probs.numpy()
+                probs, disagreement = self._of_slices(as_slice(picture))
+                yield probs[:, 0], None if disagreement is None else disagreement[0]
+        elif self.options.sliding_window:
+            for picture in pictures:
+                yield self._agreed([member.of_picture_by_windows(picture) for member in self.members])
+        else:
+            answers = zip(*(member.of_pictures(pictures) for member in self.members), strict=True)
+            yield from map(self._agreed, answers)
 
-    def _by_windows(self, image: torch.Tensor) -> np.ndarray:
-        """Probabilities (classes, H, W) of an image (C, H, W) at its own scale."""
-        return activate(self.network.by_windows(image[None]))[0].numpy()
+    def _agreed(self, maps: Sequence[torch.Tensor]) -> tuple[np.ndarray, np.ndarray | None]:
+        """`agree` as arrays."""
+        probs, disagreement = agree(maps, len(self.network.views))
+        return probs.numpy(), None if disagreement is None else disagreement.numpy()
+
+    def _of_slices(self, slices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """(probabilities (C, S, H, W), disagreement (S, H, W)) of slices (S, H, W) with values of training, or for a
+        network of images of any values."""
+        if not self.volumes:
+            pictures = [torch.from_numpy(stretched_rgb(pixels)).permute(2, 0, 1) for pixels in slices]
+            probs, disagreements = zip(*self._probabilities(pictures), strict=True)
+            return np.stack(probs, 1), None if disagreements[0] is None else np.stack(disagreements)
+        if self.options.sliding_window:
+            image = [torch.from_numpy(pixels)[None] for pixels in slices]
+            maps = [torch.stack([member.by_windows(one) for one in image]) for member in self.members]
+        else:
+            maps = [member.of_slices(slices) for member in self.members]
+        probs, disagreement = self._agreed(maps)
+        return probs.swapaxes(0, 1), disagreement
 
     def _predict_volume(self, volume: Volume) -> Prediction:
-        count = len(volume.slices)
-        with tqdm(total=count, unit="slice", leave=False, disable=count < 2) as bar:
-            if self.volumes and not self.options.sliding_window:
-                mask, probabilities = self._resized_slices(volume.slices, bar)
-            else:
-                mask, probabilities = self._single_slices(volume.slices, bar)
-        kept = np.concatenate(probabilities, 1) if probabilities else None
-        return Prediction(mask, kept, self.class_names, volume, volume.spacing)
+        """Slices go in groups, so that what is kept of them needs little memory."""
+        slices, group = volume.slices, min(self.network.batch_size, LARGEST_GROUP)
+        one_resized = self.volumes and len(self.members) == 1 and not self.options.sliding_window
+        answers = []
+        with tqdm(total=len(slices), unit="slice", leave=False, disable=len(slices) < 2 or None) as bar:
+            for start in range(0, len(slices), group):
+                some = slices[start : start + group]
+                if one_resized:
+                    mask, probs, disagreement = self._resized(some)
+                else:
+                    probs, disagreement = self._of_slices(some)
+                    mask = self._decide(probs)
+                answers.append((mask, probs if self.options.probabilities else None, disagreement))
+                bar.update(len(some))
+        masks, probabilities, disagreements = zip(*answers, strict=True)
+        return Prediction(
+            np.concatenate(masks),
+            np.concatenate(probabilities, 1) if self.options.probabilities else None,
+            self.class_names,
+            volume,
+            volume.spacing,
+            self.config.structure_colours,
+            np.concatenate(disagreements) if self.members[0].spread else None,
+        )
 
-    def _resized_slices(self, slices: np.ndarray, bar: tqdm) -> tuple[np.ndarray, list[np.ndarray]]:
-        """(mask (S, H, W), probabilities (C, s, H, W) of groups of slices if they are asked for), as evaluate in
-        engine_synapse.py makes them."""
-        chunks: list[np.ndarray] = []
+    def _resized(self, slices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """(mask, probabilities, disagreement) of slices by one network, the mask as evaluate in engine_synapse.py makes
+        it; probabilities and disagreement only if they are asked for."""
+        (member,) = self.members
+        answers = []
 
         def network(x: torch.Tensor) -> torch.Tensor:
-            logits = self.network(x)
-            if self.options.probabilities:
-                # Corner-aligned, as the zoom that made the network's input.
-                own = F.interpolate(logits, slices.shape[1:], mode="bilinear", align_corners=True)
-                chunks.append(activate(own).transpose(0, 1).numpy())
-            bar.update(len(x))
-            return logits
+            answers.append(member.network(x))
+            return answers[-1][:, : self.config.num_classes]
 
         size, resizing = (self.config.image_size,) * 2, self.config.volume_resize
-        mask = predict_volume(network, slices, size, "cpu", self.network.batch_size, volume_resize=resizing)
-        return mask, chunks
-
-    def _single_slices(self, slices: np.ndarray, bar: tqdm) -> tuple[np.ndarray, list[np.ndarray]]:
-        """The same for slices at their own scale, in windows, or for a network of images, as images."""
-        masks, chunks = [], []
-        for pixels in slices:
-            if self.volumes:
-                probs = self._by_windows(torch.from_numpy(pixels)[None])
-            else:
-                (probs,) = self._probabilities([torch.from_numpy(stretched_rgb(pixels)).permute(2, 0, 1)])
-            masks.append(self._decide(probs))
-            if self.options.probabilities:
-                chunks.append(probs[:, None])
-            bar.update()
-        return np.stack(masks), chunks
+        mask = predict_volume(network, slices, size, "cpu", len(slices), volume_resize=resizing)
+        if not (self.options.probabilities or member.spread):
+            return mask, None, None
+        probs, disagreement = self._agreed([member.resized(answers[0], slices.shape[1:])])
+        return mask, probs.swapaxes(0, 1), disagreement
 
 
 def _picture_of_array(array: np.ndarray) -> Picture:

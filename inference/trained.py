@@ -14,9 +14,10 @@ import torch
 from configs.check import check_config, flag
 from configs.config_setting_synapse import ORGANS
 from configs.stored import CONFIGS, config_from_values, kind_of
-from datasets.synapse import HU_WINDOW
+from datasets.intensities import HU_WINDOW
 from models.build import build_model, build_vmunet
 from models.network import SegmentationNetwork
+from utils.runs.shape import shape_of_weights
 from utils.runs.weights import Checkpoint, check_fit, fill_network, inner_network, read_checkpoint
 
 log = logging.getLogger("vmunet")
@@ -113,28 +114,6 @@ def naming(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: the configuration stored in it can't be used: {error}") from error
 
 
-def shape_of_weights(weights: Mapping[str, torch.Tensor], path: Path) -> dict[str, Any]:
-    """The values of a config that VM-UNet's tensors tell: classes, channels, depths, widths, states."""
-    stages = range(4)
-    blocks = {
-        half: tuple(len({n.split(".")[3] for n in weights if n.startswith(f"{half}.{i}.blocks.")}) for i in stages)
-        for half in ("layers", "layers_up")
-    }
-    try:
-        return {
-            "num_classes": weights["final_conv.weight"].shape[0],
-            "input_channels": weights["patch_embed.proj.weight"].shape[1],
-            "depths": blocks["layers"],
-            "depths_decoder": blocks["layers_up"],
-            "dims": tuple(weights[f"layers.{i}.blocks.0.ln_1.weight"].shape[0] for i in stages),
-            "d_state": weights["layers.0.blocks.0.self_attention.A_logs"].shape[1],
-        }
-    except KeyError as error:
-        raise ValueError(f"{path}: found no tensor {error.args[0]}, expected the weights of a VM-UNet") from error
-    except IndexError as error:
-        raise ValueError(f"{path}: found tensors of fewer dimensions than those of a VM-UNet") from error
-
-
 def describe(config: Any) -> dict[str, Any]:
     """What someone must know who calls the network without this code: a dict of plain values."""
     if config.of_volumes:
@@ -147,9 +126,10 @@ def describe(config: Any) -> dict[str, Any]:
         )
         normalization, threshold = None, None
     else:
+        colour = "grey (0.299 R + 0.587 G + 0.114 B)" if config.input_channels == 1 else "RGB"
         preprocessing = {
-            "minmax": "RGB; stretch each image over all channels to 0..255; bilinear resize to the input size",
-            "imagenet": "RGB / 255, minus ImageNet's mean, divided by its standard deviation; bilinear resize",
+            "minmax": f"{colour}; stretch each image over all channels to 0..255; bilinear resize to the input size",
+            "imagenet": f"{colour} / 255, minus ImageNet's mean, divided by its standard deviation; bilinear resize",
         }[config.normalization] + (" with antialiasing" if config.antialias else "")
         normalization = config.normalization
         threshold = config.threshold if config.num_classes == 1 else None
@@ -161,7 +141,8 @@ def describe(config: Any) -> dict[str, Any]:
         "preprocessing": preprocessing,
         "normalization": normalization,
         "num_classes": config.num_classes,
-        "class_names": (["background"] if config.num_classes > 1 else []) + config.class_names,
+        "class_names": (["background"] if config.num_classes > 1 else []) + config.structures,
+        "class_colours": list(config.structure_colours),  # of the classes 1, 2, ...; none where the user gave none
         "threshold": threshold,
         "output": "sigmoid probability" if config.num_classes == 1 else "softmax probabilities",
     }

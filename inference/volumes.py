@@ -1,5 +1,7 @@
 """Volumes that a trained network can be given: NIfTI, DICOM series, h5, MetaImage, NRRD."""
 
+import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,17 +10,44 @@ import h5py
 import nibabel
 import numpy as np
 import numpy.typing as npt
+from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes
 
 from datasets.files import check_numbers
-from datasets.nifti import affine_of_slices, from_slices, to_slices
+from datasets.nifti import (
+    affine_of_slices,
+    checked_affine,
+    checked_spacing,
+    from_slices,
+    geometry_of,
+    header_of,
+    mm_of_unit,
+    says_orientation,
+    tilt,
+    to_slices,
+)
 from datasets.synapse import ORIENTATION, h5_array
+from inference.dicom import read_series
 from inference.inputs import Input
 from inference.itk import import_simpleitk
 from utils.files import reading
 
-SLICE_TOLERANCE = 0.02  # of the distance between two slices, by which the others may differ
-Stored = tuple[np.ndarray, np.ndarray, str | None]  # array (i, j, k), affine (4, 4), modality of a DICOM series
+log = logging.getLogger("vmunet")
+
+OBLIQUE = 20.0  # degrees that an axis may be off the patient's; from here on a warning says so
+HEADER = 65536  # bytes in which the text of a MetaImage or NRRD header lies
+
+
+@dataclass
+class Stored:
+    """What a file or series holds, as stored."""
+
+    array: np.ndarray  # (i, j, k)
+    affine: np.ndarray  # (4, 4) in mm
+    measured: bool = True  # whether the affine tells the size of voxels
+    placed: bool = True  # whether it tells how the patient lies
+    header: nibabel.Nifti1Header | None = None  # of NIfTI
+    modality: str | None = None  # of a DICOM series, such as CT
 
 
 @dataclass
@@ -29,20 +58,26 @@ class Volume:
     spacing: np.ndarray | None  # mm, in the order of the axes; None if unknown
     affine: np.ndarray  # (4, 4), of the array (i, j, k) as stored
     orientation: str = ORIENTATION
-    scaled: bool = False  # already as the network was trained on
     modality: str | None = None  # of a DICOM series, such as CT
+    header: nibabel.Nifti1Header | None = None  # of the NIfTI file it comes from
+    prepared: bool = False  # from a file as training reads them, whose values must be scaled
+    files: tuple[str, ...] = ()  # of the DICOM series it comes from, in the order of the array's last axis
+
+    @property
+    def voxel_mm3(self) -> float | None:
+        """Of a voxel, also an oblique or sheared one: the determinant; None if unknown."""
+        return None if self.spacing is None else float(abs(np.linalg.det(self.affine[:3, :3])))
+
+    def as_stored(self, array: np.ndarray) -> np.ndarray:
+        """An array (S, H, W) with the axes (i, j, k) of the file."""
+        return from_slices(array, self.affine, self.orientation)
 
     def to_nifti(self, array: np.ndarray, dtype: npt.DTypeLike) -> nibabel.Nifti1Image:
         """An array (S, H, W), or (C, S, H, W), as a NIfTI file in the geometry that the volume was stored in."""
-        if array.ndim == 4:
-            stored = np.stack([from_slices(a, self.affine, self.orientation) for a in array], -1)
-        else:
-            stored = from_slices(array, self.affine, self.orientation)
-        nifti = nibabel.Nifti1Image(stored, self.affine, dtype=dtype)
-        nifti.header.set_xyzt_units("mm")
-        nifti.set_sform(self.affine, code="scanner")
-        nifti.set_qform(self.affine, code="scanner")
-        return nifti
+        stored = np.stack([self.as_stored(a) for a in array], -1) if array.ndim == 4 else self.as_stored(array)
+        header = header_of(self.affine) if self.header is None else geometry_of(self.header)
+        header.set_data_shape(stored.shape)  # without sform and qform the affine depends on it
+        return nibabel.Nifti1Image(stored, header.get_best_affine(), header, dtype=dtype)
 
 
 def read_volume(item: Input, orientation: str = ORIENTATION) -> Volume:
@@ -53,13 +88,28 @@ def read_volume(item: Input, orientation: str = ORIENTATION) -> Volume:
         return _read_h5(item.path)
     read = {"nifti": _read_nifti, "itk": _read_itk, "dicom": _read_dicom}[item.format]
     with reading(item.path):
-        array, affine, modality = read(item)
-    if array.ndim != 3:
-        raise ValueError(f"{item.path} holds an array of shape {array.shape}; expected one grey volume")
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise ValueError(f"{item.path} has the affine {affine.tolist()}; expected one that spans three axes")
-    slices, spacing = to_slices(array, affine, orientation)
-    return Volume(slices, spacing, affine, orientation, modality=modality)
+        stored = read(item)
+    if stored.array.ndim != 3:
+        raise ValueError(f"{item.path} holds an array of shape {stored.array.shape}; expected one grey volume")
+    affine = checked_affine(stored.affine, item.path)
+    if not stored.placed:
+        log.warning(
+            "%s does not say how the patient lies: taken as stored, columns to the patient's left, rows to the back, "
+            "slices to the head",
+            item.path,
+        )
+    elif tilt(affine) > OBLIQUE:
+        log.warning(
+            "%s: an axis is %.0f degrees off the patient's; its slices are predicted as they lie",
+            *(item.path, tilt(affine)),
+        )
+    if not stored.measured:
+        log.warning("%s does not say how large its voxels are: volumes in ml are left empty", item.path)
+    slices, spacing = to_slices(stored.array, affine, orientation)
+    return Volume(
+        *(slices, spacing if stored.measured else None, affine, orientation, stored.modality, stored.header),
+        files=item.files if item.format == "dicom" else (),
+    )
 
 
 def _read_h5(path: Path) -> Volume:
@@ -74,9 +124,16 @@ def _read_h5(path: Path) -> Volume:
     if slices.ndim != 3:
         raise ValueError(f"{path} holds an image {slices.shape}; expected (slices, rows, columns)")
     if spacing is not None:
-        spacing = np.asarray(spacing, dtype=np.float64)
-    affine = affine_of_slices(spacing) if affine is None else np.asarray(affine, dtype=np.float64)
-    return Volume(slices, spacing, affine, "".join(aff2axcodes(affine)), scaled=True)  # written as it lies
+        spacing = checked_spacing(spacing, path)
+    if affine is None:
+        affine = affine_of_slices(spacing)
+    else:
+        affine = checked_affine(affine, path)
+        sizes = voxel_sizes(affine)[::-1]
+        if spacing is not None and not np.allclose(spacing, sizes, rtol=0.01):
+            raise ValueError(f"{path}: the spacing is {spacing.tolist()} but by the affine {sizes.tolist()}")
+        spacing = sizes
+    return Volume(slices, spacing, affine, "".join(aff2axcodes(affine)), prepared=True)  # written as it lies
 
 
 def _read_nifti(item: Input) -> Stored:
@@ -88,45 +145,40 @@ def _read_nifti(item: Input) -> Stored:
     array = np.asarray(nifti.dataobj)
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    return array[..., None] if array.ndim == 2 else array, nifti.affine, None
+    array = array[..., None] if array.ndim == 2 else array
+    header, mm = nifti.header, mm_of_unit(nifti.header)
+    if says_orientation(header):
+        return Stored(array, np.diag([mm, mm, mm, 1]) @ nifti.affine, header=header)
+    sizes = np.where(header["pixdim"][1:4] > 0, header["pixdim"][1:4], 1) * mm
+    return Stored(array, affine_of_slices(sizes[::-1]), measured=False, placed=False, header=header)
 
 
 def _read_itk(item: Input) -> Stored:
-    image = import_simpleitk().ReadImage(str(item.path))
-    return _array(image), _affine(image), None
+    sitk = import_simpleitk()
+    image = sitk.ReadImage(str(item.path))
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        raise ValueError(f"found {image.GetNumberOfComponentsPerPixel()} values a pixel, expected grey values")
+    array = sitk.GetArrayFromImage(image).T
+    with open(item.path, "rb") as file:  # SimpleITK gives 1 mm and no turn where the header says nothing
+        header = file.read(HEADER)
+    if item.path.name.lower().endswith(".nrrd"):
+        header = header.split(b"\n\n")[0].split(b"\r\n\r\n")[0]
+        units = re.search(rb"^space units:(.*)$", header, re.MULTILINE)
+        if units and set(units[1].split()) - {b'"mm"'}:
+            raise ValueError(f"found the space units {units[1].decode(errors='replace').strip()}, expected mm")
+        measured = re.search(rb"^(space directions|spacings):", header, re.MULTILINE) is not None
+        placed = re.search(rb"^space: *(left|right|[lr][ap]s)", header, re.MULTILINE | re.IGNORECASE) is not None
+    else:
+        header = header.split(b"ElementDataFile")[0]
+        measured = re.search(rb"^Element(Spacing|Size)\b", header, re.MULTILINE) is not None
+        placed = re.search(rb"^(TransformMatrix|Rotation|Orientation)\b", header, re.MULTILINE) is not None
+    measured = measured and image.GetDimension() == 3  # one slice has no thickness
+    return Stored(array[..., None] if array.ndim == 2 else array, _affine(image), measured, placed)
 
 
 def _read_dicom(item: Input) -> Stored:
-    sitk = import_simpleitk()
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(item.files)
-    reader.MetaDataDictionaryArrayUpdateOn()
-    image = reader.Execute()
-    affine, count = _affine(image), len(item.files)
-    modality = reader.GetMetaData(0, "0008|0060").strip() if reader.HasMetaDataKey(0, "0008|0060") else None
-    if count > 1 and all(reader.HasMetaDataKey(i, "0020|0032") for i in range(count)):
-        # From the slices' own positions, because the reader's geometry assumes that they follow each other evenly and
-        # at right angles, which a tilted gantry breaks.
-        corners = np.array([reader.GetMetaData(i, "0020|0032").split("\\") for i in range(count)], dtype=float)
-        distances = np.linalg.norm(np.diff(corners, axis=0), axis=1)
-        middle = np.median(distances)
-        if middle == 0 or np.abs(distances - middle).max() > SLICE_TOLERANCE * middle:
-            raise ValueError(
-                f"found slices {distances.min():g} to {distances.max():g} mm apart, expected an even distance: slices "
-                "are missing, or several acquisitions are mixed"
-            )
-        step = (corners[-1] - corners[0]) / (count - 1)
-        affine[:3, 2] = step * (-1, -1, 1)
-        affine[:3, 3] = corners[0] * (-1, -1, 1)
-    return _array(image), affine, modality
-
-
-def _array(image: Any) -> np.ndarray:
-    """A SimpleITK image as array (i, j, k)."""
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        raise ValueError(f"found {image.GetNumberOfComponentsPerPixel()} values a pixel, expected grey values")
-    array = import_simpleitk().GetArrayFromImage(image).T
-    return array[..., None] if array.ndim == 2 else array
+    stack = read_series(item.files)
+    return Stored(stack.values, stack.affine, stack.measured, stack.placed, modality=stack.modality)
 
 
 def _affine(image: Any) -> np.ndarray:

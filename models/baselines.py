@@ -33,6 +33,10 @@ class Baseline(SegmentationNetwork):
     def _create(self, encoder_weights: str | None) -> nn.Module:
         smp = import_library()
         _check("architecture", self.architecture, list(smp.MODEL_ARCHITECTURES_MAPPING))
+        if "hub:" in self.encoder or "/" in self.encoder:  # timm would fetch it from the internet
+            raise ValueError(
+                f"--network: found the encoder {self.encoder!r}, expected a name of the library, not a place"
+            )
         if not self.encoder.startswith("tu-"):  # timm's, of which there are a thousand
             _check("encoder", self.encoder, smp.encoders.get_encoder_names())
         shape = dict(in_channels=self.input_channels, classes=self.num_classes)

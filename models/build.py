@@ -18,7 +18,9 @@ from models.vmunet.pretrained import load_pretrained
 from utils import distributed
 from utils.machine.fast_matmul import use_fast_matmuls, warn_of_slow_bf16
 from utils.machine.memory import keep_freed_memory
+from utils.repository import here_or_beside_the_code
 from utils.runs.run import Note, log_fact
+from utils.runs.shipped import SHIPPED
 
 log = logging.getLogger("vmunet")
 
@@ -76,7 +78,13 @@ def load_initial_weights(model: nn.Module, config: Any) -> None:
         model.load_imagenet_encoder()
         log.info("training from the ImageNet weights of the encoder %s, the rest is random", model.encoder)
     else:
-        load_pretrained(model, config.load_ckpt_path)
+        load_pretrained(model, initial_weights(config.load_ckpt_path))
+
+
+def initial_weights(named: str) -> str:
+    """What `load_ckpt_path` names: a relative path in the working directory or, where that has none, in the repository,
+    as the default is meant."""
+    return named if named in SHIPPED else str(here_or_beside_the_code(named))
 
 
 def prepare(model: nn.Module, config: Any, device: torch.device, note: Note = log_fact) -> nn.Module:

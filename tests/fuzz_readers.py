@@ -87,6 +87,7 @@ READERS = {  # name of the file, a good one, what reads it
     "png": ("a.png", picture("PNG"), read_image),
     "jpeg": ("a.jpg", picture("JPEG"), read_image),
     "bmp": ("a.bmp", picture("BMP"), read_image),
+    "webp": ("a.webp", picture("WEBP", lossless=True), read_image),
     "tiff": ("a.tif", picture("TIFF", compression="tiff_lzw"), read_image),
     "mask": ("a.png", masks(), read_mask),
     "npz": ("case0001_slice000.npz", npz(), as_listed(SynapseSlices)),

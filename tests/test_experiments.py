@@ -15,6 +15,7 @@ from filelock import FileLock
 import experiments
 import train
 from configs.config_setting import ISICConfig
+from configs.earlier_runs import find_runs
 from configs.optim import OPTIMIZERS, SCHEDULERS
 from configs.recipes import RECIPES
 from datasets.demo import make_demo_isic
@@ -75,7 +76,7 @@ def test_seeds_are_run_recognised_and_resumed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(experiments, "launch", launch)
     assert run(*command) == 0
-    (_, resumed) = [record for record in experiments.find_runs(work)]
+    (_, resumed) = [record for record in find_runs(work)]
     assert started[2][2:] == ["--resume", str(resumed.folder)]
     assert [row["epoch"] for row in read_rows(resumed.folder / "metrics.csv")] == ["1", "2"]
     assert run(*command) == 0 and len(started) == 3  # nothing left to do
@@ -97,10 +98,16 @@ def test_dry_run_runs_and_writes_nothing(tmp_path, monkeypatch, caplog):
     arguments = ["--seeds", 7, "--dry-run", "--work-dir", tmp_path / "r", "--epochs", 1]
     assert run("isic18-none", "synapse-vmamba-s", *arguments) == 0
     assert not (tmp_path / "r").exists()
-    isic, synapse = caplog.messages
+    isic, synapse, summary = caplog.messages
     assert "isic18-none, seed 7: start" in isic and "--dataset isic18 --network vmunet --load-ckpt-path none" in isic
     assert "train_synapse.py --dataset synapse" in synapse and "--load-ckpt-path pretrained_weights/v" in synapse
     assert synapse.endswith("--epochs 1")
+    assert (
+        summary == f"--dry-run: would start 2 of 2 trainings, one after the other, and write {tmp_path / 'r/table.md'}"
+    )
+    caplog.clear()
+    assert run("--dry-run", "--work-dir", tmp_path / "r") == 0 and not (tmp_path / "r").exists()
+    assert caplog.messages == [f"--dry-run: nothing to train; would write {tmp_path / 'r/table.md'}"]
 
 
 def test_other_values_are_another_run_and_execution_is_not(tmp_path):

@@ -19,7 +19,7 @@ LAYERS = [
     ["datasets", "models"],
     ["engine"],
     ["engine_synapse"],
-    ["inference"],
+    ["inference", "cross_validation"],
     ["train", "train_synapse", "predict", "export", "experiments"],
     ["configs.config_own"],  # a config to copy, which is a script too: it calls train.main
     ["benchmarks"],

@@ -24,7 +24,7 @@ def isic_config(folder, **changes):
     """The values that loaders of images use."""
     values = dict(dataset="demo", data_path=str(folder), image_size=32, batch_size=4, seed=42, device="cpu")
     values |= dict(num_workers=0, cache="auto", num_classes=1, mask_values=(), protocol="paper", folds=0)
-    values |= dict(rotation="run", normalization="minmax", mask_resize="bilinear", antialias=False)
+    values |= dict(rotation="run", normalization="minmax", mask_resize="bilinear", antialias=False, input_channels=3)
     return SimpleNamespace(**values | changes)
 
 
@@ -56,3 +56,10 @@ def write_slice(folder, name, shape=(20, 24), label=None):
 def tree(out):
     """{path: SHA-256} of every file."""
     return {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in out.rglob("*") if p.is_file()}
+
+
+def empty_state(epoch, **changes):
+    """A checkpoint with nothing in it, of a run that stands after `epoch`."""
+    empty = {name: {} for name in ("model", "optimizer", "scheduler", "scaler", "config")}
+    rest = {"format": 1, "epoch": epoch, "step": 0, "losses": [], "random": [], "best": {"value": 0.5, "epoch": 1}}
+    return {**empty, **rest, **changes}

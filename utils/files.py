@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 SHOWN = 10  # names in one message
-IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # of Pillow's, which starts programs for some: Ghostscript for EPS
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # Pillow starts programs for some: Ghostscript for EPS
 MAX_PIXELS = 2**26  # of an image: 8192 x 8192; the largest official one has half as many
 LONGEST_NAME = 240  # bytes; with "_overlay.png" behind it, it must be the name of a file
 
@@ -23,6 +23,11 @@ def some(names: Iterable[Any], shown: int = SHOWN) -> str:
     names = list(names)
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(str(name) for name in names[:shown]) + more
+
+
+def printable(name: object) -> str:
+    """A path or text that can be written in UTF-8: bytes of a file's name that are not UTF-8 as \\udcXX."""
+    return str(name).encode(errors="backslashreplace").decode()
 
 
 def repeated(names: Iterable[str]) -> list[str]:
@@ -51,23 +56,34 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     """A Pillow image of one of IMAGE_FORMATS, whose pixels are not decoded yet. Errors in the block name the file.
 
     Raises ValueError for what would be read only in part, or differently from what was meant (several pictures in one
-    file, colours of 16 bits, other colours than grey and RGB), and for more than MAX_PIXELS."""
+    file, 16 bits that Pillow would cut to 8, other colours than grey and RGB), and for more than MAX_PIXELS."""
     with reading(path), Image.open(path, formats=IMAGE_FORMATS) as file:
         width, height = file.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"it has {width}x{height} pixels, expected at most {MAX_PIXELS}")
-        if file.format != "JPEG" and getattr(file, "n_frames", 1) > 1:  # those of a JPEG are a phone's extras
+        if file.format not in ("JPEG", "MPO") and getattr(file, "n_frames", 1) > 1:  # MPO: a JPEG with a phone's extras
             raise ValueError(f"it holds {file.n_frames} pictures, expected one")
         if file.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
             raise ValueError(f"its colours are {file.mode}, expected grey or RGB")
-        if "R" in file.getbands() and file.tile and "16" in str(file.tile[0][3]):
-            raise ValueError("its colours have 16 bits, expected 8")
+        bits = bits_of_sample(file)
+        if bits > 8 and file.mode in ("L", "LA", "RGB", "RGBA"):
+            raise ValueError(f"its {'colours' if 'R' in file.mode else 'greys'} have {bits} bits, expected 8")
         yield file
+
+
+def bits_of_sample(file: Image.Image) -> int:
+    """Bits of a value in an open PNG or TIFF file, from its header; 8 for other formats, which have no more."""
+    if isinstance(file, TiffImagePlugin.TiffImageFile):
+        return max(file.tag_v2.get(ExifTags.Base.BitsPerSample, (1,)))
+    if isinstance(file, PngImagePlugin.PngImageFile):
+        with open(file.filename, "rb") as stored:
+            return stored.read(25)[24]  # signature, length and name of IHDR, width, height, bit depth
+    return 8
 
 
 def check_name(name: str, where: str | Path) -> None:
     """Raises ValueError for a name that can't be a file name: it is too long, not UTF-8, or a path."""
-    if "/" in name or "\\" in name or name in ("", ".", ".."):
+    if any(sign in name for sign in "/\\\0") or name in ("", ".", ".."):
         raise ValueError(f"{where}: found the name {name!r}, expected one without a path")
     try:
         length = len(name.encode())
@@ -85,6 +101,8 @@ def write_atomically(path: str | Path, *parts: bytes | memoryview) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")  # always the same, so that kills don't fill the disk with them
     try:
+        if temporary.is_symlink():  # put there by somebody else: it may lead anywhere
+            temporary.unlink()
         with open(temporary, "wb") as file:
             for part in parts:
                 file.write(part)

@@ -4,6 +4,7 @@ Counts are int64 tensors (..., 4) of true positives, false positives, false nega
 scores pool the pixels of the whole set; the mean over images stands beside them under the suffix `_per_image`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -87,6 +88,11 @@ def summarize(counts: torch.Tensor) -> dict[str, Any]:
     by_class = scores(pooled)
     classes = [{name: values[c].item() for name, values in by_class.items()} for c in range(len(pooled))]
     return {**summary, "classes": classes}
+
+
+def dice_of_classes(summary: dict[str, Any], names: Sequence[str]) -> dict[str, float]:
+    """{"dsc <name>": Dice} of the classes 1, 2, ... in what `summarize` returned; {} of binary masks."""
+    return {f"dsc {name}": of["dsc"] for name, of in zip(names, summary.get("classes", [])[1:], strict=False)}
 
 
 def _mean_over_classes(counts: torch.Tensor) -> dict[str, float]:

@@ -57,6 +57,33 @@ def step_scheduler(scheduler: LRScheduler, metric: float) -> None:
         scheduler.step()
 
 
+def check_optimization(config: Any, optimizers: Rows, schedulers: Rows) -> None:
+    """Raises ValueError for values that the config's optimizer or scheduler refuses: at once, before data are read."""
+    try:
+        optimizer = build_optimizer(torch.nn.Linear(1, 1), config, optimizers, config.opt_args)
+        scheduler = build_scheduler(optimizer, config, schedulers, config.sch_args)
+        optimizer.step()
+        step_scheduler(scheduler, 1.0)
+    except (TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"--opt {config.opt} --sch {config.sch}: their values can't be meant: {error}") from error
+
+
+def adopt_length(scheduler: LRScheduler, config: Any) -> str:
+    """Lets a restored schedule go on as that of a run of config.epochs. Returns what that means, as a sentence."""
+    if not isinstance(scheduler, lr_scheduler.LambdaLR) or config.sch == "WP_MultiStepLR":
+        return f"the schedule {config.sch} goes on as it was: it does not depend on the number of epochs to come"
+    before = scheduler.optimizer.param_groups[0]["lr"]
+    for group, base, factor in zip(
+        scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+    ):
+        group["lr"] = base * factor(scheduler.last_epoch)
+    after = scheduler.optimizer.param_groups[0]["lr"]
+    return (
+        f"the schedule {config.sch} is now that of {config.epochs} epochs: the learning rate of the next one is "
+        f"{after:.2e} instead of {before:.2e}"
+    )
+
+
 def optimization_values(config: Any, optimizers: Rows, schedulers: Rows) -> dict[str, dict[str, Any]]:
     """The values that a config's optimizer and scheduler are built with, and their names, as plain values."""
     return {

@@ -31,6 +31,7 @@ Colour = tuple[int, int, int]
 Sample = tuple[str, ArrayLike, ArrayLike, ArrayLike]  # title, image, truth, prediction
 
 TRUTH, PREDICTION = (0, 200, 80), (255, 60, 40)
+DICE_OF_CLASS = ("dsc ", "dice_transunet ")  # how columns of metrics.csv begin, before the name of a class
 CLASS_COLOURS = [  # of class 1, 2, ...: told apart by people with any kind of colour vision
     (213, 94, 0),
     (240, 228, 66),
@@ -53,7 +54,8 @@ def save_curves(metrics: str | Path, path: str | Path) -> None:
     panels = {
         "loss": [name for name in columns if "loss" in name],
         "learning rate": [name for name in columns if name == "lr"],
-        "overlap": [name for name in columns if any(score in name for score in ("miou", "dsc", "dice"))],
+        "overlap": [n for n in columns if " " not in n and any(score in n for score in ("miou", "dsc", "dice"))],
+        "Dice of classes": [name for name in columns if name.startswith(DICE_OF_CLASS)],
         "HD95": [name for name in columns if "hd95" in name],
     }
     panels = {title: names for title, names in panels.items() if names}
@@ -61,15 +63,16 @@ def save_curves(metrics: str | Path, path: str | Path) -> None:
     for i, (title, names) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), i + 1, title=title, xlabel="epoch")
         for name in names:
+            label = name.removeprefix("dsc ").removeprefix("dice_transunet ")
             points = [(int(row["epoch"]), float(row[name])) for row in rows if row[name]]
             epochs, values = zip(*points, strict=True) if points else ((), ())
-            axes.plot(epochs, values, label=name, marker="o" if len(points) < 20 else None, markersize=3)
+            axes.plot(epochs, values, label=legend_label(label), marker="o" if len(points) < 20 else None, markersize=3)
         if title == "learning rate" and any(float(row["lr"]) > 0 for row in rows if row["lr"]):
             axes.set_yscale("log")
-        if title == "overlap":
+        if title in ("overlap", "Dice of classes"):
             axes.set_ylim(0, 1)
         if len(names) > 1:
-            axes.legend(fontsize="small")
+            _without_math(axes.legend(fontsize="small"))
         axes.grid(alpha=0.3)
     save_figure(path, figure)
 
@@ -107,54 +110,65 @@ def draw_outlines(image: ArrayLike, prediction: ArrayLike | None = None, truth: 
     return picture
 
 
-def draw_labels(image: ArrayLike, labels: ArrayLike, opacity: float = 0.55) -> np.ndarray:
+def draw_labels(image: ArrayLike, labels: ArrayLike, opacity: float = 0.55, colours: Sequence[str] = ()) -> np.ndarray:
     """The image, uint8 (H, W, 3), under the colours of its classes; class 0 is left as it is."""
     picture, labels = for_display(image), _flat(labels).astype(int)
-    colours = np.array([(0, 0, 0), *class_colours(labels.max())])
-    coloured = (1 - opacity) * picture + opacity * colours[labels]
+    of_class = np.array([(0, 0, 0), *class_colours(labels.max(), colours)])
+    coloured = (1 - opacity) * picture + opacity * of_class[labels]
     return np.where(labels[..., None] > 0, coloured.round().astype(np.uint8), picture)
 
 
-def draw_class_outlines(image: ArrayLike, labels: ArrayLike) -> np.ndarray:
+def draw_class_outlines(image: ArrayLike, labels: ArrayLike, colours: Sequence[str] = ()) -> np.ndarray:
     """The image, uint8 (H, W, 3), with the outline of each class from 1 on in its colour."""
     picture, labels = for_display(image), _flat(labels).astype(int)
     width = max(1, min(labels.shape) // 150)
-    for number, colour in enumerate(class_colours(labels.max()), 1):
+    for number, colour in enumerate(class_colours(labels.max(), colours), 1):
         mask = labels == number
         picture[mask & ~binary_erosion(mask, iterations=width)] = colour
     return picture
 
 
-def class_colours(number: int) -> list[Colour]:
-    """The colours of the classes 1, ..., number."""
+def class_colours(number: int, given: Sequence[str] = ()) -> list[Colour]:
+    """The colours of the classes 1, ..., number: those `given`, such as "#ff0000", or the usual ones if none are."""
+    if given:
+        red_green_blue = [bytes.fromhex(colour[1:]) for colour in given[:number]]
+        return [(r, g, b) for r, g, b in red_green_blue]
     more = (colorsys.hsv_to_rgb(i * 0.618 % 1, 0.8, 0.9) for i in range(number - len(CLASS_COLOURS)))
     return CLASS_COLOURS[:number] + [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in more]
 
 
-def make_panels(samples: Sequence[Sample], class_names: Sequence[str] | None = None) -> Figure:
+def make_panels(
+    samples: Sequence[Sample], class_names: Sequence[str] | None = None, colours: Sequence[str] = ()
+) -> Figure:
     """A figure with a row for each (title, image, truth, prediction): image, truth, prediction.
 
     Without `class_names` the masks are binary and drawn as outlines; with the names of the classes 1, 2, ... they hold
-    class numbers, drawn as colours."""
+    class numbers, drawn as `colours` (see `class_colours`)."""
     figure = Figure(figsize=(9, 3.2 * len(samples) + 0.4), layout="constrained")
     axes = figure.subplots(len(samples), 3, squeeze=False)
     for row, (title, image, truth, prediction) in zip(axes, samples, strict=True):
         if class_names is None:
             pictures = for_display(image), draw_outlines(image, truth=truth), draw_outlines(image, prediction)
         else:
-            pictures = for_display(image), draw_labels(image, truth), draw_labels(image, prediction)
+            drawn = [draw_labels(image, labels, colours=colours) for labels in (truth, prediction)]
+            pictures = for_display(image), *drawn
         for axis, picture, what in zip(row, pictures, (title, "truth", "prediction"), strict=True):
             axis.imshow(picture)
             axis.set_title(_drawable(what), fontsize="small", parse_math=False)
             axis.set_axis_off()
     if class_names is not None:
-        figure.legend(handles=class_patches(class_names), loc="outside lower center", ncols=4, fontsize="small")
+        add_class_legend(figure, class_names, colours)
     return figure
 
 
-def save_panels(path: str | Path, samples: Sequence[Sample], class_names: Sequence[str] | None = None) -> None:
+def save_panels(
+    path: str | Path,
+    samples: Sequence[Sample],
+    class_names: Sequence[str] | None = None,
+    colours: Sequence[str] = (),
+) -> None:
     """Writes `make_panels` as a PNG."""
-    save_figure(path, make_panels(samples, class_names))
+    save_figure(path, make_panels(samples, class_names, colours))
 
 
 def make_montage(
@@ -163,6 +177,7 @@ def make_montage(
     class_names: Sequence[str],
     spacing: Sequence[float] | None = None,
     shown: int = 12,
+    colours: Sequence[str] = (),
 ) -> Figure:
     """A figure of slices of a volume (S, H, W), values in 0..1, under the colours of its classes.
 
@@ -174,21 +189,37 @@ def make_montage(
     columns = min(4, len(numbers))
     rows = -(-len(numbers) // columns)
     aspect = 1 if spacing is None else spacing[1] / spacing[2]
-    figure = Figure(figsize=(2.6 * columns, 2.6 * rows * aspect * labels.shape[1] / labels.shape[2] + 0.9))
+    figure = Figure(figsize=(2.6 * columns, 2.6 * rows * aspect * labels.shape[1] / labels.shape[2] + 0.4))
     figure.set_layout_engine("constrained")
     for axis in figure.subplots(rows, columns, squeeze=False).flat:
         axis.set_axis_off()
     for axis, number in zip(figure.axes, numbers, strict=False):
-        axis.imshow(draw_labels(slices[number], labels[number]), aspect=aspect)
+        axis.imshow(draw_labels(slices[number], labels[number], colours=colours), aspect=aspect)
         axis.set_title(f"slice {number}", fontsize="small")
-    figure.legend(handles=class_patches(class_names), loc="outside lower center", ncols=4, fontsize="small")
+    add_class_legend(figure, class_names, colours)
     return figure
 
 
-def class_patches(class_names: Sequence[str]) -> list[Patch]:
+def add_class_legend(figure: Figure, class_names: Sequence[str], colours: Sequence[str] = ()) -> None:
+    """Puts the names of the classes below a figure, in as many columns as its width holds, and makes room for them."""
+    canvas = FigureCanvasAgg(figure)
+    for columns in (4, 3, 2, 1):
+        legend = figure.legend(
+            handles=class_patches(class_names, colours), loc="outside lower center", ncols=columns, fontsize="small"
+        )
+        _without_math(legend)
+        box = legend.get_window_extent(canvas.get_renderer())
+        if box.width <= figure.bbox.width or columns == 1:
+            break
+        legend.remove()
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(max(width, box.width / figure.dpi + 0.1), height + box.height / figure.dpi)
+
+
+def class_patches(class_names: Sequence[str], colours: Sequence[str] = ()) -> list[Patch]:
     """What a legend needs to show the colours of the classes 1, 2, ..."""
-    colours = np.array(class_colours(len(class_names))) / 255
-    return [Patch(color=colour, label=name) for colour, name in zip(colours, class_names, strict=True)]
+    shown = np.array(class_colours(len(class_names), colours)) / 255
+    return [Patch(color=colour, label=legend_label(name)) for colour, name in zip(shown, class_names, strict=True)]
 
 
 def save_picture(path: str | Path, picture: np.ndarray) -> None:
@@ -200,6 +231,17 @@ def _drawable(text):
     """The text with a box for each character that the font lacks; matplotlib would warn of each."""
     glyphs = get_font(findfont(FontProperties())).get_charmap()
     return "".join(letter if ord(letter) in glyphs else "\N{WHITE SQUARE}" for letter in text)
+
+
+def legend_label(name: str) -> str:
+    """A name as matplotlib shows it in a legend: without a first space it would leave out _name."""
+    return _drawable(f" {name}" if name.startswith("_") else name)
+
+
+def _without_math(legend):
+    """Names between dollar signs stay what they are."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _flat(mask):
@@ -245,9 +287,14 @@ class EventWriter:
 
 
 def add_panels(
-    writer: EventWriter, tag: str, samples: Sequence[Sample], step: int, class_names: Sequence[str] | None = None
+    writer: EventWriter,
+    tag: str,
+    samples: Sequence[Sample],
+    step: int,
+    class_names: Sequence[str] | None = None,
+    colours: Sequence[str] = (),
 ) -> None:
     """Shows `make_panels` in TensorBoard."""
-    canvas = FigureCanvasAgg(make_panels(samples, class_names))
+    canvas = FigureCanvasAgg(make_panels(samples, class_names, colours))
     canvas.draw()
     writer.add_image(tag, np.asarray(canvas.buffer_rgba())[..., :3], step)

@@ -9,7 +9,7 @@ Two protocols judge a class of a case, and both are always reported:
               HD95 in millimetres where the spacing is known, else in voxels
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -140,6 +140,35 @@ def _mean_of_counted(values: np.ndarray) -> np.ndarray:
     counted = ~np.isnan(values)
     total, n = np.where(counted, values, 0).sum(0), counted.sum(0)
     return np.where(n > 0, total / np.maximum(n, 1), np.nan)
+
+
+# ---- what was missed
+
+
+def is_missed(scores: Mapping[str, float]) -> bool:
+    """Whether a class was in the truth and nothing of it was predicted, or none of it in its place.
+
+    The published protocol scores that as Dice 0 and HD95 0, like a class that is nowhere; strict tells them apart."""
+    published = scores["dice_transunet"], scores["hd95_transunet"]
+    return published == (0, 0) and scores.get("dice_strict", np.nan) == 0
+
+
+def describe_hd95(cases: Iterable[Mapping[str, float]]) -> str:
+    """Mean HD95 in voxels of a class over the cases where both truth and prediction have it, and how many missed it:
+    "3.20", "missed", "3.20, missed in 1 of 4" (cases with the class), "" where no case tells."""
+    cases = list(cases)
+    missed = sum(map(is_missed, cases))
+    strict = [scores.get("dice_strict", np.nan) for scores in cases]
+    invented = [scores["dice_transunet"] == 1 and value == 0 for scores, value in zip(cases, strict, strict=True)]
+    found = [
+        scores["hd95_transunet"]
+        for scores, value, only_predicted in zip(cases, strict, invented, strict=True)
+        if not np.isnan(value) and not only_predicted and not is_missed(scores)
+    ]
+    if not found:
+        return "missed" if missed else ""
+    mean = f"{np.mean(found):.2f}"
+    return f"{mean}, missed in {missed} of {missed + len(found)}" if missed else mean
 
 
 # ---- slices through the network

@@ -27,6 +27,7 @@ from datasets.check.images import check_images
 from datasets.check.report import join
 from datasets.check.synapse import check_synapse, is_synapse
 from utils.files import write_atomically, write_rows
+from utils.repository import RESULTS
 from utils.runs.command_line import run_command
 
 
@@ -45,7 +46,7 @@ def main(options: Check) -> int:
     folder = Path(options.folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; expected one with data to train on (data/README.md)")
-    output = Path(options.output or Path("results", f"check_{folder.resolve().name}"))
+    output = Path(options.output or RESULTS / f"check_{folder.resolve().name}")
     if is_synapse(folder):
         sections = check_synapse(folder, options.num_classes or 9, output, options.thumbnails)
     else:

@@ -79,6 +79,6 @@ def eight_views(images: np.ndarray) -> Iterator[np.ndarray]:
 
 def normalized(images: np.ndarray) -> np.ndarray:
     """Each image as a vector of mean 0 and length 1 (0 for a constant one)."""
-    vectors = images.reshape(len(images), -1)
+    vectors = images.reshape(len(images), np.prod(images.shape[1:]))  # not -1: there may be no image
     vectors = vectors - vectors.mean(1, keepdims=True)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)

@@ -22,7 +22,9 @@ from datasets.isic import (
     GREY_LEVELS,
     MaskValue,
     check_same_size,
+    describe_unused,
     grey_values,
+    is_jpeg,
     match_files,
     parse_mask_values,
     read_image,
@@ -87,7 +89,8 @@ def check_images(
     num_classes, mask_values: as in training; if neither is given, what the masks hold decides."""
     pairs, pairing = find_all_pairs(folder)
     if not pairs:
-        raise ValueError(f"{folder} holds no pair of an image and a mask; {some(pairing.problems)}")
+        reasons = "; ".join([*pairing.problems, *pairing.warnings])
+        raise ValueError(f"{folder} holds no pair of an image and a mask; {reasons}")
     output.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(available_cpus()) as pool:
         if num_classes is None and mask_values:
@@ -126,9 +129,12 @@ def find_all_pairs(folder: Path) -> tuple[list[Pair], Section]:
         )
     pairs: list[Pair] = []
     problems: list[str] = []
+    warnings: list[str] = []
     for part in parts or [""]:
+        images, masks = folder / part / "images", folder / part / "masks"
         try:
-            found, wrong = match_files(folder / part / "images", folder / part / "masks")
+            found, wrong = match_files(images, masks)
+            warnings += [*describe_unused(images), *describe_unused(masks)]
         except FileNotFoundError as error:
             found, wrong = [], [str(error)]
         pairs += [Pair(part, *pair) for pair in found]
@@ -136,7 +142,7 @@ def find_all_pairs(folder: Path) -> tuple[list[Pair], Section]:
     twice = in_several((pair.stem, pair.part) for pair in pairs)
     if twice:
         problems.append(f"{len(twice)} names are in several parts: {some(twice)}")
-    return pairs, Section(problems=problems)
+    return pairs, Section(problems=problems, warnings=warnings)
 
 
 def look_at(pair: Pair, num_classes: int, values: tuple[MaskValue, ...]) -> Seen:
@@ -148,7 +154,8 @@ def look_at(pair: Pair, num_classes: int, values: tuple[MaskValue, ...]) -> Seen
         with open_image(pair.image) as file:
             seen.mode = file.mode
             if file.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-                seen.warnings.append("image with a note to turn it (EXIF orientation), which is not followed")
+                how = "is followed, in its mask too" if file.format == "TIFF" else "is not followed"
+                seen.warnings.append(f"image with a note to turn it (EXIF orientation), which {how}")
     with noted(seen.problems):
         mask = read_mask(pair.mask, num_classes, values)
     if image is not None:
@@ -195,7 +202,7 @@ def mask_values_of(path: Path) -> tuple[set, str] | None:
                 if any(len(set(colour)) > 1 for colour in colours):
                     return colours, "colour"
             values = {int(value) for value in np.unique(grey_values(file))}
-            soft = len(values) > GREY_LEVELS or path.suffix.lower() in (".jpg", ".jpeg")
+            soft = len(values) > GREY_LEVELS or is_jpeg(path)
             return values, "soft" if soft else "palette" if file.mode == "P" else "grey"
     except (ValueError, OSError):
         return None  # look_at reports it
@@ -203,6 +210,8 @@ def mask_values_of(path: Path) -> tuple[set, str] | None:
 
 def guess_classes(masks: list[tuple[set, str]]) -> tuple[Classes, Section]:
     """What the classes are, from what `mask_values_of` found in each mask."""
+    if not masks:
+        return Classes(1), Section(["Masks: none could be read"])
     stored = Counter(how for _, how in masks)
     values = set().union(*(found for found, _ in masks))
     if stored["soft"]:

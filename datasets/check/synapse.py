@@ -13,11 +13,11 @@ from tqdm import tqdm
 from configs.config_setting_synapse import ORGANS
 from datasets.check.contact_sheet import Cell, save_sheet, spread
 from datasets.check.report import Section, in_several, tally
+from datasets.intensities import OVERSHOOT
 from datasets.synapse import SynapseSlices, SynapseVolumes, case_of_slice, read_list
 from datasets.transforms import RandomGenerator
 from utils.files import some
 
-OUTSIDE = 0.5  # how far values may lie beyond 0..1, in which interpolation overshoots a little
 PICTURES_OF_VOLUME = 4
 
 
@@ -117,7 +117,7 @@ def look_at_arrays(name: str, image: np.ndarray, label: np.ndarray, num_classes:
     """What slices and volumes have in common."""
     seen = Seen(name, image.shape, np.bincount(label.ravel(), minlength=num_classes))
     low, high = image.min(), image.max()
-    if low < -OUTSIDE or high > 1 + OUTSIDE:
+    if low < -OVERSHOOT or high > 1 + OVERSHOOT:
         seen.problems.append(f"{path} holds values from {low:g} to {high:g}; expected 0..1")
     elif low == high:
         seen.warnings.append("constant image")

@@ -68,13 +68,13 @@ def why_not(name: str, device_type: str, dtype: torch.dtype) -> str | None:
 
 @functools.cache
 def choose(device_type: str, dtype: torch.dtype) -> str:
-    """The best backend for a device and a dtype; the log says which, and why the others were passed over."""
+    """The best backend for a device and a dtype; with --debug the log says why the others were passed over."""
     passed_over = []
     for name in PREFERENCE:
         reason = why_not(name, device_type, dtype)
         if reason is None:
             others = "; ".join(passed_over) or "none passed over"
-            log.info("scan backend on %s in %s: %s (%s)", device_type, str(dtype).removeprefix("torch."), name, others)
+            log.debug("scan backend on %s in %s: %s (%s)", device_type, str(dtype).removeprefix("torch."), name, others)
             return name
         passed_over.append(f"{name}: {reason}")
     raise RuntimeError(f"no scan backend for {device_type} in {dtype}: " + "; ".join(passed_over))

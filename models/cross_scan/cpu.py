@@ -156,7 +156,7 @@ def _run(kernel, tasks, threads, *args):
 
 def _compile(kernel, task, args):
     """The first call in a process: compiles, or finds the code that an earlier process left."""
-    log.info("compiling the CPU scan (%s); a few seconds, unless an earlier run has kept it", kernel.__name__)
+    log.debug("compiling the CPU scan (%s); a few seconds, unless an earlier run has kept it", kernel.__name__)
     start = time.perf_counter()
     try:
         kernel(*task, *args)
@@ -164,7 +164,7 @@ def _compile(kernel, task, args):
         log.warning("the compiled CPU scan can't be kept for the next run: %s", error)
         kernel(*task, *args)
     origin = f"found in {kernel.stats.cache_path}" if kernel.stats.cache_hits else "compiled"
-    log.info("the CPU scan (%s): %s in %.1f s", kernel.__name__, origin, time.perf_counter() - start)
+    log.debug("the CPU scan (%s): %s in %.1f s", kernel.__name__, origin, time.perf_counter() - start)
 
 
 def _spans(count, pieces):

@@ -5,7 +5,8 @@ is three short loops over all rows at once: along the rows from zero, for the st
 row, for the state that each begins with; along the rows again, from there. W + H + W steps instead of H W, and each
 works on a whole column of the map. Columns are the rows of the transposed map; backwards is forwards on a turned one.
 
-Exported graphs can't hold Python's loops, and each format has its own: see `Loops`.
+Exported graphs can't hold Python's loops, and each format has its own: see `Loops`. ONNX has the whole scan as one
+function (onnx_scan.py), in whose place `using` puts it.
 """
 
 import contextlib
@@ -91,17 +92,17 @@ def torch_export_loops() -> Loops:
 
 
 PYTHON_LOOPS = Loops()
-_loops: ContextVar[Loops] = ContextVar("loops", default=PYTHON_LOOPS)
+_implementation: ContextVar[Loops | Callable] = ContextVar("implementation", default=PYTHON_LOOPS)
 
 
 @contextlib.contextmanager
-def using(loops: Loops) -> Iterator[None]:
-    """Within the block `scan` is made of these loops."""
-    token = _loops.set(loops)
+def using(implementation: Loops | Callable) -> Iterator[None]:
+    """Within the block `scan` is made of these loops, or is this function."""
+    token = _implementation.set(implementation)
     try:
         yield
     finally:
-        _loops.reset(token)
+        _implementation.reset(token)
 
 
 # ---- the scan
@@ -118,6 +119,9 @@ def scan(
     dt_weight: Tensor | None = None,
 ) -> Tensor:
     """`models.cross_scan.cross_selective_scan`; shapes as there."""
+    implementation = _implementation.get()
+    if not isinstance(implementation, Loops):
+        return implementation(x, dt, B, C, A, D, dt_bias, dt_weight)
     if dt_weight is not None:
         dt = torch.einsum("bhwkr,kir->bhwki", dt, dt_weight)
     steps = F.softplus(dt + dt_bias)
@@ -125,7 +129,7 @@ def scan(
     for pair in ((0, 2), (1, 3)):  # along the rows, along the columns; forwards and backwards together
         u = torch.stack([_turn(x, k) for k in pair], 3)
         both = (torch.stack([_turn(t[..., k, :], k) for k in pair], 3) for t in (steps, B, C))
-        for k, y_k in zip(pair, _along_rows(u, A[pair[0] :: 2], *both).unbind(3), strict=True):
+        for k, y_k in zip(pair, _along_rows(implementation, u, A[pair[0] :: 2], *both).unbind(3), strict=True):
             y = y + _turn_back(y_k, k)
     return y
 
@@ -141,9 +145,8 @@ def _turn_back(x, k):
     return x if k % 2 == 0 else x.transpose(1, 2)
 
 
-def _along_rows(u, A, dt, B, C):
+def _along_rows(loops, u, A, dt, B, C):
     """Two directions along the rows of (b, H, W, 2, I or N) maps, A (2, I, N) -> (b, H, W, 2, I)."""
-    loops = _loops.get()
     A = A.transpose(1, 2).contiguous()
     dt, drive, B, C = (t.permute(2, 1, 0, 3, 4).contiguous() for t in (dt, dt * u, B, C))  # (W, H, b, 2, ...)
     zero = (B[0].unsqueeze(-1) * drive[0].unsqueeze(-2)) * 0.0  # (H, b, 2, N, I), made so that no size is fixed

@@ -1,3 +1,7 @@
+import io
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -169,6 +173,21 @@ def test_classes_by_colour_and_by_palette_index(tmp_path):
         assert np.array_equal(read_mask(path, 3, values)[0].numpy(), class_map())
 
 
+def test_a_jpeg_mask_of_zeros_and_ones_is_refused_or_told_apart(tmp_path):
+    """Compression adds noise, so that the values are no longer two, and none of them is foreground."""
+    large = np.kron(lesion_mask(), np.ones((8, 8), np.uint8))
+    path = save(tmp_path / "m.jpg", large)
+    with pytest.raises(ValueError, match="m.jpg holds values from 0 to [1-3], all of which would be background"):
+        read_mask(path)
+    for values in ((0, 1), (1, 0)):
+        mask = read_mask(path, 1, values)[0].numpy() >= 128
+        assert (mask == (large > 0) ^ (values == (1, 0))).mean() > 0.97
+    assert read_mask(save(tmp_path / "empty.jpg", 0 * large)).max() == 0
+    assert (read_mask(save(tmp_path / "usual.jpg", 255 * large))[0].numpy() >= 128).sum() == pytest.approx(
+        large.sum(), rel=0.03
+    )
+
+
 def test_unexpected_class_values_are_named(tmp_path):
     grey = save(tmp_path / "grey.png", np.array([[0, 128, 130]], np.uint8))
     with pytest.raises(ValueError, match=r"grey.png holds the value 130; expected one of mask_values \(0, 128, 255\)"):
@@ -208,6 +227,75 @@ def test_a_broken_file_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-600])
     with pytest.raises(ValueError, match="a.png cannot be read"):
         read_image(path)
+
+
+def write_tiff(path, pixels, photometric, orientation=1):
+    """A TIFF file of an array (H, W) or (H, W, 3) of any depth, which Pillow does not write."""
+    pixels = pixels.astype(pixels.dtype.newbyteorder("<"))
+    height, width, *bands = pixels.shape
+    bands = bands[0] if bands else 1
+    bits = pixels.dtype.itemsize * 8
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8), (274, orientation)]
+    tags += [(277, bands), (278, height), (279, pixels.nbytes), (284, 1)]
+    extra = struct.pack("<3H", *[bits] * 3) if bands == 3 else b""
+    data = pixels.tobytes() + extra
+    content = b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags))
+    for tag, value in tags:
+        count, kind = (3, 3) if tag == 258 and extra else (1, 4)
+        content += struct.pack("<HHII", tag, kind, count, 8 + pixels.nbytes if count == 3 else value)
+    path.write_bytes(content + struct.pack("<I", 0))
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_white_as_zero_is_heeded_at_any_depth(tmp_path, dtype):
+    """A bright square on black, stored both ways, as image and as mask."""
+    highest = np.iinfo(dtype).max
+    square = lesion_mask().astype(dtype) * highest
+    for name, values, photometric in (("black0.tif", square, 1), ("white0.tif", highest - square, 0)):
+        path = write_tiff(tmp_path / name, values, photometric)
+        assert np.array_equal(read_image(path)[0].numpy(), lesion_mask() * 255), name
+        assert np.array_equal(read_mask(path)[0].numpy(), lesion_mask() * 255), name
+
+
+def test_colours_of_16_bits_are_refused_by_what_the_file_says(tmp_path):
+    colours = np.random.default_rng(0).integers(0, 2**16, (30, 55, 3)).astype(np.uint16)
+    with pytest.raises(ValueError, match="deep.tif cannot be read: its colours have 16 bits, expected 8"):
+        read_image(write_tiff(tmp_path / "deep.tif", colours, 2))
+    content = bytearray(save_png_bytes(np.zeros((4, 4, 3), np.uint8)))
+    content[24] = 16  # the bit depth
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    (tmp_path / "deep.png").write_bytes(content)
+    with pytest.raises(ValueError, match="deep.png cannot be read: its colours have 16 bits, expected 8"):
+        read_image(tmp_path / "deep.png")
+    # 2160 bytes a row, and strips of 1602 and more bytes: only their numbers hold a 16
+    eight = np.random.default_rng(0).integers(0, 256, (8, 720, 3), dtype=np.uint8)
+    assert read_image(save(tmp_path / "w720.bmp", eight)).shape == (3, 8, 720)
+    for width in range(50, 60):
+        Image.fromarray(eight[:, :width]).save(tmp_path / "lzw.tif", compression="tiff_lzw")
+        assert np.array_equal(read_image(tmp_path / "lzw.tif").permute(1, 2, 0).numpy(), eight[:, :width])
+
+
+def save_png_bytes(array):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "png")
+    return file.getvalue()
+
+
+def test_a_phones_jpeg_with_extras_is_its_first_picture(tmp_path):
+    """Many phones store a depth or brightness map behind the photograph, which Pillow calls MPO."""
+    first, extra = Image.new("RGB", (20, 10), (200, 30, 30)), Image.new("RGB", (10, 5))
+    first.save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=[extra])
+    image = read_image(tmp_path / "phone.jpg")
+    assert image.shape == (3, 10, 20) and image[0].float().mean() > 190
+
+
+def test_files_that_training_does_not_use_are_named(tmp_path, caplog):
+    images, masks = make_folder(tmp_path, ["a.jfif", "b.webp", "c.gif"], ["a.png", "b.png"])
+    (masks / "more").mkdir()
+    assert [stem for stem, _, _ in find_pairs(images, masks)] == ["a", "b"]
+    assert "images: 1 pictures are not used; expected .png" in caplog.text and "c.gif" in caplog.text
+    assert "masks: 1 folders in it are not searched: more" in caplog.text
 
 
 # ---- the data set

@@ -15,7 +15,7 @@ from datasets.loaders import (
     synapse_folders,
 )
 from datasets.transforms import run_angle
-from tests.tiny import isic_config, synapse_config
+from tests.tiny import ROOT, isic_config, synapse_config
 from utils.machine.device import available_cpus
 from utils.machine.memory import free_memory
 
@@ -164,7 +164,7 @@ def test_the_demo_is_made_where_none_is(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     build_isic_loaders(isic_config(None, data_path=None))
-    assert [str(folder) for folder in set(made)] == ["data/demo/isic"]
+    assert set(made) == {ROOT / "data/demo/isic"}
 
 
 # ---- Synapse

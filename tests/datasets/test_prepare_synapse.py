@@ -269,7 +269,9 @@ def lps(array):
         (lambda i, l: (lps(i), lps(l[:, :, :3])), r"img has the shape \(5, 6, 4\) but label \(5, 6, 3\)"),
         (lambda i, l: (lps(i[..., None]), lps(l)), r"img has the shape \(5, 6, 4, 1\); expected three"),
         (lambda i, l: (lps((i > 0).astype(np.uint8)), lps(l)), "img holds values from 0 to 1; expected Hounsfield"),
-        (lambda i, l: (lps(np.where(i > 1000, np.nan, i)), lps(l)), "img holds values from nan"),
+        (lambda i, l: (lps(np.where(i > 1000, np.inf, i)), lps(l)), "img holds infinite values"),
+        (lambda i, l: (lps(np.full(i.shape, np.nan)), lps(l)), "img holds NaN everywhere"),
+        (lambda i, l: (lps((i - i.min()) / 10), lps(l)), "img holds values from 0 to 2.*--window LOW HIGH"),
         (
             lambda i, l: (lps(i), lps(np.where(l == 3, 100, l).astype(np.uint8))),
             "label holds the label 100; expected 0..13",

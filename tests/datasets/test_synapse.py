@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.synapse import SynapseSlices, SynapseVolumes, read_list, scale_hu
+from datasets.intensities import scale_hu
+from datasets.synapse import SynapseSlices, SynapseVolumes, read_list
 from datasets.transforms import RandomGenerator
 from tests.tiny import write_slice
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.transforms import ISICTransform, RandomGenerator, minmax, resize, rotate, run_angle
+from datasets.transforms import ISICTransform, RandomGenerator, grey, minmax, resize, rotate, run_angle
 
 
 class Draws:
@@ -233,3 +233,29 @@ def test_random_generator_is_the_originals(shared, golden, monkeypatch, seed):
     assert (
         torch.bincount(target.flatten(), minlength=9).tolist() == facts["RandomGenerator_56"][str(seed)]["label_counts"]
     )
+
+
+# ---- one channel
+
+
+def test_grey_is_what_pillow_makes_of_colours():
+    image = torch.randint(0, 256, (3, 30, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = np.array(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L"))
+    assert np.array_equal(grey(image)[0].numpy(), expected)
+    assert torch.equal(grey(image[:1].expand(3, -1, -1)), image[:1])
+
+
+@pytest.mark.parametrize("normalization", ["minmax", "imagenet"])
+def test_a_transform_for_one_channel_gives_one(normalization):
+    image = torch.randint(0, 256, (1, 20, 24), dtype=torch.uint8).expand(3, -1, -1)
+    mask = torch.zeros(1, 20, 24, dtype=torch.uint8)
+    transform = ISICTransform(16, normalization=normalization, channels=1)
+    result, target = transform(image, mask)
+    assert result.shape == (1, 16, 16) and target.shape == (1, 16, 16)
+    if normalization == "minmax":  # over all channels, which are equal
+        torch.testing.assert_close(result, ISICTransform(16)(image, mask)[0][:1])
+
+
+def test_other_numbers_of_channels_are_refused():
+    with pytest.raises(ValueError, match="--input-channels 2: expected 3 .colour. or 1 .grey."):
+        ISICTransform(16, channels=2)

@@ -15,7 +15,7 @@ import train
 import train_synapse
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
-from datasets.synapse import scale_hu
+from datasets.intensities import scale_hu
 from inference.inputs import find_inputs, unique_names
 from predict import PredictConfig, Prediction, Predictor
 from tests.inference.networks import SIZE, SMALL, save_trained
@@ -143,14 +143,16 @@ def test_a_series_with_a_slice_missing_is_refused(organs, scan, tmp_path):
 
 def test_unknown_scaling_must_be_stated(folder, scan):
     path = save_trained(folder, SynapseConfig(**SMALL | {"dataset": "mri"}))
-    with pytest.raises(ValueError, match="'mri' was scaled is not stored .* --window"):
+    with pytest.raises(ValueError, match="from -200 to 400; expected values scaled to 0..1. Say with --window"):
         Predictor(path, device="cpu").predict(scan / "lps.nii.gz")
     stated = Predictor(path, device="cpu", window=(-125, 275)).predict(scan / "lps.nii.gz")
     np.testing.assert_array_equal(stated.mask, Predictor(path, device="cpu").predict(scan / "h5.npy.h5").mask)
 
 
 def test_a_network_of_images_takes_the_slices_of_a_volume(binary, scan):
-    result = Predictor(binary, device="cpu").predict(scan / "lps.nii.gz")
+    with pytest.raises(ValueError, match="lps.nii.gz is a volume; expected an image, .*--insist"):
+        Predictor(binary, device="cpu").predict(scan / "lps.nii.gz")
+    result = Predictor(binary, device="cpu", insist=True).predict(scan / "lps.nii.gz")
     slices = np.asarray(nibabel.load(scan / "lps.nii.gz").dataobj).transpose(2, 1, 0)
     np.testing.assert_array_equal(result.mask[2], Predictor(binary, device="cpu").predict(slices[2]).mask)
 
@@ -190,6 +192,18 @@ def test_a_photograph_and_its_mask_are_turned_alike_by_viewers(binary, colours, 
     for kind in ("masks", "overlays"):
         with Image.open(tmp_path / "out" / kind / "photo.png") as picture:
             assert picture.size == (70, 50) and picture.getexif()[0x0112] == 6
+
+
+def test_a_tiff_is_turned_once(binary, colours, tmp_path):
+    """Pillow turns its pixels as the tag says; the tag must not be passed on too."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(colours).save(tmp_path / "photo.tif", exif=exif)
+    run(binary, tmp_path / "photo.tif", output=tmp_path / "out")
+    turned = np.ascontiguousarray(np.rot90(colours, -1))
+    with Image.open(tmp_path / "out/masks/photo.png") as picture:
+        assert 0x0112 not in picture.getexif()
+        np.testing.assert_array_equal(np.array(picture) > 0, Predictor(binary, device="cpu").predict(turned).mask)
 
 
 def test_the_library_takes_arrays_and_paths(binary, colours, tmp_path):
@@ -308,6 +322,7 @@ def test_results_are_never_overwritten_unasked(binary, folder, tmp_path):
     assert len(read_rows(tmp_path / "structures.csv")) == len(list((tmp_path / "masks").iterdir())) == 5
     run(binary, images[0], output=tmp_path, existing="overwrite")
     assert (tmp_path / "masks" / f"{images[0].stem}.png").stat().st_mtime_ns > before
+    assert "keeps earlier results of 4 other inputs" in (tmp_path / "log.txt").read_text(encoding="utf-8")
     other = tmp_path / "other" / images[1].name
     other.parent.mkdir()
     other.write_bytes(images[1].read_bytes())

@@ -207,7 +207,8 @@ def run_python(code, **environment):
 
 FORWARD = """
 import logging, os, sys, torch
-logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+logging.getLogger("vmunet").setLevel("DEBUG")
 from models.cross_scan import cpu
 from models.cross_scan.reference import make_inputs, scan
 inputs = make_inputs(1, 5, 7, 32, R=2)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from configs.optim import OPTIMIZERS, SCHEDULERS, SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS
-from utils.optim import build_optimizer, build_scheduler, step_scheduler
+from utils.optim import adopt_length, build_optimizer, build_scheduler, check_optimization, step_scheduler
 
 
 def config(**changes):
@@ -207,3 +207,40 @@ def test_a_stored_schedule_goes_on_where_it_stopped(name):
     for part, state in zip(second, torch.load(stored, weights_only=True), strict=True):
         part.load_state_dict(state)
     assert run(*second, 27) == whole[13:]
+
+
+# ---- a run that becomes longer, and values that can't be meant
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "ReduceLROnPlateau"])
+def test_a_schedule_goes_on_as_that_of_the_longer_run_or_as_it_was(name):
+    """After 30 of 30 epochs, 60 are wanted."""
+    optimizer = torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=1e-3)
+    scheduler = build_scheduler(optimizer, config(sch=name, epochs=30), SCHEDULERS)
+    for _ in range(30):
+        optimizer.step()
+        scheduler.step()
+    state, rate = scheduler.state_dict(), optimizer.param_groups[0]["lr"]
+    longer = config(sch=name, epochs=60)
+    scheduler = build_scheduler(optimizer, longer, SCHEDULERS)
+    scheduler.load_state_dict(state)
+    optimizer.param_groups[0]["lr"] = rate
+    said = adopt_length(scheduler, longer)
+    found = optimizer.param_groups[0]["lr"]
+    if name in ("WP_CosineLR", "CosineWarmup"):
+        assert found == pytest.approx(rates(longer)[30]) and "is now that of 60 epochs" in said
+    else:
+        assert found == rate and "goes on as it was" in said
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        (dict(opt_args={"betas": "3"}), "their values can't be meant"),
+        (dict(opt_args={"eps": "-1"}), "Invalid epsilon value"),
+        (dict(sch_args={"T_max": "x"}), "their values can't be meant"),
+    ],
+)
+def test_values_that_the_optimizer_or_the_schedule_refuses_are_named(values, words):
+    with pytest.raises(ValueError, match=words):
+        check_optimization(config(**dict(opt_args={}, sch_args={}) | values), OPTIMIZERS, SCHEDULERS)

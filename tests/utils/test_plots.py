@@ -85,13 +85,25 @@ def test_panels(tmp_path, class_names, masks):
     figure = plots.make_panels(samples, class_names)
     assert [axes.get_title() for axes in figure.axes[:3]] == ["$case_0 □□", "truth", "prediction"]
     with Image.open(tmp_path / "panels.png") as picture:
-        assert picture.size == (900, 680)
+        assert picture.width == 900 and picture.height >= 680  # and the legend of the classes
 
 
 def test_a_picture_is_saved_as_it_is(tmp_path):
     picture = plots.draw_outlines(np.random.default_rng(0).random((3, 40, 30)), np.ones((40, 30)))
     plots.save_picture(tmp_path / "naïve name.png", picture)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "naïve name.png")), picture)
+
+
+@pytest.mark.parametrize("slices, names", [(1, 8), (2, 8), (12, 8), (1, 1), (3, 20)])
+def test_the_legend_of_a_montage_fits(slices, names):
+    labels = np.random.default_rng(0).integers(0, names + 1, (slices, 32, 32))
+    figure = plots.make_montage(labels / names, labels, [f"left part of organ {n}" for n in range(names)])
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert len(legend.get_texts()) == names
+    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
+    assert all(axis.get_window_extent().y0 >= box.y1 for axis in figure.axes)
 
 
 def test_tensorboard_gets_scalars_and_panels(tmp_path):

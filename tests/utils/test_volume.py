@@ -8,9 +8,11 @@ from scipy.ndimage import gaussian_filter, zoom
 
 from utils.volume import (
     calculate_metric_percase,
+    describe_hd95,
     dice,
     evaluate_volume,
     hd95,
+    is_missed,
     predict_volume,
     score_case,
     summarize_cases,
@@ -145,6 +147,22 @@ def test_zooms_have_scipys_border(n, m):
 
 
 # ---- a network on a volume
+
+
+def test_a_class_that_was_missed_is_told_from_one_that_is_nowhere():
+    some, none = np.zeros((4, 8, 8), bool), np.zeros((4, 8, 8), bool)
+    some[1:3, 2:6, 2:6] = True
+    moved = np.roll(some, 1, axis=2)
+    cases = {"found": (moved, some), "missed": (none, some), "nowhere": (none, none), "invented": (some, none)}
+    scores = {}
+    for name, (pred, label) in cases.items():
+        scores[name] = {key: values[0] for key, values in score_case(pred * 1, label * 1, 2).items()}
+    assert [name for name in cases if is_missed(scores[name])] == ["missed"]
+    assert scores["missed"]["hd95_transunet"] == 0  # as published
+    assert describe_hd95([scores["found"]]) == "1.00"
+    assert describe_hd95([scores["missed"], scores["nowhere"]]) == "missed"
+    assert describe_hd95([scores[name] for name in cases]) == "1.00, missed in 1 of 2"
+    assert describe_hd95([scores["nowhere"], scores["invented"]]) == ""
 
 
 def small_network(classes=5):

@@ -26,7 +26,7 @@ def use_fast_matmuls() -> bool:
     if error > FLOAT32_ERROR:
         matmul.fp32_precision = before
     outcome = "on" if error <= FLOAT32_ERROR else "off, they round to bfloat16 here"
-    log.info("oneDNN's float32 matmuls: %s (relative error %.0e)", outcome, error)
+    log.debug("oneDNN's float32 matmuls: %s (relative error %.0e)", outcome, error)
     return error <= FLOAT32_ERROR
 
 

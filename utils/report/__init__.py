@@ -11,9 +11,6 @@ import logging
 from pathlib import Path
 
 from utils.files import write_atomically
-from utils.report.page import render
-from utils.report.records import Record
-from utils.report.run_page import contents
 
 log = logging.getLogger("vmunet")
 
@@ -29,6 +26,10 @@ def report_at_end(folder: str | Path) -> None:
 
 def write_report(folder: str | Path) -> Path:
     """Makes report.html in a run folder, from what is in it so far, and returns its path."""
+    from utils.report.page import page_bytes  # these need PyTorch and matplotlib
+    from utils.report.records import Record
+    from utils.report.run_page import contents
+
     path = Path(folder, "report.html")
-    write_atomically(path, render("report.html", **contents(Record(Path(folder)))).encode())
+    write_atomically(path, page_bytes("report.html", **contents(Record(Path(folder)))))
     return path

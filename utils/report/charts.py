@@ -1,7 +1,7 @@
 """Charts of the pages: SVG inside the HTML, in the page's own colours, light or dark, without references to anything
 outside. (Pictures that stand alone, PNG files in the run's folder, come from utils/plots.py.)
 
-Text that users chose (names of runs, images, classes) is kept out of the charts; the page's tables have it.
+Of the text that users chose only names of classes are in the charts; names of runs and images are in the tables.
 """
 
 import io
@@ -14,6 +14,8 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
+
+from utils.plots import legend_label
 
 # Colours that matplotlib draws with, and the variables of the page's style sheet that replace them.
 INK, GRID, SERIES = "#000001", "#000002", [f"#00001{i}" for i in range(1, 9)]
@@ -45,6 +47,7 @@ STYLE: dict[Any, Any] = {
     "savefig.facecolor": "none",
 }
 DASHES = ("-", "--", "-.", ":")
+MOST_LABELS = 16  # with more series a legend would cover the chart
 WIDE = 50  # highest by lowest value from which a chart is logarithmic
 SIZE = (4.6, 2.9)  # inches of 72 points: about what a telephone is wide
 counter = itertools.count(1)
@@ -61,16 +64,16 @@ def lines(
     """A chart of {label: (xs, ys)}; `mark` is an x to point out. Labels with the same first word share a colour.
 
     log  a logarithmic axis, if the highest value is at least WIDE times the lowest"""
-    families = list(dict.fromkeys(label.split()[0] for label in series))
-    seen = []
+    families = list(dict.fromkeys(first_word(label) for label in series))
+    seen: list[str] = []
     with rc_context(STYLE):
         figure, axes = _empty(title, xlabel)
         for label, (xs, ys) in series.items():
-            family = label.split()[0]
+            family = first_word(label)
             colour, dash = SERIES[families.index(family) % len(SERIES)], DASHES[seen.count(family) % len(DASHES)]
             seen.append(family)
             dots = "o" if len(xs) < 20 else None
-            axes.plot(xs, ys, dash, label=label, color=colour, linewidth=1.6, marker=dots, markersize=3.5)
+            axes.plot(xs, ys, dash, label=legend_label(label), color=colour, linewidth=1.6, marker=dots, markersize=3.5)
         if mark is not None:
             axes.axvline(mark, color=INK, linewidth=1, linestyle=(0, (1, 3)))
         if limits is not None:
@@ -81,9 +84,13 @@ def lines(
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter("{x:g}")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        if len(series) > 1:
+        if 1 < len(series) <= MOST_LABELS:
             axes.legend(loc="best")
         return _svg(figure, title)
+
+
+def first_word(label: str) -> str:
+    return next(iter(label.split()), "")
 
 
 def histogram(title: str, values: Sequence[float], xlabel: str, lines: Mapping[str, float] | None = None) -> Markup:

@@ -2,8 +2,9 @@
 
     python -m utils.report results/RUN... -o compare.html
 
-Runs on the same test images that differ in nothing but the seed, and in what cannot change a score, are a group. A
-group's score of an image is the mean over its runs. Two groups are compared by Wilcoxon's signed-rank test over their
+Runs on the same test images that differ in nothing but the seed, and in what cannot change a score, are a group. So are
+the folds of a cross-validation: one experiment that tests every image once. A group's score of an image is the mean
+over its runs. Two groups are compared by Wilcoxon's signed-rank test over their
 images (cases), only if these are the same ones; the p values of all pairs are corrected by Holm's method.
 """
 
@@ -18,8 +19,8 @@ from scipy.stats import bootstrap, wilcoxon
 
 from utils.files import write_atomically
 from utils.report import charts
-from utils.report.groups import SCORES, Group, group_runs, why_unpaired
-from utils.report.page import Column, render, selected, table, trained, weights_of
+from utils.report.groups import SCORES, Group, group_runs, member, why_unpaired
+from utils.report.page import Column, page_bytes, selected, table, trained, weights_of
 from utils.report.published import EXECUTION, shown
 from utils.report.records import Record
 
@@ -35,7 +36,7 @@ def write_comparison(folders: list[str], path: str | Path) -> Path:
         raise ValueError(f"-o {path}: found a file that is no page, expected a name ending in .html")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"-o {path}: found no folder {path.parent}, expected one to write into")
-    write_atomically(path, render("compare.html", **contents(read_runs(folders))).encode())
+    write_atomically(path, page_bytes("compare.html", **contents(read_runs(folders))))
     return path
 
 
@@ -118,10 +119,19 @@ def groups_table(groups: list[Group]) -> dict[str, Any]:
         Column("initial weights", lambda group: weights_of(group.runs[0]), text=True),
         Column("recipe", lambda group: group.recipes, text=True),
         Column("seeds", lambda group: group.seeds, text=True),
-        Column("cases" if of_volumes else "images", lambda group: len(group.runs[0].tested)),
+        Column("cases" if of_volumes else "images", lambda group: len(group.tested)),
         *score_columns(of_volumes, Group.scores),
     ]
-    return table(columns, groups, "Mean ± standard deviation over the seeds")
+    caption = "Mean ± standard deviation over the seeds"
+    if any(group.folds for group in groups):
+        columns.insert(6, Column("folds", folds_of, text=True))
+        caption += ", of a cross-validation over its folds"
+    return table(columns, groups, caption)
+
+
+def folds_of(group: Group) -> str:
+    folds = ", ".join(map(str, group.folds))
+    return f"{folds} of 0..{group.config['folds'] - 1}" if folds else ""
 
 
 def runs_table(groups: list[Group]) -> dict[str, Any]:
@@ -131,9 +141,14 @@ def runs_table(groups: list[Group]) -> dict[str, Any]:
         Column("", lambda run: letters[run.folder]),
         Column("run", lambda run: run.name, text=True),
         Column("seed", lambda run: run.config["seed"]),
+        *(
+            [Column("fold", lambda run: "" if run.fold is None else run.fold)]
+            if any(group.folds for group in groups)
+            else []
+        ),
         Column("trained", trained),
         Column("selected epoch", lambda run: "" if run.best is None else selected(run)),
-        *score_columns(runs[0].of_volumes, lambda run, name: [run.scores[name]]),
+        *score_columns(runs[0].of_volumes, lambda run, name: [run.score(name)]),
     ]
     return table(columns, runs)
 
@@ -144,6 +159,10 @@ def notes(groups: list[Group]) -> list[str]:
         lines.append("The groups follow different protocols: with paper the reported set also selects the epoch.")
     if len({group.config["image_size"] for group in groups}) > 1 and not groups[0].runs[0].of_volumes:
         lines.append("Scores are taken at the network's input size, which differs between the groups.")
+    for group in groups:
+        if group.folds and group.missing_folds:
+            missing = ", ".join(map(str, group.missing_folds))
+            lines.append(f"{group.letter}: no run of fold {missing} is among these; its images are missing too.")
     if any(len(group.runs) == 1 for group in groups):
         lines.append("A group of one seed has no standard deviation: how much its score owes to chance is not known.")
     return lines
@@ -152,7 +171,7 @@ def notes(groups: list[Group]) -> list[str]:
 def differing_values(groups: list[Group]) -> dict[str, Any]:
     """A row for each field of the config, and each value of optimizer and scheduler, that the groups do not share."""
     values = [
-        {name: shown(value) for name, value in group.config.items() if name not in EXECUTION | {"seed"}}
+        {name: shown(value) for name, value in group.config.items() if name not in EXECUTION | {"seed", "fold"}}
         | {name: shown(value) for name, value in group.optimization.items()}
         for group in groups
     ]
@@ -171,7 +190,7 @@ def pairs(groups: list[Group], dice: dict[str, dict[str, float]]) -> list[dict[s
     rows = []
     for one, other in itertools.combinations(groups, 2):
         row: dict[str, Any] = {"names": f"{one.letter} − {other.letter}"}
-        row["reason"] = why_unpaired(one.runs[0], other.runs[0])
+        row["reason"] = why_unpaired(one.tested, other.tested)
         if row["reason"] is None:
             row |= paired_test(dice[one.letter], dice[other.letter])
         rows.append(row)
@@ -182,10 +201,10 @@ def pairs(groups: list[Group], dice: dict[str, dict[str, float]]) -> list[dict[s
 
 
 def comparison_charts(groups: list[Group], dice: dict[str, dict[str, float]]) -> list[Markup]:
-    """Dice of every image by group; curves of every run, named by its group's letter and its seed."""
+    """Dice of every image by group; curves of every run, named by its group's letter, its seed and fold."""
     drawn = [charts.boxes("Dice by group", {name: list(values.values()) for name, values in dice.items()}, "Dice")]
     for column in ("train_loss", "val_loss", "dsc", "dice_transunet"):
-        named = [(f"{group.letter} {run.config['seed']}", run) for group in groups for run in group.runs]
+        named = [(f"{group.letter} {member(run)}", run) for group in groups for run in group.runs]
         curves = {name: run.curve(column) for name, run in named if any(column in row for row in run.epochs)}
         if curves:
             drawn.append(charts.lines(column, curves, log="loss" in column))

@@ -9,15 +9,16 @@ from utils.report.records import Record
 KEPT = ("config.json", "facts.json", "metrics.csv", "metrics.json", "test_images.csv", "test_volumes.csv", "curves.png")
 
 
-def keep_records(run: str | Path, folder: str | Path) -> Path:
+def keep_records(source: str | Path, folder: str | Path) -> Path:
     """Copies the small records of a run into a new folder, from which reports and comparisons can be made, too.
 
     Raises FileNotFoundError and ValueError for what is no run, FileExistsError for a folder that is there."""
-    source, target = Record(Path(run)).folder, Path(folder)
+    run, target = Record(Path(source)), Path(folder)
     if target.exists():
         raise FileExistsError(f"--keep {target}: found a folder or file there, expected a new one")
     target.mkdir(parents=True)
     for name in KEPT:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+        path = run.file(name)
+        if path is not None:
+            shutil.copyfile(path, target / name)
     return target

@@ -14,13 +14,13 @@ from utils.report.published import initial_weights
 from utils.report.records import Record
 
 
-def render(template: str, **values: Any) -> str:
-    """A page from the folder `templates`; every value is escaped."""
+def page_bytes(template: str, **values: Any) -> bytes:
+    """A page from the folder `templates`, in UTF-8; every value is escaped."""
     folder = FileSystemLoader(Path(__file__).with_name("templates"))
     environment = Environment(
         loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template(template).render(values)
+    return environment.get_template(template).render(values).encode(errors="backslashreplace")
 
 
 class Column(NamedTuple):

@@ -34,7 +34,7 @@ TESTED = {"isic17": 650, "isic18": 808, "synapse": 12}  # images, volumes
 # The values that the paper's runs had, as config.json holds them. The configs start from the same ones and may be
 # edited; these stay, so that a report says what was changed. The rows of configs/optim.py likewise.
 _BOTH = (
-    {"recipe": "published", "network": "vmunet", "input_channels": 3}
+    {"recipe": "published", "network": "vmunet", "input_channels": 3, "class_names": [], "class_colours": []}
     | {"depths": [2, 2, 2, 2], "depths_decoder": [2, 2, 2, 1], "dims": [96, 192, 384, 768], "d_state": 16}
     | {"drop_path_rate": 0.2, "skip_at_quarter": False, "loss_weight": [1, 1], "protocol": "paper"}
     | {"load_ckpt_path": "pretrained_weights/vmamba_small_e238_ema.pth", "data_path": None}
@@ -42,8 +42,9 @@ _BOTH = (
     | {"opt": "AdamW", "opt_args": {}, "lr": None, "weight_decay": None, "decay": "all"}
     | {"sch": "CosineAnnealingLR", "sch_args": {}, "warmup": "from_first_step"}
     | {"device": "auto", "precision": "fp32", "scan_backend": "auto", "compile": False, "cuda_graphs": True}
-    | {"use_checkpoint": False, "num_workers": -1, "cache": "auto", "work_dir": "results", "print_interval": 20}
+    | {"use_checkpoint": False, "num_workers": -1, "cache": "auto", "work_dir": None, "print_interval": 20}
     | {"save_interval": 100, "resume": None, "test_only": None, "debug": False, "stop_when_lost": False}
+    | {"accept_changed_data": False}
 )
 PUBLISHED_IMAGES = (
     _BOTH
@@ -65,7 +66,7 @@ OPTIMIZATION_VOLUMES = {"optimizer": _ADAMW, "scheduler": {"name": "CosineAnneal
 EXECUTION = (
     {"device", "scan_backend", "compile", "cuda_graphs", "use_checkpoint", "num_workers", "cache", "work_dir"}
     | {"print_interval", "save_interval", "val_interval", "resume", "debug", "z_spacing", "stop_when_lost"}
-    | {"recipe"}
+    | {"recipe", "class_names", "class_colours", "accept_changed_data"}
 )
 PLACES = {"data_path", "list_dir", "volume_path"}  # of the data; what lies there decides
 ROW = {"dataset", "network", "load_ckpt_path", "seed", "test_only"}  # what a row of the tables is about

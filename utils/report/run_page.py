@@ -2,20 +2,17 @@
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
-import nibabel
 import numpy as np
 from markupsafe import Markup
-from PIL import Image
 
-from utils.files import reading
-from utils.plots import PREDICTION, TRUTH, Colour, class_colours, draw_class_outlines
+from utils.plots import DICE_OF_CLASS, PREDICTION, TRUTH, class_colours
 from utils.report import charts
 from utils.report.page import (
     Column,
     css,
-    data_uri,
     pairs_table,
     percent,
     seconds,
@@ -24,8 +21,10 @@ from utils.report.page import (
     trained,
     weights_of,
 )
+from utils.report.pictures import overlay_of, slices_of
 from utils.report.published import DOUBT_MEANS, UNCONFIRMED, paper_number, shown
 from utils.report.records import Record
+from utils.volume import SCORE_NAMES, describe_hd95, is_missed
 
 Contents = dict[str, Any]  # what a template shows
 
@@ -68,7 +67,7 @@ def contents(run: Record) -> Contents:
         "tiles": tiles(run),
         "comparison": None,
         "remarks": [],
-        "differences": run.differences,
+        "differences": [] if run.own_data else run.differences,
         "difference_mark": DIFFERENCE_MARK if run.published else "",
         "charts": training_charts(run),
         "best": selected(run),
@@ -94,10 +93,14 @@ def notes(run: Record) -> list[str]:
     lines = []
     if not run.config["test_only"]:
         lines.append(NOTES[run.config["protocol"], run.of_volumes])
+    if run.fold is not None:
+        lines.append(
+            f"Fold {run.fold} of 0..{run.values['folds'] - 1} of a cross-validation, which is one experiment: python "
+            "-m utils.report RUN... -o compare.html with the runs of all folds has their mean and deviation."
+        )
     if run.config["dataset"] == "demo":
         lines.append("Synthetic data: the scores show that everything works and say nothing about patients.")
-    if "overlap" in run.facts:
-        lines.append(run.facts["overlap"])
+    lines += [run.facts[name] for name in ("overlap", "changed_data", "extended") if name in run.facts]
     if not run.finished:
         lines.append("Not tested yet: the run was stopped, or is still training. --resume goes on with it.")
     return lines
@@ -105,24 +108,25 @@ def notes(run: Record) -> list[str]:
 
 def tiles(run: Record) -> list[tuple[str, Any]]:
     """[(label, number)] of the most important numbers."""
-    scores, found = run.scores, []
-    if scores and run.of_volumes:
+    found: list[tuple[str, Any]] = []
+    if run.finished and run.of_volumes:
         found += [
-            ("DSC, mean of organs and cases", percent(scores["dice_transunet"])),
-            ("HD95, voxels", f"{scores['hd95_transunet']:.2f}"),
+            ("DSC, mean of organs and cases", percent(run.score("dice_transunet"))),
+            (f"HD95, voxels{missed_remark(run)}", describe_hd95(every_organ(run))),
             ("volumes", len(run.tested)),
         ]
-    elif scores:
+    elif run.finished:
         found += [
-            ("mIoU of all pixels", percent(scores["miou"])),
-            ("DSC of all pixels", percent(scores["dsc"])),
-            ("Dice, mean of images", percent(scores["dsc_per_image"])),
+            ("mIoU of all pixels", percent(run.score("miou"))),
+            ("DSC of all pixels", percent(run.score("dsc"))),
+            ("Dice, mean of images", percent(run.score("dsc_per_image"))),
             ("test images", len(run.tested)),
         ]
     if run.best is not None:
         found.append(("selected epoch", selected(run)))
-    if run.epochs:
-        found.append(("an epoch", seconds(statistics.median(row["seconds"] for row in run.epochs))))
+    times = run.curve("seconds")[1]
+    if times:
+        found.append(("an epoch", seconds(statistics.median(times))))
     return found
 
 
@@ -132,19 +136,27 @@ def tiles(run: Record) -> list[tuple[str, Any]]:
 def training_charts(run: Record) -> list[Markup]:
     """Curves of what metrics.csv has."""
     names = list(dict.fromkeys(name for row in run.epochs for name in row))
-    dice = [name for name in names if name in ("dsc", "dsc_per_image") or name.startswith("dice")]
+    dice = [name for name in names if name in ("dsc", "dsc_per_image", "dice_transunet", "dice_strict")]
+    of_classes = [name for name in names if name.startswith(DICE_OF_CLASS)]
     panels: list[tuple[str, list[str], dict[str, Any]]] = [
         ("loss", [name for name in names if name.endswith("loss")], {"log": True}),
         ("learning rate", [name for name in names if name == "lr"], {"log": True}),
         ("mIoU", [name for name in names if name in ("miou", "miou_per_image")], {"limits": (0, 1)}),
         ("DSC", dice, {"limits": (0, 1)}),
+        ("Dice of classes", of_classes, {"limits": (0, 1)}),
         ("HD95", [name for name in names if name.startswith("hd95")], {}),
     ]
     return [
-        charts.lines(title, {name: run.curve(name) for name in columns}, mark=selected(run), **options)
+        charts.lines(title, {class_of(name): run.curve(name) for name in columns}, mark=selected(run), **options)
         for title, columns, options in panels
         if columns
     ]
+
+
+def class_of(column: str) -> str:
+    """What a chart calls a column: that of a class by the name of the class."""
+    prefix = next((prefix for prefix in DICE_OF_CLASS if column.startswith(prefix)), "")
+    return column.removeprefix(prefix)
 
 
 def usage(run: Record) -> list[tuple[str, str]]:
@@ -157,6 +169,7 @@ def usage(run: Record) -> list[tuple[str, str]]:
         found.append(("an epoch, median", seconds(statistics.median(time))))
     if speed:
         found.append(("training images per second, median", f"{statistics.median(speed):.1f}"))
+    if waiting:
         found.append(("of the time waiting for data, median", f"{statistics.median(waiting):.1%}"))
     if memory:
         found.append(("memory, peak", f"{max(memory):.2f} GB"))
@@ -186,7 +199,7 @@ def paper_columns(run: Record, score_of: Callable[[Any], str], here: Callable[[A
 
 
 def images_part(run: Record) -> Contents:
-    several = run.config["num_classes"] > 1
+    several = run.num_classes > 1
     dice = run.dice()
     return {
         **image_scores(run),
@@ -201,11 +214,11 @@ def images_part(run: Record) -> Contents:
 def image_scores(run: Record) -> Contents:
     columns = [
         Column("", PERCENT.__getitem__),
-        Column("all pixels", lambda score: percent(run.scores[score])),
-        *paper_columns(run, lambda score: score, lambda score: 100 * run.scores[score]),
-        Column("mean of images", lambda score: percent(run.scores[f"{score}_per_image"])),
+        Column("all pixels", lambda score: percent(run.score(score))),
+        *paper_columns(run, lambda score: score, lambda score: 100 * run.score(score)),
+        Column("mean of images", lambda score: percent(run.score(f"{score}_per_image"))),
     ]
-    if run.config["num_classes"] > 1:
+    if run.num_classes > 1:
         remarks = ["Percent; means of the classes from 1 on."]
     else:
         remarks = ["Percent. Pixels of all test images are counted together, as published; the mean of images is ours."]
@@ -221,7 +234,7 @@ def binary_counts(run: Record) -> Contents | None:
     if not all("tp" in row for row in run.tested.values()):
         return None
     counts = {name: sum(row[name] for row in run.tested.values()) for name in COUNTS}
-    total = sum(counts.values())
+    total = max(1, sum(counts.values()))
 
     def cell(name: str) -> str:
         return f"{counts[name]:,.0f} ({counts[name] / total:.1%})"
@@ -232,7 +245,7 @@ def binary_counts(run: Record) -> Contents | None:
         Column("predicted background", lambda row: cell(row[2])),
     ]
     rows = [("true foreground", "tp", "fn"), ("true background", "fp", "tn")]
-    return table(columns, rows, f"Pixels of all test images, threshold {run.config['threshold']}")
+    return table(columns, rows, f"Pixels of all test images, threshold {run.values['threshold']}")
 
 
 def class_counts(run: Record) -> Contents:
@@ -240,27 +253,16 @@ def class_counts(run: Record) -> Contents:
         return lambda c: f"{sum(row.get(f'{name}_class{c}', 0) for row in run.tested.values()):,.0f}"
 
     columns = [
-        Column("", lambda c: f"class {c}"),
+        Column("", lambda c: ["background", *run.class_names][c], text=True),
         *(Column(label, count(name)) for name, label in COUNTS.items()),
-        Column("IoU %", lambda c: percent(run.scores["classes"][c]["miou"])),
-        Column("Dice %", lambda c: percent(run.scores["classes"][c]["dsc"])),
+        Column("IoU %", lambda c: percent(run.score("miou", c))),
+        Column("Dice %", lambda c: percent(run.score("dsc", c))),
     ]
-    return table(columns, range(run.config["num_classes"]), "Pixels of all test images, each class against the rest")
+    return table(columns, range(run.num_classes), "Pixels of all test images, each class against the rest")
 
 
 def picture(run: Record, name: str, score: float) -> Contents:
-    """The overlay that the test saved; of several classes with the outlines of the truth drawn into it."""
-    folder = run.folder / "predictions"
-    overlay, truth = folder / f"{name}_overlay.png", folder / f"{name}_truth.png"
-    images = []
-    if overlay.is_file():
-        with reading(overlay), Image.open(overlay) as file:
-            pixels = np.array(file.convert("RGB"))
-        if truth.is_file():
-            with reading(truth), Image.open(truth) as file:
-                pixels = draw_class_outlines(pixels.transpose(2, 0, 1), np.array(file))
-        images = [data_uri(pixels)]
-    return {"name": name, "images": images, "text": f"Dice {score:.3f}"}
+    return {"name": name, "images": overlay_of(run, name), "text": f"Dice {score:.3f}"}
 
 
 # ---- the test on volumes
@@ -269,7 +271,7 @@ def picture(run: Record, name: str, score: float) -> Contents:
 def volumes_part(run: Record) -> Contents:
     dice = run.dice()
     pictures = [
-        (title, [case_slice(run, case, dice[case], part) for case in cases for part in (0.25, 0.5, 0.75)])
+        (title, [figure for case in cases for figure in case_slices(run, case, dice[case])])
         for title, cases in extremes(dice, 1)
     ]
     return {
@@ -286,7 +288,8 @@ class Organ(NamedTuple):
     """A row of the table of organs."""
 
     name: str  # "" for the mean over all of them
-    values: dict[str, float]
+    value: Callable[[str], float]  # its score of a name
+    cases: list[dict[str, float]]  # its scores in each case; of the mean those of every organ
 
     def score(self, name: str) -> str:
         """The name that a score of this organ has in test_volumes.csv and published.ROWS."""
@@ -296,24 +299,49 @@ class Organ(NamedTuple):
 def organ_scores(run: Record) -> Contents:
     columns = [
         Column("", lambda organ: organ.name or "mean"),
-        Column("DSC %", lambda organ: percent(organ.values["dice_transunet"])),
+        Column("DSC %", lambda organ: percent(organ.value("dice_transunet"))),
         *paper_columns(
-            run, lambda organ: organ.score("dice_transunet"), lambda organ: 100 * organ.values["dice_transunet"]
+            run, lambda organ: organ.score("dice_transunet"), lambda organ: 100 * organ.value("dice_transunet")
         ),
-        Column("HD95 voxels", lambda organ: f"{organ.values['hd95_transunet']:.2f}"),
-        *paper_columns(run, lambda organ: organ.score("hd95_transunet"), lambda organ: organ.values["hd95_transunet"]),
-        Column("strict DSC %", lambda organ: percent(organ.values["dice_strict"])),
-        Column("strict HD95 mm", lambda organ: f"{organ.values['hd95_strict']:.2f}"),
+        Column("HD95 voxels, published protocol", lambda organ: f"{organ.value('hd95_transunet'):.2f}"),
+        *paper_columns(run, lambda organ: organ.score("hd95_transunet"), lambda organ: organ.value("hd95_transunet")),
+        Column("HD95 voxels where found", lambda organ: describe_hd95(organ.cases)),
+        Column("strict DSC %", lambda organ: percent(organ.value("dice_strict"))),
+        Column("strict HD95 mm", lambda organ: f"{organ.value('hd95_strict'):.2f}"),
     ]
-    organs = [Organ(name, values) for name, values in zip(class_names(run), run.scores["classes"], strict=True)]
+    organs = [
+        Organ(name, partial(run.score, number=number), cases_of_organ(run, name))
+        for number, name in enumerate(run.class_names)
+    ]
     caption = f"{len(run.tested)} volumes, means over the cases"
     remark = (
-        "Published protocol: a prediction without truth counts as Dice 1 and HD95 0, every other empty one as 0 and 0. "
+        "Published protocol: a prediction without truth counts as Dice 1 and HD95 0, every other empty one as 0 and 0: "
+        "also an organ that was missed. Where found: means over the cases with both, and how many were missed. "
         "Strict: both empty is not counted (nan: nowhere), one empty is Dice 0 and HD95 the volume's diagonal; in "
         "voxels where the spacing is not known."
     )
-    rows = [Organ("", run.scores), *organs]
+    rows = [Organ("", run.score, every_organ(run)), *organs]
     return {"comparison": table(columns, rows, caption, lambda organ: not organ.name), "remarks": [remark]}
+
+
+def cases_of_organ(run: Record, name: str) -> list[dict[str, float]]:
+    """The scores of an organ in each case, without those that the run did not store."""
+    return [
+        {score: row[f"{score} {name}"] for score in SCORE_NAMES if f"{score} {name}" in row}
+        for row in run.tested.values()
+    ]
+
+
+def every_organ(run: Record) -> list[dict[str, float]]:
+    """The scores of each organ in each case."""
+    return [scores for name in run.class_names for scores in cases_of_organ(run, name)]
+
+
+def missed_remark(run: Record) -> str:
+    """What the label of the mean HD95 adds if an organ was missed: the published protocol counts that as 0."""
+    if not any(map(is_missed, every_organ(run))):
+        return ""
+    return f" where found (published protocol: {run.score('hd95_transunet'):.2f})"
 
 
 def case_scores(run: Record, dice: dict[str, float]) -> Contents:
@@ -323,27 +351,18 @@ def case_scores(run: Record, dice: dict[str, float]) -> Contents:
     columns = [
         Column("", lambda case: case),
         Column("mean", lambda case: percent(dice[case])),
-        *(Column(name, of_organ(name)) for name in class_names(run)),
+        *(Column(name, of_organ(name)) for name in run.class_names),
     ]
     return table(columns, run.tested, "Dice %, published protocol")
 
 
-def case_slice(run: Record, case: str, score: float, part: float) -> Contents:
-    """Truth and prediction in the slice that lies at `part` of those with labels, from the NIfTI files of the test."""
-    paths = [run.folder / "predictions" / f"{case}_{kind}.nii.gz" for kind in ("img", "gt", "pred")]
-    images, where = [], ""
-    if all(path.is_file() for path in paths):
-        volumes = []
-        for path in paths:
-            with reading(path):
-                volumes.append(np.asarray(nibabel.Nifti1Image.from_filename(path).dataobj).transpose(2, 1, 0))
-        image, truth, prediction = volumes
-        labelled = np.flatnonzero((truth > 0).any((1, 2)))
-        number = int(labelled[int(part * (len(labelled) - 1))]) if len(labelled) else int(part * (len(image) - 1))
-        where = f", slice {number}"
-        for labels in (truth, prediction):
-            images.append(data_uri(draw_class_outlines(image[number], labels[number])))
-    return {"name": case + where, "images": images, "text": f"Dice of the case {score:.3f}"}
+def case_slices(run: Record, case: str, score: float) -> list[Contents]:
+    """Truth and prediction in three slices of a case."""
+    text = f"Dice of the case {score:.3f}"
+    shown = slices_of(run, case, (0.25, 0.5, 0.75))
+    if not shown:
+        return [{"name": case, "images": [], "text": text}]
+    return [{"name": f"{case}, slice {number}", "images": images, "text": text} for number, images in shown]
 
 
 # ---- shared pieces
@@ -405,13 +424,7 @@ def configuration(run: Record) -> Contents:
     }
 
 
-def class_names(run: Record) -> list[str]:
-    """Names of the classes 1, 2, ..."""
-    number = run.config["num_classes"]
-    return list(run.scores["class_names"]) if run.of_volumes else [f"class {c}" for c in range(1, number)]
-
-
 def class_keys(run: Record) -> list[tuple[str, str]]:
-    names = class_names(run)
-    colours: list[Colour] = class_colours(len(names))
+    names = run.class_names
+    colours = class_colours(len(names), run.class_colours)
     return [(name, css(colour)) for name, colour in zip(names, colours, strict=True)]

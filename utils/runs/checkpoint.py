@@ -5,14 +5,16 @@ own checksum, so that a truncated or altered file is found out. It holds tensors
 with `weights_only=True` and can't run code. The `latest.pth` before the present one is kept as `latest.previous.pth`,
 which `load_latest` falls back on.
 
-A training checkpoint is a dict with
+A training checkpoint is a dict with (docs/checkpoints.md)
 
+    format                                 FORMAT; not in the first ones
     model, optimizer, scheduler, scaler    state dicts
     epoch, step                            finished epochs, batches so far
     losses                                 of the batches done of the next epoch, where one was interrupted
     best                                   {"value": ..., "epoch": ...} of the best epoch so far
     random                                 the states of all random number generators, one entry for each process
     config                                 the run's configuration
+    data                                   a hash of the names and sizes of the files that it trains on
 """
 
 import hashlib
@@ -20,6 +22,7 @@ import io
 import logging
 import os
 import random
+import zipfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +45,13 @@ log = logging.getLogger("vmunet")
 MARK = b"vmunet sha256 "
 DIGEST_BYTES = 64
 PLAIN = (torch.Tensor, torch.nn.Parameter, int, float, bool, str, bytes, type(None))
+FORMAT = 1  # the version of what a training checkpoint holds
+FIELDS: dict[str, type] = {  # of every training checkpoint
+    **dict.fromkeys(("model", "optimizer", "scheduler", "scaler", "best", "config"), dict),
+    **dict.fromkeys(("epoch", "step"), int),
+    **dict.fromkeys(("losses", "random"), list),
+}
+MOST_MEMBERS = 100_000  # of an archive: one for each tensor, and a few more
 
 
 # ---- files
@@ -81,10 +91,45 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: found no checksum at the end of the file, expected a complete checkpoint")
     verify_checksum(content, path)
     try:
+        check_archive(content)
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a hostile file with a right checksum provokes
         found = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: found {found}, expected tensors and plain values") from error
+
+
+class ArchiveError(ValueError):
+    """An archive that torch.save has not written."""
+
+
+def check_archive(content: bytes) -> None:
+    """Raises ArchiveError for an archive that would take more memory than the file: torch.save compresses nothing, and
+    what is compressed may be a thousand times as large. Files from before PyTorch 1.6 are no archives and pass."""
+    if not content.startswith(b"PK"):
+        return
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+    compressed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
+    if compressed:
+        raise ArchiveError(f"found the compressed record {compressed[0]!r}, expected records as torch.save writes them")
+    if len(members) > MOST_MEMBERS or sum(member.file_size for member in members) > len(content):
+        raise ArchiveError(f"found {len(members)} records that claim more than the file's {len(content)} bytes")
+
+
+def check_training_state(state: Any, path: str | Path) -> None:
+    """Raises CheckpointError unless `state` has what a training checkpoint of this version has."""
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: found {type(state).__name__}, expected the state of a training run")
+    version = state.get("format", FORMAT)
+    if version != FORMAT:
+        raise CheckpointError(f"{path}: found format {version!r}, expected {FORMAT}: another version has written it")
+    for name, kind in FIELDS.items():
+        if name not in state:
+            raise CheckpointError(f"{path}: found no {name}, expected {', '.join(FIELDS)}")
+        if not isinstance(state[name], kind) or isinstance(state[name], bool):
+            raise CheckpointError(f"{path}: found {type(state[name]).__name__} as {name}, expected {kind.__name__}")
+    if not {"value", "epoch"} <= state["best"].keys() or not all(isinstance(x, float) for x in state["losses"]):
+        raise CheckpointError(f"{path}: found other entries of best or losses, expected value and epoch, and numbers")
 
 
 def has_checksum(content: bytes) -> bool:
@@ -163,6 +208,7 @@ def load_latest(folder: str | Path) -> dict[str, Any]:
     for path in latest_paths(folder):
         try:
             state = load_checkpoint(path)
+            check_training_state(state, path)
         except FileNotFoundError:
             problems.append(f"{path}: not there")
         except CheckpointError as error:
@@ -214,14 +260,17 @@ def training_state(
     best: dict[str, Any],
     config: dict[str, Any],
     losses: Iterable[float] = (),
+    data: str = "",
 ) -> dict[str, Any]:
     """The dict described at the top of this file. Every process must call it; the main one writes it.
 
     best    {"value": float, "epoch": int}
     config  plain values
     losses  of the batches of an interrupted epoch
+    data    a hash of the names and sizes of the files that it trains on
     """
     return {
+        "format": FORMAT,
         "model": unwrap(model).state_dict(),
         "optimizer": optimizer.state_dict(),
         "scheduler": scheduler.state_dict(),
@@ -232,6 +281,7 @@ def training_state(
         "best": best,
         "random": distributed.all_gather(random_state()),
         "config": config,
+        "data": data,
     }
 
 

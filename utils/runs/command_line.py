@@ -1,17 +1,27 @@
-"""The command line of both training scripts: every field of the config is a flag."""
+"""How commands start and end. PyTorch is not needed to read a command line, and is not imported for it.
+
+A script whose imports take seconds asks first and imports then:
+
+    from utils.runs.command_line import ask, end_on_signals, run_with
+
+    if __name__ == "__main__":
+        end_on_signals()
+        CONFIG = ask(Config)
+    import torch ...
+    if __name__ == "__main__":
+        run_with(main, CONFIG)
+"""
 
 import contextlib
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, TypeVar
 
-import torch
-import tyro
-
 from utils.errors import LostProcessError, NonFiniteLossError, NotEnoughMemoryError
-from utils.runs.run import stop_log
-from utils.runs.stopping import Stopped, stopped_at_once
 
 log = logging.getLogger("vmunet")
 
@@ -29,21 +39,54 @@ Config = TypeVar("Config")
 
 def parse_flags(config_class: type[Config]) -> Config:
     """The config that the command line describes: every field is a flag."""
-    return tyro.cli(config_class, description=sys.modules[config_class.__module__].__doc__)
+    from utils.runs import flags
+
+    return flags.parse_flags(config_class)
+
+
+def end_on_signals() -> dict[int, Any]:
+    """Lets SIGTERM and Ctrl-C end the program at once, with one line: while it is still importing there is nothing to
+    save, and an exception would end as whatever the import makes of it. Returns the handlers from before."""
+    return {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGINT)}
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os.write(2, f"stopped by {signal.Signals(number).name}; {NOTHING_TO_SAVE}\n".encode())
+    os._exit(128 + number)
+
+
+def ask(config_class: type[Config], parse: Callable[[type], Any] = parse_flags) -> Config:
+    """The config that `parse` makes of the command line. --help, and with one sentence mistakes, end the program."""
+    logging.basicConfig(format="%(message)s")  # until the run has its own log
+    try:
+        return parse(config_class)
+    except (ValueError, OSError) as error:
+        log.error("error: %s", error)
+        sys.exit(2)
 
 
 def run_command(main: Callable[[Any], Any], config_class: type, parse: Callable[[type], Any] = parse_flags) -> None:
-    """Calls `main` with the config that `parse` makes of the command line.
+    """`run_with` the config of the command line."""
+    before = end_on_signals()
+    try:
+        run_with(main, ask(config_class, parse))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def run_with(main: Callable[[Any], Any], config: Any) -> None:
+    """Calls `main` with a config.
 
     What a user can mend (a wrong value, a missing file, too little memory) ends with one sentence and exit status 2; a
     loss that is not finite, or another process that is gone, with status 1. --debug shows the traceback. SIGTERM and
     Ctrl-C end with status 75 if --resume can go on from there, otherwise with 128 + the number of the signal.
     """
-    logging.basicConfig(format="%(message)s")  # until the run has its own log
-    config = None
+    from utils.runs.run import stop_log  # these need PyTorch
+    from utils.runs.stopping import Stopped, stopped_at_once
+
     try:
         with stopped_at_once(), explained():
-            config = parse(config_class)
             main(config)
     except Stopped as stopped:
         log.error("stopped by %s; %s", stopped, GO_ON if stopped.saved else NOTHING_TO_SAVE)
@@ -67,8 +110,8 @@ def explained() -> Iterator[None]:
     except MemoryError as error:
         raise NotEnoughMemoryError(f"the memory is not enough ({error}); {MEMORY}") from error
     except RuntimeError as error:
-        text = str(error)
-        if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in text or "can't allocate memory" in text:
+        text, kind = str(error), type(error).__name__  # PyTorch's OutOfMemoryError, by name: it may not be imported
+        if kind == "OutOfMemoryError" or "not enough memory" in text or "can't allocate memory" in text:
             raise NotEnoughMemoryError(f"the memory is not enough ({text.splitlines()[0]}); {MEMORY}") from error
         if text.startswith("DataLoader worker (pid"):
             raise NotEnoughMemoryError(f"{text.splitlines()[0]}: {WORKER}") from error

@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +14,11 @@ from torch.utils.data import DataLoader
 from utils import distributed
 from utils.errors import NonFiniteLossError
 from utils.files import read_rows
-from utils.optim import build_optimizer, build_scheduler, step_scheduler
+from utils.optim import adopt_length, build_optimizer, build_scheduler, step_scheduler
 from utils.plots import EventWriter, add_panels, save_curves
 from utils.runs.batches import Batches
 from utils.runs.checkpoint import BackgroundSaver, restore, training_state, unwrap
+from utils.runs.left import TimeLeft
 from utils.runs.lost import LossOfScore
 from utils.runs.run import Run
 from utils.runs.stopping import Stopped, on_signals
@@ -30,7 +32,10 @@ class Progress:
     """Where a training run stands: optimizer and scheduler, finished epochs, the batches of the present one, steps and
     the best epoch so far; and its records: metrics.csv, TensorBoard, curves, checkpoints.
 
-    `rows` are the tables of optimizers and schedulers; `state` is a checkpoint to go on from, or None."""
+    `rows` are the tables of optimizers and schedulers; `state` is a checkpoint to go on from, or None; `data` is what
+    `datasets.files.fingerprint` says of the data.
+
+    Raises ValueError if the data are others than before, unless config.accept_changed_data."""
 
     def __init__(
         self,
@@ -41,8 +46,9 @@ class Progress:
         execution: Any,
         rows: tuple[dict, dict],
         state: dict[str, Any] | None = None,
+        data: str = "",
     ) -> None:
-        self.run, self.config, self.model = run, config, model
+        self.run, self.config, self.model, self.data = run, config, model, data
         self.scaler, self.stop = execution.scaler, execution.stop
         optimizers, schedulers = rows
         self.optimizer = build_optimizer(model, config, optimizers, config.opt_args)
@@ -50,13 +56,17 @@ class Progress:
         self.epoch, self.step, self.best = 0, 0, {"value": float("inf"), "epoch": 0}
         losses = []
         if state is not None:
+            self._compare_data(state)
             self.epoch, self.step, self.best = restore(state, model, self.optimizer, self.scheduler, self.scaler)
             losses = state["losses"]
+            if state["config"].get("epochs", config.epochs) != config.epochs:
+                log.info("%s", adopt_length(self.scheduler, config))
         self.batches = Batches(loader, self.epoch + 1, losses)
         self.lost = LossOfScore()
         self.lost.replay(read_rows(run.metrics))
         self.writer = EventWriter(run.folder / "tensorboard", self.step)
         self.saver = BackgroundSaver()
+        self.clock = TimeLeft(len(self.batches), config.epochs)
 
     @contextlib.contextmanager
     def saved_when_stopped(self) -> Iterator[None]:
@@ -76,6 +86,7 @@ class Progress:
             if self.lost.since is not None and self.config.stop_when_lost:
                 log.info("ended after epoch %d of %d (--stop-when-lost)", self.epoch, self.config.epochs)
                 break
+            self.clock.begin(self.batches.done)
             yield epoch
         if self.lost.since is not None:
             log.warning("note: this run %s", self.lost.sentence)
@@ -87,6 +98,8 @@ class Progress:
 
     def on_step(self, loss: float, images_per_second: float) -> None:
         self.step += 1
+        self.clock.step(self.epoch)
+        self._warn_of_days()
         if self.step % self.config.print_interval == 0:
             self.writer.add_scalar("step/loss", loss, self.step)
             self.writer.add_scalar("step/lr", self.lr, self.step)
@@ -111,11 +124,13 @@ class Progress:
         self.epoch = row["epoch"]
         self.batches.next_epoch()
         step_scheduler(self.scheduler, loss)
-        log.info(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+        left = self.clock.finish_epoch(self.epoch)
+        log.info("%s (of %d; %s)", ", ".join(f"{n} {v:.4g}" for n, v in row.items()), self.config.epochs, left)
+        self._warn_of_days()
         for name, value in row.items():
             self.writer.add_scalar(f"epoch/{name}", value, self.step)
         if samples:
-            add_panels(self.writer, "predictions", samples, self.step, class_names)
+            add_panels(self.writer, "predictions", samples, self.step, class_names, self.config.structure_colours)
         self.writer.flush()
         self.run.add_metrics(row)
         if self.lost.see(row):
@@ -132,6 +147,24 @@ class Progress:
             self._save(f"epoch_{self.epoch}.pth", weights)
         self._save_latest()
         self.stop.check()
+
+    def _compare_data(self, state):
+        before = state.get("data") or self.data  # the first checkpoints don't say
+        if before == self.data:
+            return
+        changed = f"the data have changed since epoch {state['epoch']}: files were added, removed or altered"
+        if not self.config.accept_changed_data:
+            raise ValueError(f"--resume {self.run.folder}: {changed}; --accept-changed-data goes on with them")
+        self.run.note("changed_data", changed, logging.WARNING)
+
+    def _warn_of_days(self):
+        warning = self.clock.warning()
+        if warning and distributed.is_main():
+            log.warning("%s", warning)
+
+    def panels_are_due(self, epoch: int) -> bool:
+        """Whether predictions of this epoch are shown: every val_interval epochs, and of the last."""
+        return epoch % self.config.val_interval == 0 or epoch == self.config.epochs
 
     def _check_finite(self, epoch, loss):
         spoilt = [name for name, p in unwrap(self.model).named_parameters() if not p.isfinite().all()]
@@ -150,6 +183,7 @@ class Progress:
             self.best,
             dataclasses.asdict(self.config),
             self.batches.losses,
+            self.data,
         )
         if distributed.is_main():
             self.saver.save_latest(self.run.checkpoints, state)
@@ -158,3 +192,16 @@ class Progress:
     def _save(self, name, weights):
         if distributed.is_main():
             self.saver.save(self.run.checkpoints / name, weights)
+
+
+def show_panels(
+    folder: Path,
+    tag: str,
+    samples: Sequence,
+    step: int,
+    class_names: Sequence[str] | None = None,
+    colours: Sequence[str] = (),
+) -> None:
+    """Shows predictions in TensorBoard, after the training of so many steps that wrote its events to `folder`."""
+    with contextlib.closing(EventWriter(folder, step)) as writer:
+        add_panels(writer, tag, samples, step, class_names, colours)

@@ -10,13 +10,15 @@
 The folder is made for the run and never shared or overwritten; `resume` goes on in it.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 import random
 import re
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,13 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.files import read_rows, reading, write_atomically, write_rows
+from utils.repository import RESULTS
 from utils.runs.checkpoint import latest_paths, load_latest
+from utils.runs.claimed import claimed
 
 log = logging.getLogger("vmunet")
+
+WORK = ("metrics.csv", "tensorboard", "predictions", "metrics.json")  # beside checkpoints
 
 Note = Callable[..., None]  # called as Run.note is
 
@@ -55,10 +61,12 @@ class Run:
         return self.folder / "metrics.csv"
 
     def add_metrics(self, row: dict[str, Any]) -> None:
-        """Adds a row, a dict with `epoch`, to metrics.csv. Call it before the checkpoint of the epoch is written:
-        a row without a checkpoint is dropped on resuming, a checkpoint without a row would leave a gap."""
+        """Adds a row, a dict with `epoch`, to metrics.csv; it replaces one of the same epoch. Call it before the
+        checkpoint of the epoch is written: a row without a checkpoint is dropped on resuming, a checkpoint without a
+        row would leave a gap."""
         if distributed.is_main():
-            write_rows(self.metrics, [*read_rows(self.metrics), row])
+            before = [other for other in read_rows(self.metrics) if other["epoch"] != str(row["epoch"])]
+            write_rows(self.metrics, [*before, row])
 
     def resume(self) -> dict[str, Any] | None:
         """The newest complete checkpoint, or None if the run was stopped before its first. Cuts metrics.csv back to it.
@@ -73,6 +81,24 @@ class Run:
                 write_rows(self.metrics, [row for row in read_rows(self.metrics) if int(row["epoch"]) <= epoch])
         return state
 
+    def extend(self, config: Any) -> None:
+        """Stores config.epochs where it is not the number that the run was started under. A test of before is kept
+        under another name: a run with metrics.json counts as finished."""
+        path = self.folder / "config.json"
+        with reading(path):
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["epochs"] == config.epochs:
+            return
+        if distributed.is_main() and (self.folder / "metrics.json").exists():
+            (self.folder / "metrics.json").rename(self.folder / f"metrics_{stored['epochs']}_epochs.json")
+        done = len(read_rows(self.metrics))
+        self.note("extended", f"after epoch {done}: a run of {config.epochs} epochs instead of {stored['epochs']}")
+        self.save_json("config.json", stored | {"epochs": config.epochs})
+
+    def is_empty(self) -> bool:
+        """Whether nothing came of it yet: no epoch, no checkpoint, no prediction."""
+        return not any((self.folder / name).exists() for name in WORK) and not any(self.checkpoints.iterdir())
+
     def note(self, name: str, fact: Any, level: int | None = logging.INFO) -> None:
         """Logs a fact about the run and keeps it under `name` in facts.json, where the report finds it. A name has one
         fact, the last.
@@ -82,6 +108,10 @@ class Run:
         log_fact(name, fact, level)
         if distributed.is_main():
             self.save_json("facts.json", self._facts() | {name: fact})
+
+    def keep(self, name: str, fact: Any, level: int | None = None) -> None:
+        """`note`, of what the log says already."""
+        self.note(name, fact, level=None)
 
     def _facts(self) -> dict[str, Any]:
         path = self.folder / "facts.json"
@@ -102,21 +132,44 @@ class Run:
 def start_run(config: Any) -> Run:
     """Seeds everything, makes the run folder (or opens the one of `config.resume`), starts the log, stores the config.
 
-    Uses config.network, dataset, work_dir, recipe, seed and resume. Under torchrun, inside
+    Uses config.network, dataset, work_dir, recipe, seed, epochs, debug and resume. Under torchrun, inside
     `distributed.process_group`, all processes must call it; they get the main one's folder."""
     folder: Any = None  # the other processes get the main one's
     if config.resume is not None:
         folder = find_run(config.resume)
     elif distributed.is_main():
-        folder = make_run_folder(config.work_dir, f"{config.network}_{config.dataset}")
+        folder = make_run_folder(config.work_dir or RESULTS, f"{config.network}_{config.dataset}")
     run = Run(distributed.from_main(folder))
-    start_log(run.folder)
+    start_log(run.folder, logging.DEBUG if config.debug else logging.INFO)
     set_seed(config.seed)
     if config.resume is None:
         run.save_json("config.json", dataclasses.asdict(config))
+    else:
+        run.extend(config)
     log.info("run folder %s; %s, PyTorch %s", run.folder, " ".join(sys.argv), torch.__version__)
     run.note("recipe", f"recipe {config.recipe}")
     return run
+
+
+@contextlib.contextmanager
+def started_run(config: Any) -> Iterator[Run]:
+    """`start_run`, in a folder in which no other process works meanwhile. If the block fails before anything came of a
+    new run, its folder is removed.
+
+    Raises ValueError if another process is at work in the folder of `config.resume`."""
+    with contextlib.ExitStack() as held:
+        if config.resume is not None and distributed.is_main():
+            held.enter_context(claimed(find_run(config.resume), f"--resume {config.resume}"))
+        run = start_run(config)
+        if config.resume is None and distributed.is_main():
+            held.enter_context(claimed(run.folder, "a new run"))
+        try:
+            yield run
+        except BaseException:
+            if config.resume is None and distributed.is_main() and run.is_empty():
+                stop_log()
+                shutil.rmtree(run.folder)
+            raise
 
 
 # ---- the folder
@@ -174,12 +227,12 @@ class _LogFile(logging.FileHandler):
         log.warning("%s: can't be written any more (%s)", self.baseFilename, sys.exc_info()[1])
 
 
-def start_log(folder: str | Path) -> None:
+def start_log(folder: str | Path, level: int = logging.INFO) -> None:
     """Lets the logger "vmunet" write to the console and to folder/log.txt. Processes other than the main one write only
     warnings, and those to the console."""
     stop_log()
     if distributed.is_main():
-        handlers = [_Console(), _LogFile(Path(folder, "log.txt"), encoding="utf-8")]
+        handlers = [_Console(), _LogFile(Path(folder, "log.txt"), encoding="utf-8", errors="backslashreplace")]
         who = ""
     else:
         handlers = [_Console(logging.WARNING)]
@@ -187,7 +240,7 @@ def start_log(folder: str | Path) -> None:
     for handler in handlers:
         handler.setFormatter(logging.Formatter(f"%(asctime)s {who}%(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    log.setLevel(level)
     log.propagate = False  # or a handler of the root logger would repeat every line on the console
 
 

@@ -10,12 +10,15 @@ import logging
 import os
 from pathlib import Path
 
+import h5py
+
 from utils.files import some
 
 log = logging.getLogger("vmunet")
 
 FOLDER = Path(__file__).resolve().parents[2] / "pretrained_weights"
 SHIPPED = {"isic17": "vmunet_isic17.h5"}  # networks that come with the code, and their files in FOLDER
+SUFFIXES = (".pth", ".pt", ".ckpt")  # of files with weights
 BEST = Path("checkpoints", "best.pth")  # in the folder of a run
 
 
@@ -35,6 +38,25 @@ def find_checkpoint(named: str | os.PathLike[str], how_to_get: str = "") -> Path
         f"{path}: {_found(path)}, expected a file with weights, the folder of a run, such as results/<run>, with "
         f"{BEST.as_posix()} in it, or the name of a network that comes with the code: {', '.join(SHIPPED)}{advice}"
     )
+
+
+def is_checkpoint(named: str) -> bool:
+    """Whether `named` stands for a network rather than for something to predict: by what it is, not where it stands."""
+    path = Path(named)
+    if named in SHIPPED or (path / BEST).is_file():
+        return True
+    if not path.is_file() or path.suffix.lower() not in (*SUFFIXES, ".h5"):
+        return False
+    return path.suffix.lower() in SUFFIXES or _is_packed(path)
+
+
+def _is_packed(path: Path) -> bool:
+    """Whether an h5 file holds weights (utils/runs/packed.py) rather than a volume."""
+    try:
+        with h5py.File(path) as file:
+            return "weights" in file and "image" not in file
+    except OSError:  # a damaged file is named when it is read
+        return False
 
 
 def _shipped(name: str) -> Path:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from utils.files import some
-from utils.runs.checkpoint import has_checksum, unwrap, verify_checksum
+from utils.runs.checkpoint import ArchiveError, check_archive, has_checksum, unwrap, verify_checksum
 from utils.runs.packed import is_packed, read_packed_weights
 from utils.runs.shipped import find_checkpoint
 
@@ -104,6 +104,7 @@ def check_fit(state: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Ten
             f"foreign: {some(foreign, NAMES_SHOWN) or 'none'}"
         )
     check_shapes(path, weights, state)
+    check_values(path, weights)
 
 
 def check_shapes(path: str | Path, weights: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
@@ -117,6 +118,16 @@ def check_shapes(path: str | Path, weights: Mapping[str, torch.Tensor], state: M
         raise ValueError(
             f"{path}: found {len(wrong)} tensors of another shape than the model's: {some(wrong, NAMES_SHOWN)}"
         )
+
+
+def check_values(path: str | Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Raises ValueError that names a weight that is not dense, or not a finite number."""
+    for name, tensor in weights.items():
+        if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
+            kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else str(tensor.layout)
+            raise ValueError(f"{path}: found {name} as a {kind} tensor, expected an ordinary one")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{path}: found NaN or infinite values in {name}, expected weights that were trained")
 
 
 # ---- files
@@ -136,7 +147,10 @@ def _read(path: Path, how_to_get: str) -> tuple[Any, str]:
         verify_checksum(content, path)
     try:
         with torch.serialization.safe_globals([(OrderedDict, "yacs.config.CfgNode")]):
+            check_archive(content)
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), sha256
+    except ArchiveError as error:
+        raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # whatever a damaged or hostile file provokes
         refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if refused:

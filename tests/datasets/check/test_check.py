@@ -301,3 +301,44 @@ def test_what_stands_against_training_on_volumes_is_a_problem(spoil, message, sy
     spoil(synapse)
     status, text, _ = run(synapse)
     assert status == 1 and message in problems(text)
+
+
+def test_data_of_which_nothing_can_be_read_gets_a_report(tmp_path, run):
+    write_pairs(tmp_path / "data/train", [square(0), square(1)])
+    for path in (tmp_path / "data").rglob("*.png"):
+        path.write_bytes(b"")
+    status, text, output = run(tmp_path / "data")
+    assert status == 1 and "Problems: 4" in text and "Masks: none could be read" in text
+    assert (output / "files.csv").exists()
+
+
+def test_jpeg_masks_of_zeros_and_ones_are_a_problem(tmp_path, run):
+    write_pairs(tmp_path / "data/train", [square(0), square(1)])
+    for number in range(2):
+        (tmp_path / f"data/train/masks/{number}.png").unlink()
+        Image.fromarray(square(number, high=1)).save(tmp_path / f"data/train/masks/{number}.jpg")
+    status, text, _ = run(tmp_path / "data")
+    assert status == 1 and "all of which would be background" in text
+    status, _, _ = run(tmp_path / "data", mask_values=("0", "1"))
+    assert status == 0
+
+
+def test_files_that_are_not_used_are_named(tmp_path, run):
+    write_pairs(tmp_path / "data/train", [square(0), square(1)])
+    Image.new("L", (9, 9)).save(tmp_path / "data/train/images/c.gif")
+    (tmp_path / "data/train/masks/deeper").mkdir()
+    status, text, _ = run(tmp_path / "data")
+    assert status == 0 and "c.gif" in text and "deeper" in text
+
+
+def test_what_is_done_with_an_orientation_is_said(tmp_path, run):
+    write_pairs(tmp_path / "data/train", [square(0), square(1)])
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for number, ending in enumerate(("tif", "jpg")):
+        path = tmp_path / f"data/train/images/{number}.png"
+        Image.open(path).save(path.with_suffix(f".{ending}"), exif=exif)
+        path.unlink()
+    _, text, _ = run(tmp_path / "data")
+    assert "(EXIF orientation), which is followed, in its mask too, in 1 pairs: train/0" in text
+    assert "(EXIF orientation), which is not followed, in 1 pairs: train/1" in text

@@ -9,7 +9,7 @@ from scipy.stats import wilcoxon
 
 from tests.html_page import HOSTILE, Page, assert_self_contained
 from tests.made_runs import make_run
-from utils.files import write_rows
+from utils.files import read_rows, write_rows
 from utils.report import compare_page as compare
 from utils.report.__main__ import main
 
@@ -108,6 +108,88 @@ def test_other_test_images_are_not_paired(tmp_path):
         compared([one, seed])
 
 
+def make_folds(folder, dice, seed=42, **config):
+    """Runs of the folds of one cross-validation; {fold: Dice of its two images}."""
+    runs = []
+    for fold, values in dice.items():
+        run = make_run(folder / f"{seed}_fold{fold}", values, seed=seed, folds=3, fold=fold, **config)
+        table = read_rows(run / "test_images.csv")
+        write_rows(run / "test_images.csv", [row | {"name": f"{fold}_{row['name']}"} for row in table])
+        runs.append(run)
+    return runs
+
+
+def test_folds_are_one_experiment_with_a_deviation_over_the_folds(tmp_path):
+    runs = make_folds(tmp_path / "a", {0: [0.8, 0.6], 1: [0.9, 0.7], 2: [0.6, 0.4]})
+    page = compared(runs)
+    (row,) = rows(page["groups"])
+    assert (row["seeds"], row["folds"], row["images"]) == ("42", "0, 1, 2 of 0..2", 6)
+    assert row["DSC %"] == "66.67 ± 15.28"  # of 70, 80 and 50
+    assert [row["fold"] for row in rows(page["runs"])] == [0, 1, 2]
+    assert page["differing"]["rows"] == [] and page["notes"] == []
+    group = compare.group_runs(compare.read_runs(runs))[0]
+    assert group.deviation_over == "3 folds" and len(group.dice()) == 6
+
+
+def test_seeds_of_a_fold_are_averaged_before_the_deviation_over_the_folds(tmp_path):
+    runs = make_folds(tmp_path / "a", {0: [0.8, 0.8], 1: [0.6, 0.6]}, seed=42)
+    runs += make_folds(tmp_path / "b", {0: [0.6, 0.6], 1: [0.4, 0.4]}, seed=43)
+    page = compared(runs)
+    (row,) = rows(page["groups"])
+    assert row["seeds"] == "42, 43" and row["DSC %"] == "60.00 ± 14.14"  # of 70 and 50
+    assert any("A: no run of fold 2 is among these" in note for note in page["notes"])
+
+
+def test_two_cross_validations_are_paired_over_the_images_of_all_folds(tmp_path):
+    dice = {0: [0.8, 0.6], 1: [0.9, 0.7], 2: [0.6, 0.4]}
+    lower = {fold: [value - 0.1 - fold / 100 for value in values] for fold, values in dice.items()}
+    runs = make_folds(tmp_path / "a", dice) + make_folds(tmp_path / "b", lower, network="unet")
+    (pair,) = compared(runs)["pairs"]
+    assert pair["pairs"] == 6 and pair["mean"] == pytest.approx(0.11) and pair["p"] < 0.05
+
+
+def test_another_deal_of_the_images_is_another_experiment(tmp_path):
+    runs = make_folds(tmp_path / "a", {0: [0.8, 0.6]}) + make_folds(tmp_path / "b", {1: [0.8, 0.6]}, fold_seed=7)
+    assert len(rows(compared(runs)["groups"])) == 2
+
+
+# ---- the command
+
+
+def test_a_pattern_passes_over_what_is_unfinished_or_no_run_with_a_line_each(tmp_path, capsys):
+    done = [make_run(tmp_path / name, [0.8, 0.6], network=name) for name in ("unet", "vmunet")]
+    unfinished = make_run(tmp_path / "stopped", [0.5])
+    (unfinished / "metrics.json").unlink()
+    (tmp_path / "table.md").write_text("")
+    main([str(tmp_path / "*"), "-o", str(tmp_path / "compare.html")])
+    out, err = capsys.readouterr()
+    assert out.strip() == str(tmp_path / "compare.html") and "2 runs in 2 groups" in Page(out.strip()).text
+    assert err.splitlines() == [
+        f"passed over {unfinished}: not finished, 2 of 300 epochs; alone it gets its page",
+        f"passed over {tmp_path / 'table.md'}: no run, it has no config.json",
+    ]
+    main([str(unfinished), *map(str, done), "-o", str(tmp_path / "again.html")])
+    assert capsys.readouterr().err.count("passed over") == 1
+
+
+def test_a_damaged_run_among_several_is_named_and_the_others_are_done(tmp_path, capsys):
+    runs = [make_run(tmp_path / name, [0.8, 0.6], network=name) for name in ("a", "b", "damaged")]
+    (runs[2] / "metrics.json").write_text("{")
+    with pytest.raises(SystemExit) as end:
+        main([*map(str, runs), "-o", str(tmp_path / "compare.html")])
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and out.strip() == str(tmp_path / "compare.html")
+    assert err.startswith(f"passed over {runs[2] / 'metrics.json'}: found no JSON") and err.count("\n") == 1
+
+
+def test_without_a_finished_run_the_command_says_so(tmp_path, capsys):
+    for name in ("a", "b"):
+        (make_run(tmp_path / name, [0.5]) / "metrics.json").unlink()
+    with pytest.raises(SystemExit) as end:
+        main([str(tmp_path / "*")])
+    assert end.value.code == 2 and "found no finished run, expected at least one" in capsys.readouterr().err
+
+
 def test_what_cannot_be_compared_is_refused_in_a_sentence(tmp_path, capsys):
     one, two = (make_run(tmp_path / name, [0.8, 0.6], network=name) for name in ("vmunet", "unet"))
     with pytest.raises(ValueError, match="found 1 run, expected two or more different ones"):
@@ -119,7 +201,8 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence(tmp_path, capsys):
     with pytest.raises(ValueError, match="volumes: found no test .*expected a finished run"):
         compare.read_runs([one, volumes])
     (volumes / "metrics.json").write_text('{"dice_transunet": 0.5}')
-    write_rows(volumes / "test_volumes.csv", [{"name": "case1", "dice_transunet liver": 0.5}])
+    scores = dict.fromkeys(("dice_transunet liver", "hd95_transunet liver"), 0.5)
+    write_rows(volumes / "test_volumes.csv", [{"name": "case1", **scores}])
     with pytest.raises(ValueError, match="volumes was tested on volumes and vmunet on images"):
         compare.read_runs([one, volumes])
     with pytest.raises(SystemExit):

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import train
@@ -14,7 +16,9 @@ import utils.report as report
 from configs import optim
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
+from configs.stored import config_from_values
 from datasets.demo import make_demo_isic, make_demo_synapse
+from inference.trained import describe
 from tests.html_page import HOSTILE, Page, assert_self_contained
 from tests.made_runs import make_run
 from tests.tiny import TRAINING
@@ -25,6 +29,7 @@ from utils.report.__main__ import main
 from utils.report.records import Record, mean_dice
 from utils.report.run_page import extremes
 
+COLOURS = ("#ff0000", "#0000ff")  # of the palette of the masks
 SMALL = TRAINING | dict(epochs=2, val_interval=1)
 
 
@@ -73,6 +78,43 @@ def test_a_run_ends_with_a_page_that_has_its_numbers(isic_run):
     row = read_rows(isic_run / "metrics.csv")[0]
     assert {"seconds", "images_per_second", "waiting_share"} <= set(row)
     assert "scan backend cpu" in page.text
+
+
+def test_own_data_stands_beside_no_paper(isic_run, tmp_path):
+    run = copy(isic_run, tmp_path, dataset="own")
+    page = Page(report.write_report(run))
+    assert "Not comparable" not in page.text and "the paper has no data set" not in page.text
+    assert "image_size 32 256" in page.text  # what differs from the published values is still told
+
+
+def test_an_organ_that_was_missed_is_called_so(synapse_run, tmp_path):
+    run = copy(synapse_run, tmp_path)
+    rows = read_rows(run / "test_volumes.csv")
+    for number, row in enumerate(rows):
+        for score, value in (("dice_transunet", 0), ("hd95_transunet", 0), ("dice_strict", 0), ("hd95_strict", 60)):
+            row[f"{score} liver"] = value
+            row[f"{score} spleen"] = value if number == 0 else 0.5
+    write_rows(run / "test_volumes.csv", rows)
+    scores = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    scores["classes"][4] |= {"dice_transunet": 0, "hd95_transunet": 0}
+    (run / "metrics.json").write_text(json.dumps(scores))
+    page = Page(report.write_report(run))
+    assert "liver 0.00 0.00 missed" in page.text and "0.50, missed in 1 of 3" in page.text
+    assert f"HD95, voxels where found (published protocol: {scores['hd95_transunet']:.2f})" in page.text
+
+
+def test_a_fold_says_that_it_is_a_part_of_one_experiment(isic_run, tmp_path):
+    page = Page(report.write_report(copy(isic_run, tmp_path, folds=5, fold=2)))
+    assert "Fold 2 of 0..4 of a cross-validation, which is one experiment" in page.text
+
+
+def test_a_narrow_page_lets_tables_move_in_their_own_box(isic_run):
+    text = (isic_run / "report.html").read_text(encoding="utf-8")
+    style = text[: text.index("</style>")]
+    assert 'name="viewport" content="width=device-width' in style
+    assert ".scroll { overflow-x: auto; max-width: 100%;" in style and "@media (max-width: 600px)" in style
+    assert text.count("<table") == text.count('<div class="scroll"><table')
+    assert not re.search(r"min-width: \d{3,}px|[{;] width: \d+px", style)
 
 
 def test_volumes_have_organs_cases_and_slices(synapse_run):
@@ -250,12 +292,12 @@ def test_class_names_and_outlines_of_several_classes(tmp_path):
         for i in range(4):
             noise = np.random.default_rng(i).integers(0, 255, (40, 40, 3), dtype=np.uint8)
             Image.fromarray(noise).save(folder / split / "images" / f"{i}.png")
-            mask = np.repeat(np.array([0, 1, 2], np.uint8), [10, 10, 20])[None].repeat(40, 0)
-            Image.fromarray(mask).save(folder / split / "masks" / f"{i}.png")
-    config = ISICConfig(
-        **SMALL | dict(epochs=1), dataset="own", data_path=str(folder), num_classes=3, work_dir=str(tmp_path / "runs")
-    )
-    scores = train.main(config)
+            mask = Image.fromarray(np.repeat(np.array([0, 1, 2], np.uint8), [10, 10, 20])[None].repeat(40, 0))
+            mask.putpalette([0, 0, 0, 255, 0, 0, 0, 0, 255])
+            mask.save(folder / split / "masks" / f"{i}.png")
+    names = ("_core $x_1$", "edema \u7532")
+    values = SMALL | dict(epochs=1, dataset="own", num_classes=3, class_names=names)
+    scores = train.main(ISICConfig(**values, data_path=str(folder), work_dir=str(tmp_path / "runs")))
     (run,) = (tmp_path / "runs").iterdir()
     page = Page(run / "report.html")
     assert_self_contained(page)
@@ -263,7 +305,22 @@ def test_class_names_and_outlines_of_several_classes(tmp_path):
     assert truth.shape == (32, 32) and set(np.unique(truth)) == {0, 1, 2}
     row = read_rows(run / "test_images.csv")[0]
     assert sum(int(row[f"{name}_class2"]) for name in ("tp", "fp", "fn", "tn")) == 32 * 32
-    assert f"{100 * scores['classes'][2]['dsc']:.2f}" in page.text and "class 2" in page.text
+    assert f"{100 * scores['classes'][2]['dsc']:.2f}" in page.text and names[1] in page.text
+    html = (run / "report.html").read_text(encoding="utf-8")
+    assert all(
+        f'style="background: {colour}"></span> {name}' in html for name, colour in zip(names, COLOURS, strict=True)
+    )
+    assert json.loads((run / "config.json").read_text(encoding="utf-8"))["class_colours"] == list(COLOURS)
+    assert f"dsc {names[1]}" in (run / "log.txt").read_text(encoding="utf-8")
+    (epoch,) = read_rows(run / "metrics.csv")
+    assert {f"dsc {name}" for name in names} <= epoch.keys()
+    overlay = np.array(Image.open(run / "predictions" / "0_overlay.png")).astype(int)
+    predicted = np.array(Image.open(run / "predictions" / "0.png"))
+    assert {*np.unique(predicted)} <= {0, 1, 2} and (predicted > 0).any()
+    red, green, blue = overlay[predicted == 1].T if (predicted == 1).any() else overlay[predicted == 2].T[::-1]
+    assert red.min() >= 140 and max(green.max(), blue.max()) <= 115  # 0.55 of the user's colour over the image
+    weights = torch.load(run / "checkpoints" / "best.pth", weights_only=True)
+    assert describe(config_from_values(ISICConfig, weights["config"]))["class_names"] == ["background", *names]
     assert page.tags.count("img") == 3
 
 
@@ -306,7 +363,7 @@ def test_a_run_that_only_tested_has_no_training(isic_run, tmp_path):
 def test_a_report_that_fails_is_logged_and_loses_nothing(isic_run, tmp_path, monkeypatch, caplog):
     run = copy(isic_run, tmp_path)
     old = (run / "report.html").read_text(encoding="utf-8")
-    monkeypatch.setattr(report, "render", lambda *args, **values: 1 / 0)
+    monkeypatch.setattr("utils.report.page.page_bytes", lambda *args, **values: 1 / 0)
     report.report_at_end(run)
     assert "the report could not be made" in caplog.text and "ZeroDivisionError" in caplog.text
     assert (run / "report.html").read_text(encoding="utf-8") == old

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.tiny import ROOT
+from tests.tiny import ROOT, empty_state
 from utils.errors import CheckpointError
 from utils.runs.checkpoint import (
     BackgroundSaver,
@@ -49,7 +49,7 @@ def train(model, optimizer, scheduler, scaler, steps):
 
 
 def state_at(epoch):
-    return {"epoch": epoch, "weights": torch.full((1000,), float(epoch))}
+    return empty_state(epoch, weights=torch.full((1000,), float(epoch)))
 
 
 def test_two_steps_and_two_resumed_equal_four(tmp_path):
@@ -192,11 +192,12 @@ def test_a_full_disk_leaves_the_last_checkpoint_alone(tmp_path, monkeypatch, cal
 
 SAVE_FOREVER = """
 import sys, torch
+from tests.tiny import empty_state
 from utils.runs.checkpoint import save_latest
 epoch = int(sys.argv[2])
 while True:
     epoch += 1
-    save_latest(sys.argv[1], {"epoch": epoch, "weights": torch.full((1_000_000,), float(epoch))})
+    save_latest(sys.argv[1], empty_state(epoch, weights=torch.full((1_000_000,), float(epoch))))
     print(epoch, flush=True)
 """
 
@@ -223,7 +224,7 @@ def test_the_background_saver_writes_in_order_what_it_was_given(tmp_path):
         for epoch in range(1, 4):
             weights.fill_(epoch)
             saver.save(tmp_path / "best.pth", {"epoch": epoch, "weights": weights})
-            saver.save_latest(tmp_path, {"epoch": epoch, "weights": weights})
+            saver.save_latest(tmp_path, empty_state(epoch, weights=weights))
         weights.fill_(-1)  # as the next step of training does
     assert torch.equal(load_checkpoint(tmp_path / "best.pth")["weights"], torch.full((3,), 3.0))
     assert load_latest(tmp_path)["epoch"] == 3 and load_checkpoint(tmp_path / "latest.previous.pth")["epoch"] == 2
@@ -233,7 +234,7 @@ def test_after_a_file_that_the_disk_did_not_take_the_background_saver_writes_non
     (tmp_path / "best.pth").mkdir()  # no file can take its place
     with BackgroundSaver() as saver:
         saver.save(tmp_path / "best.pth", {"epoch": 1})
-        saver.save_latest(tmp_path, {"epoch": 1})
+        saver.save_latest(tmp_path, empty_state(1))
         with pytest.raises(OSError, match="best.pth: could not be written"):
             saver.finish()
     assert not (tmp_path / "latest.pth").exists()

@@ -14,7 +14,7 @@ import torch
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
 from configs.stored import config_of_run
-from tests.tiny import ROOT
+from tests.tiny import ROOT, empty_state
 from utils import distributed
 from utils.errors import CheckpointError
 from utils.files import read_rows
@@ -57,7 +57,7 @@ def test_a_work_dir_that_is_a_file_is_named(tmp_path):
 @pytest.mark.parametrize("part", [".", "checkpoints", "checkpoints/latest.pth"])
 def test_a_run_is_found_by_its_folder_or_a_checkpoint(config, part):
     run = start_run(config)
-    save_latest(run.checkpoints, {"epoch": 1})
+    save_latest(run.checkpoints, empty_state(1))
     assert find_run(run.folder / part) == run.folder
 
 
@@ -140,7 +140,7 @@ def test_resuming_cuts_the_metrics_back_to_the_checkpoint(config):
     run = start_run(config)
     for epoch in (1, 2):
         run.add_metrics({"epoch": epoch, "loss": 1 / epoch})
-        save_latest(run.checkpoints, {"epoch": epoch})
+        save_latest(run.checkpoints, empty_state(epoch))
     before = run.metrics.read_bytes()
     run.add_metrics({"epoch": 3, "loss": 0.1})  # killed before the checkpoint of epoch 3
     again = start_run(dataclasses.replace(config, resume=str(run.folder)))
@@ -265,7 +265,7 @@ with distributed.process_group(choose_device("cpu")):
     optimizer = torch.optim.SGD(model.parameters())
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     parts = model, optimizer, scheduler, torch.amp.GradScaler("cpu", enabled=False)
-    state = training_state(*parts, 1, 1, {"value": 1.0, "epoch": 1}, {})
+    state = empty_state(*parts, 1, 1, {"value": 1.0, "epoch": 1}, {})
     drawn = torch.rand(1)
     restore(state, *parts)
     assert torch.equal(torch.rand(1), drawn)

@@ -1,0 +1,115 @@
+"""The cross-scan as an ONNX function of standard operators, for `export.py --format onnx`.
+
+torch.onnx.export writes one call of it for each block; the functions are added to the model afterwards. All four
+directions advance together, one step of the operator Scan for each pixel: its arrays are small enough for the
+processor's caches, which makes up for the number of steps.
+"""
+
+import onnx
+import torch
+from onnxscript import graph, opset18, script
+from onnxscript.values import Opset
+from torch import Tensor
+
+DOMAIN = "vmunet"
+OPSET = 18  # of the standard operators; the exporter's own, which needs no conversion
+_domain = Opset(DOMAIN, 1)
+op = opset18
+
+
+@script(_domain, default_opset=op)
+def Backwards(sequence):
+    """Turned around along the first axis."""
+    return op.Slice(
+        sequence,
+        op.Constant(value_ints=[-1]),
+        op.Constant(value_ints=[-9223372036854775807]),
+        op.Constant(value_ints=[0]),
+        op.Constant(value_ints=[-1]),
+    )
+
+
+@script(_domain, default_opset=op)
+def Sequences(maps):
+    """(b, H, W, 4, c) -> (L, b, 4, c): each direction in the order in which it visits the pixels."""
+    shape = op.Shape(maps)
+    ends = op.Concat(
+        op.Constant(value_ints=[-1]),
+        op.Gather(shape, op.Constant(value_ints=[0])),
+        op.Gather(shape, op.Constant(value_ints=[4])),
+        axis=0,
+    )
+    rows, columns, rows_back, columns_back = op.Split(maps, axis=3, num_outputs=4)
+    first = op.Reshape(op.Transpose(rows, perm=[1, 2, 0, 3, 4]), ends)
+    second = op.Reshape(op.Transpose(columns, perm=[2, 1, 0, 3, 4]), ends)
+    third = Backwards(op.Reshape(op.Transpose(rows_back, perm=[1, 2, 0, 3, 4]), ends))
+    fourth = Backwards(op.Reshape(op.Transpose(columns_back, perm=[2, 1, 0, 3, 4]), ends))
+    direction = op.Constant(value_ints=[2])
+    return op.Concat(
+        op.Unsqueeze(first, direction),
+        op.Unsqueeze(second, direction),
+        op.Unsqueeze(third, direction),
+        op.Unsqueeze(fourth, direction),
+        axis=2,
+    )
+
+
+@script(_domain, default_opset=op)
+def SoftPlus(x):
+    """The operator Softplus in operators that ONNX Runtime computes many times faster."""
+    return op.Relu(x) + op.Log(op.Exp(op.Neg(op.Abs(x))) + 1.0)
+
+
+@script(_domain, default_opset=op)
+def Recurrence(delta, drive, B, C, A):
+    """delta, drive (L, b, 4, 1, I), B (L, b, 4, N, 1), C (L, b, 4, 1, N), A (4, N, I) -> y (L, b, 4, 1, I)."""
+
+    @graph()
+    def step(h_before, delta_t, drive_t, B_t, C_t):
+        h_after = op.Exp(delta_t * A) * h_before + B_t * drive_t
+        y_t = op.MatMul(C_t, h_after)
+        return h_after, y_t
+
+    nothing = op.Gather(delta, op.Constant(value_int=0), axis=0) * A * 0.0
+    last, y = op.Scan(nothing, delta, drive, B, C, body=step, num_scan_inputs=4)
+    return y
+
+
+@script(_domain, default_opset=op)
+def CrossScan(x, dt, B, C, A, D, dt_bias, dt_weight):
+    """Shapes as of `models.cross_scan.cross_selective_scan`."""
+    row, column = op.Constant(value_ints=[3]), op.Constant(value_ints=[4])
+    rates = op.Transpose(A, perm=[0, 2, 1])  # (4, N, I)
+    # (L, b, 4, 1, R) @ (4, R, I)
+    raw = op.MatMul(op.Unsqueeze(Sequences(dt), row), op.Transpose(dt_weight, perm=[0, 2, 1]))
+    delta = SoftPlus(raw + op.Unsqueeze(dt_bias, op.Constant(value_ints=[1])))
+    pixels = op.Unsqueeze(x, row)
+    u = op.Unsqueeze(Sequences(op.Concat(pixels, pixels, pixels, pixels, axis=3)), row)
+    y = Recurrence(delta, delta * u, op.Unsqueeze(Sequences(B), column), op.Unsqueeze(Sequences(C), row), rates)
+    rows, columns, rows_back, columns_back = op.Split(op.Squeeze(y, row), axis=2, num_outputs=4)  # (L, b, 1, I)
+    shape = op.Shape(x)
+    b = op.Gather(shape, op.Constant(value_ints=[0]))
+    H = op.Gather(shape, op.Constant(value_ints=[1]))
+    W = op.Gather(shape, op.Constant(value_ints=[2]))
+    I = op.Gather(shape, op.Constant(value_ints=[3]))
+    by_rows = op.Reshape(rows + Backwards(rows_back), op.Concat(H, W, b, I, axis=0))
+    by_columns = op.Reshape(columns + Backwards(columns_back), op.Concat(W, H, b, I, axis=0))
+    skip = x * op.ReduceSum(D, op.Constant(value_ints=[0]), keepdims=0)
+    return skip + op.Transpose(by_rows, perm=[2, 0, 1, 3]) + op.Transpose(by_columns, perm=[2, 1, 0, 3])
+
+
+FUNCTIONS = (Backwards, Sequences, SoftPlus, Recurrence, CrossScan)
+
+
+def scan(
+    x: Tensor, dt: Tensor, B: Tensor, C: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, dt_weight: Tensor | None = None
+) -> Tensor:
+    """What torch.onnx.export turns into a call of `CrossScan`; it computes nothing."""
+    assert dt_weight is not None  # as SS2D has it
+    inputs = [x, dt, B, C, A, D, dt_bias, dt_weight]
+    return torch.onnx.ops.symbolic(f"{DOMAIN}::CrossScan", inputs, dtype=x.dtype, shape=x.shape, version=1)
+
+
+def functions() -> list[onnx.FunctionProto]:
+    """The ONNX functions that a model calling the scan must carry."""
+    return [function.to_function_proto() for function in FUNCTIONS]

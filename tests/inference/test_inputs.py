@@ -1,0 +1,103 @@
+"""Finding inputs: every file of a folder is an input, part of one, or named with the reason."""
+
+import os
+import sys
+
+import pytest
+from PIL import Image
+
+from inference.inputs import ABOUT, find_inputs, search
+
+
+def make(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix in (".png", ".jfif", ".webp", ".gif", ".jp2", ".jpg"):
+            Image.new("RGB", (4, 4)).save(path, {".jfif": "JPEG", ".jp2": "JPEG2000"}.get(path.suffix))
+        else:
+            path.write_text("text")
+
+
+def reasons(found):
+    return {one.path.name: one.reason for one in found.left_out}
+
+
+def names(found):
+    return [item.path.name for item in found.inputs]
+
+
+def test_every_file_is_used_or_named(tmp_path):
+    make(tmp_path, "a.png", "b.webp", "c.gif", "d.jfif", "f.jp2", "notes.txt", "sub/g.png", ".hidden/h.png", "x.npz")
+    (tmp_path / "e.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "photo").write_bytes((tmp_path / "a.png").read_bytes())  # without an ending
+    found = search([tmp_path])
+    assert names(found) == ["a.png", "b.webp", "d.jfif", "g.png"]
+    assert {one.path.name for one in found.mistakes} == {"c.gif", "f.jp2", "e.png", "photo", "x.npz"}
+    assert reasons(found)["e.png"] == "is a link to nothing"
+    assert "unknown kind; expected .png" in reasons(found)["c.gif"]
+    assert {one.path.name for one in found.left_out if not one.mistake} == {"notes.txt", ".hidden"}
+
+
+def test_a_bad_path_does_not_hide_the_good_ones(tmp_path):
+    make(tmp_path, "a.png", "notes.txt", "empty/notes.txt")
+    found = search([tmp_path / "a.png", tmp_path / "nowhere.png", tmp_path / "notes.txt", tmp_path / "empty"])
+    assert names(found) == ["a.png"]
+    assert [one.path.name for one in found.mistakes] == ["nowhere.png", "notes.txt", "empty"]
+    assert "there is no such file or folder" in reasons(found)["nowhere.png"]
+    assert "holds no input" in reasons(found)["empty"]
+    with pytest.raises(FileNotFoundError, match="nowhere.png was not found"):
+        find_inputs([tmp_path / "a.png", tmp_path / "nowhere.png"])
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="an administrator may read everything")
+def test_a_folder_that_may_not_be_read_is_named(tmp_path):
+    make(tmp_path, "a.png", "closed/b.png")
+    (tmp_path / "closed").chmod(0)
+    found = search([tmp_path])
+    (tmp_path / "closed").chmod(0o700)
+    assert names(found) == ["a.png"] and "Permission denied" in reasons(found)["closed"]
+
+
+def test_the_rules_of_training_hold_for_prediction(tmp_path):
+    make(tmp_path, "a.png", "a_superpixels.png", "a_segmentation.png", "b_segmentation.png")
+    make(tmp_path, "images/c.png", "masks/c.png", "imagesTr/d.png", "labelsTr/d.png")
+    found = search([tmp_path])
+    assert names(found) == ["a.png", "b_segmentation.png", "c.png", "d.png"]  # b has no image beside it
+    assert not found.mistakes
+    assert reasons(found) == {
+        "a_superpixels.png": "holds superpixels of ISIC",
+        "a_segmentation.png": "is the mask of an image beside it",
+        "masks": "holds masks, as it lies beside images",
+        "labelsTr": "holds masks, as it lies beside images",
+    }
+    assert names(search([tmp_path / "masks"])) == ["c.png"]  # as it was named
+
+
+def test_results_are_no_inputs(tmp_path):
+    make(tmp_path, "a.png", "earlier/masks/a.png", f"earlier/{ABOUT}", "pred/masks/a.png", "pred/overlays/a.png")
+    found = search([tmp_path], output=tmp_path / "pred")
+    assert names(found) == ["a.png"] and not found.mistakes
+    assert [one.path.relative_to(tmp_path).as_posix() for one in found.left_out if "results" in one.reason] == [
+        "earlier/masks",
+        "pred/masks",
+        "pred/overlays",
+    ]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_links_between_folders_end(tmp_path):
+    make(tmp_path, "a/x.png", "elsewhere/deep/y.png")
+    (tmp_path / "a" / "up").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "out").symlink_to(tmp_path / "elsewhere")
+    found = search([tmp_path / "a"])
+    assert names(found) == ["x.png", "y.png"]
+    assert reasons(found)["up"] == "leads to a folder that is searched already"
+
+
+def test_a_damaged_dicom_file_costs_itself_only(tmp_path):
+    pytest.importorskip("SimpleITK")
+    make(tmp_path, "a.png")
+    (tmp_path / "RD.dcm").write_bytes(b"\0" * 128 + b"DICM" + bytes(range(256)))
+    found = search([tmp_path])
+    assert names(found) == ["a.png"] and [one.path.name for one in found.mistakes] == ["RD.dcm"]

@@ -1,0 +1,266 @@
+"""Run folders from elsewhere: nothing is started, nothing outside is read, and odd records end in one sentence."""
+
+import json
+import os
+import random
+import re
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+import utils.report as report
+from tests.html_page import Page
+from tests.made_runs import make_run
+from utils.files import read_rows, write_rows
+from utils.report import charts
+from utils.report.__main__ import main
+from utils.report.keep import keep_records
+from utils.report.records import Record
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n0 0 10 10 rectfill\nshowpage\n%%EOF\n"
+NAMES = ("miou", "dsc", "accuracy", "specificity", "sensitivity")
+OPTIMIZATION = {"optimizer": {"name": "AdamW", "lr": 1e-3}, "scheduler": {"name": "CosineAnnealingLR"}}
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+ODD = [
+    None,
+    True,
+    -1,
+    0.5,
+    10**9,
+    10**400,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "../../../secret",
+    "\ud800",
+    [],
+    {},
+    ["x"],
+]
+ODD += [nested(20), nested(900)]
+ODD_CELLS = ["", "x", "nan", "inf", "-1", "1e308", "../../../secret", "..", "a\0b", "1,2", "999999999999999999999"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run with everything that a page shows but pictures."""
+    run = make_run(tmp_path / "runs" / "run", [0.5, 0.75], facts={"optimization": OPTIMIZATION, "scan": "cpu"})
+    scores = {score + suffix: 0.5 for score in NAMES for suffix in ("", "_per_image")}
+    (run / "metrics.json").write_text(json.dumps(scores | {"split": "val"}))
+    (run / "predictions").mkdir()
+    return run
+
+
+@pytest.fixture
+def run_of_volumes(tmp_path):
+    run = make_run(tmp_path / "runs" / "of_volumes", [0.5], num_classes=3, volume_resize="labels")
+    scores = dict.fromkeys(("dice_transunet", "hd95_transunet", "dice_strict", "hd95_strict"), 0.5)
+    named = {"class_names": ["liver", "spleen"], "classes": [scores, scores], **scores}
+    (run / "metrics.json").write_text(json.dumps(named))
+    row = {f"{score} {organ}": value for organ in ("liver", "spleen") for score, value in scores.items()}
+    write_rows(run / "test_volumes.csv", [{"name": "case1", **row}])
+    (run / "predictions").mkdir()
+    return run
+
+
+def refused(run):
+    """The sentence with which a run is refused by the command."""
+    with pytest.raises((ValueError, OSError)) as error:
+        report.write_report(run)
+    return str(error.value)
+
+
+def change(path, name, value):
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {name: value}))
+
+
+# ---- pictures
+
+
+def test_a_picture_starts_no_program(run, monkeypatch):
+    monkeypatch.setattr("subprocess.Popen", lambda *args, **options: pytest.fail(f"started {args}"))
+    monkeypatch.setattr("subprocess.check_call", lambda *args, **options: pytest.fail(f"started {args}"))
+    (run / "predictions" / "image0_overlay.png").write_bytes(EPS)
+    assert "image0_overlay.png cannot be read: found no image, expected PNG" in refused(run)
+
+
+def test_a_picture_has_a_limit_of_pixels(run, monkeypatch):
+    monkeypatch.setattr("utils.files.MAX_PIXELS", 100)
+    Image.new("RGB", (11, 11)).save(run / "predictions" / "image0_overlay.png")
+    assert re.search("image0_overlay.png .*it has 11x11 pixels, expected at most 100", refused(run))
+
+
+@pytest.mark.parametrize(
+    "labels, words",
+    [
+        (np.zeros((9, 8), np.uint8), "found labels of shape (9, 8), expected (8, 8) as its image"),
+        (np.full((8, 8), 3, np.uint8), "found values 3 to 3, expected classes 0 to 2"),
+    ],
+)
+def test_labels_are_class_numbers_of_their_image(labels, words, tmp_path):
+    run = make_run(tmp_path / "run", [0.5], num_classes=3)
+    classes = [dict.fromkeys(("miou", "dsc"), 0.5)] * 3
+    scores = {score + suffix: 0.5 for score in NAMES for suffix in ("", "_per_image")}
+    (run / "metrics.json").write_text(json.dumps(scores | {"classes": classes}))
+    (run / "predictions").mkdir()
+    Image.new("RGB", (8, 8)).save(run / "predictions" / "image0_overlay.png")
+    Image.fromarray(labels).save(run / "predictions" / "image0_truth.png")
+    assert f"image0_truth.png: {words}" in refused(run)
+
+
+@pytest.mark.parametrize("shape, kind, words", [((4, 4), "f4", "its shape is"), ((2, 2, 2), "c8", "its values are")])
+def test_volumes_are_three_axes_of_numbers(shape, kind, words, run_of_volumes):
+    for name in ("img", "gt", "pred"):
+        path = run_of_volumes / "predictions" / f"case1_{name}.nii.gz"
+        nibabel.save(nibabel.Nifti1Image(np.zeros(shape, kind), np.eye(4)), path)
+    assert f"case1_img.nii.gz cannot be read: {words}" in refused(run_of_volumes)
+
+
+# ---- names and links
+
+
+@pytest.mark.parametrize("name", ["../../../secret", "..", "a/b", "a\\b", "/etc/passwd", "a\0b", "x" * 300])
+def test_names_in_records_are_no_paths(name, run, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret_overlay.png")
+    rows = read_rows(run / "test_images.csv")
+    rows[0]["name"] = name
+    write_rows(run / "test_images.csv", rows)
+    assert "test_images.csv, line 2: found " in refused(run)
+
+
+@pytest.mark.parametrize("inside", ["log.txt", "facts.json", "predictions/image0_overlay.png"])
+def test_links_that_lead_out_of_the_folder_are_refused(inside, run, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("{}")
+    (run / inside).unlink(missing_ok=True)
+    (run / inside).symlink_to(secret)
+    assert f"{run / inside}: found a link that leads out of the run's folder" in refused(run)
+    if inside == "facts.json":
+        with pytest.raises(ValueError, match="found a link that leads out"):
+            keep_records(run, tmp_path / "kept")
+
+
+def test_a_linked_folder_of_predictions_is_refused_and_a_link_within_is_not(run, tmp_path):
+    Image.new("RGB", (8, 8)).save(run / "predictions" / "other.png")
+    (run / "predictions" / "image0_overlay.png").symlink_to("other.png")
+    assert Page(report.write_report(run)).tags.count("img") == 1
+    (run / "predictions").rename(tmp_path / "elsewhere")
+    (run / "predictions").symlink_to(tmp_path / "elsewhere")
+    assert "found a link that leads out of the run's folder" in refused(run)
+
+
+def test_a_report_is_written_into_its_folder_only(run, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("mine")
+    (run / "report.html").symlink_to(secret)
+    (run / ".report.html.tmp").symlink_to(secret)
+    assert "<html" in report.write_report(run).read_text(encoding="utf-8")
+    assert secret.read_text() == "mine" and not (run / "report.html").is_symlink()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_in_place_of_a_table_is_refused(run):
+    (run / "metrics.csv").unlink()
+    os.mkfifo(run / "metrics.csv")
+    assert "metrics.csv: found no plain file" in refused(run)
+
+
+# ---- odd values
+
+
+@pytest.mark.parametrize(
+    "file, name, value, words",
+    [
+        ("config.json", "protocol", "best", "config.json: found 'best' as 'protocol', expected one of paper, holdout"),
+        ("config.json", "num_classes", 10**9, "config.json: found 1000000000 as 'num_classes', expected 1 to 255"),
+        ("config.json", "epochs", "ten", "config.json: found 'ten' as 'epochs', expected a whole number"),
+        ("config.json", "depths", nested(900), "config.json: found values nested deeper than 8 levels"),
+        ("config.json", "class_colours", ["red"], "found the colour 'red', expected one such as '#ff0000'"),
+        ("metrics.json", "dsc", None, "metrics.json: found None as 'dsc', expected a number"),
+        ("metrics.json", "dsc", 7, "metrics.json: found 7 as 'dsc', expected a number"),
+        ("facts.json", "optimization", 3, "facts.json: found 3 as 'optimization', expected an optimizer"),
+        ("facts.json", "lost", ["x"], "facts.json: found ['x'] as 'lost', expected a text"),
+    ],
+)
+def test_an_odd_value_is_named_with_its_file(file, name, value, words, run):
+    change(run / file, name, value)
+    assert words in refused(run)
+
+
+@pytest.mark.parametrize(
+    "file, column, cell, words",
+    [
+        ("metrics.csv", "epoch", "one", "metrics.csv: found 'one' as 'epoch' in line 2, expected a number"),
+        ("metrics.csv", "epoch", "", "metrics.csv: found no number of an epoch in line 2"),
+        ("metrics.csv", "train_loss", "inf", "metrics.csv: found 'inf' as 'train_loss' in line 2"),
+        ("test_images.csv", "dsc", "", "test_images.csv: found no Dice score of image0"),
+        ("test_images.csv", "fp", "", "test_images.csv: found no fp of image0, expected it beside tp"),
+        ("test_images.csv", "name", "image1", "test_images.csv: found image1 in several lines"),
+    ],
+)
+def test_an_odd_cell_is_named_with_its_file_and_line(file, column, cell, words, run):
+    rows = read_rows(run / file)
+    rows[0][column] = cell
+    write_rows(run / file, rows)
+    assert words in refused(run)
+
+
+def test_a_missing_column_and_a_missing_score_are_named(run):
+    scores = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    scores.pop("accuracy")
+    (run / "metrics.json").write_text(json.dumps(scores))
+    assert "metrics.json: found no 'accuracy', expected it among the scores" in refused(run)
+    rows = read_rows(run / "test_images.csv")
+    write_rows(run / "test_images.csv", [{"dsc": row["dsc"]} for row in rows])
+    assert "test_images.csv: found no name in line 2" in refused(run)
+
+
+@pytest.mark.parametrize("file", ["config.json", "metrics.json", "facts.json"])
+def test_mutated_records_end_in_a_page_or_a_sentence_that_names_the_file(file, run, capsys, monkeypatch):
+    monkeypatch.setattr(charts, "_svg", lambda figure, title: "")  # drawing takes most of the time
+    original = json.loads((run / file).read_text(encoding="utf-8"))
+    rng = random.Random(0)
+    for name in rng.sample(sorted(original), min(12, len(original))):
+        for value in rng.sample(ODD, 4):
+            (run / file).write_text(json.dumps(original | {name: value}))
+            said_or_done(run, file, capsys)
+
+
+@pytest.mark.parametrize("file", ["metrics.csv", "test_images.csv"])
+def test_mutated_tables_end_in_a_page_or_a_sentence_that_names_the_file(file, run, capsys, monkeypatch):
+    monkeypatch.setattr(charts, "_svg", lambda figure, title: "")
+    original = read_rows(run / file)
+    for column in original[0]:
+        for cell in ODD_CELLS:
+            write_rows(run / file, [original[0] | {column: cell}, *original[1:]])
+            said_or_done(run, file, capsys)
+
+
+def said_or_done(run, file, capsys):
+    """The command makes the page, or prints one sentence with the file's name."""
+    try:
+        main([str(run)])
+        assert capsys.readouterr().out.strip() == str(run / "report.html")
+    except SystemExit:
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and str(run / file) in error
+
+
+def test_text_without_utf8_is_written_nevertheless(run):
+    change(run / "config.json", "opt", "\ud800")
+    assert "\\ud800" in report.write_report(run).read_text(encoding="utf-8")
+
+
+def test_a_run_that_is_whole_has_no_objection(run, run_of_volumes):
+    assert Record(run_of_volumes).finished and report.write_report(run_of_volumes).is_file()
