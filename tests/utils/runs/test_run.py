@@ -265,7 +265,7 @@ with distributed.process_group(choose_device("cpu")):
     optimizer = torch.optim.SGD(model.parameters())
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     parts = model, optimizer, scheduler, torch.amp.GradScaler("cpu", enabled=False)
-    state = empty_state(*parts, 1, 1, {"value": 1.0, "epoch": 1}, {})
+    state = training_state(*parts, 1, 1, {"value": 1.0, "epoch": 1}, {})
     drawn = torch.rand(1)
     restore(state, *parts)
     assert torch.equal(torch.rand(1), drawn)
