@@ -102,3 +102,10 @@ def test_a_baseline_trains_tests_and_is_tested_again_like_vmunet(tmp_path):
     assert again == scores
     with pytest.raises(ValueError, match="found 0 of this network's"):
         train.main(ISICConfig(**common | dict(network="vmunet"), test_only=best, work_dir=str(tmp_path / "other")))
+
+
+def test_no_encoder_is_fetched_from_the_internet():
+    """The name may come from a checkpoint that somebody else has made."""
+    for name in ("smp:unet-tu-hf-hub:somebody/network", "smp:unet-tu-hf_hub:a/b", "smp:fpn-somebody/network"):
+        with pytest.raises(ValueError, match=r"--network: found the encoder .*, expected a name of the library"):
+            Baseline(name)
