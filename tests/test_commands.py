@@ -207,6 +207,7 @@ def test_own_data_have_the_stable_recipe_unless_another_is_said():
 # ---- resuming
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_extended(data, command, tmp_path):
     flags = [*flags_of(data, tmp_path / "runs"), "--sch", "CosineWarmup", "--sch-args", "warm_up_epochs", "1"]
     assert command(*flags, "--epochs", "2")[0] == 0
@@ -225,6 +226,7 @@ def test_a_finished_run_is_extended(data, command, tmp_path):
     assert status == 2 and "found also --lr, expected nothing but --epochs" in text
 
 
+@pytest.mark.slow
 def test_a_schedule_that_ignores_the_length_goes_on(data, command, tmp_path):
     assert command(*flags_of(data, tmp_path / "runs"))[0] == 0
     status, text = command("--resume", the_run(tmp_path / "runs"), "--epochs", "2")
@@ -234,6 +236,7 @@ def test_a_schedule_that_ignores_the_length_goes_on(data, command, tmp_path):
 # ---- folds
 
 
+@pytest.mark.slow
 def test_all_folds_are_run_once_and_end_with_a_table(data, command, tmp_path, monkeypatch):
     flags = [*flags_of(data, tmp_path / "runs"), "--folds", "2", "--fold", "all"]
     status, text = command(*flags)
@@ -268,6 +271,7 @@ def test_debug_says_more(data, command, tmp_path):
     assert status == 0 and "oneDNN's float32 matmuls" in text
 
 
+@pytest.mark.slow
 def test_predictions_are_shown_in_tensorboard(data, command, tmp_path):
     """Of the last epoch, and of the test."""
     assert command(*flags_of(data, tmp_path / "runs"))[0] == 0
@@ -275,6 +279,7 @@ def test_predictions_are_shown_in_tensorboard(data, command, tmp_path):
     assert b"predictions" in events and b"test" in events and events.count(b"PNG") == 2
 
 
+@pytest.mark.slow
 def test_volumes_are_shown_in_tensorboard_too(command, tmp_path):
     folder = make_demo_synapse(tmp_path / "synapse", size=40, train=1, val=1, test=1, slices=4)
     status, text = command(*flags_of(folder, tmp_path / "runs", "--val-interval", "1"), script=train_synapse)
@@ -286,6 +291,7 @@ def test_volumes_are_shown_in_tensorboard_too(command, tmp_path):
 # ---- grey images
 
 
+@pytest.mark.slow
 def test_a_network_of_one_channel_trains_on_grey_images_and_predicts(tmp_path, command):
     """The same scores whether a grey image is stored with one channel or with three equal ones."""
     scores = {}

@@ -46,6 +46,7 @@ def row_of(work_dir, name):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith(f"| {name} ")]
 
 
+@pytest.mark.slow
 def test_seeds_are_run_recognised_and_resumed(tmp_path, monkeypatch):
     data, work = make_demo_isic(tmp_path / "data", size=40, train=6, val=3, test=1), tmp_path / "results"
     command = ["isic17-none", "--seeds", 1, 2, "--work-dir", work, "--data-path", data, *SMALL]
@@ -206,6 +207,7 @@ def test_mistakes_are_said_before_anything_runs(arguments, message, tmp_path, mo
     assert message in caplog.text and not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_a_failed_seed_does_not_stop_the_others_a_refused_flag_does(tmp_path, monkeypatch, caplog):
     statuses, started = [1, 0], []
 

@@ -214,6 +214,7 @@ def run_script(script, processes, flags):
     return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=600, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script, kind", [("train.py", "isic"), ("train_synapse.py", "synapse")])
 def test_two_processes_follow_one_processs_losses(script, kind, data, tmp_path):
     """13 images, or 10 slices, in batches of 5, in double precision; without stochastic depth."""

@@ -68,13 +68,16 @@ def why_not(name: str, device_type: str, dtype: torch.dtype) -> str | None:
 
 @functools.cache
 def choose(device_type: str, dtype: torch.dtype) -> str:
-    """The best backend for a device and a dtype; with --debug the log says why the others were passed over."""
+    """The best backend for a device and a dtype; the log says why the others were passed over, on a CPU,
+    where most of them can't run, with --debug only."""
     passed_over = []
     for name in PREFERENCE:
         reason = why_not(name, device_type, dtype)
         if reason is None:
             others = "; ".join(passed_over) or "none passed over"
-            log.debug("scan backend on %s in %s: %s (%s)", device_type, str(dtype).removeprefix("torch."), name, others)
+            level = logging.DEBUG if device_type == "cpu" else logging.INFO
+            dtype_name = str(dtype).removeprefix("torch.")
+            log.log(level, "scan backend on %s in %s: %s (%s)", device_type, dtype_name, name, others)
             return name
         passed_over.append(f"{name}: {reason}")
     raise RuntimeError(f"no scan backend for {device_type} in {dtype}: " + "; ".join(passed_over))

@@ -156,7 +156,7 @@ def test_a_backend_that_returns_zeros_is_passed_over(monkeypatch, caplog):
     monkeypatch.setattr(backends, "load", lambda name, load=backends.load: zeros if name == "broken" else load(name))
     monkeypatch.setattr(backends, "PREFERENCE", ("broken", "torch"))
     backends.choose.cache_clear()
-    with caplog.at_level("INFO", logger="vmunet"):
+    with caplog.at_level("DEBUG", logger="vmunet"):
         assert backends.choose("cpu", torch.float32) == "torch"
     backends.choose.cache_clear()
     assert "broken: its self-test on cpu in torch.float32 is off by 1.0e+00" in caplog.text
@@ -174,7 +174,7 @@ def test_a_backend_that_can_not_be_compiled_is_passed_over(monkeypatch, caplog):
     for cached in (backends.choose, backends.why_not):
         cached.cache_clear()
     said = "its self-test on cpu in torch.float32 ended with RuntimeError: Failed to find C compiler."
-    with caplog.at_level("INFO", logger="vmunet"):
+    with caplog.at_level("DEBUG", logger="vmunet"):
         assert backends.choose("cpu", torch.float32) == "torch"
     assert f"(triton: {said})" in caplog.text
     with pytest.raises(RuntimeError, match=f"'triton' can't be used: {said}"):

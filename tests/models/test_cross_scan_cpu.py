@@ -220,6 +220,7 @@ assert error() < 5e-7
 """
 
 
+@pytest.mark.slow
 def test_compiled_code_is_announced_and_kept_for_the_next_process(tmp_path):
     first, second = (run_python(FORWARD, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
     assert first.returncode == 0, first.stderr
@@ -236,6 +237,7 @@ def test_other_machines_have_narrower_vectors():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_forked_process_has_threads_of_its_own():
     done = run_python(
         FORWARD

@@ -78,6 +78,7 @@ def interpreted():
     return run_interpreted(__file__)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_kernels_agree_with_double_precision(interpreted, case):
     forward, backward = TOLERANCE[CASES[case][6]]

@@ -71,6 +71,7 @@ def test_without_the_library_the_error_names_the_command(monkeypatch):
         build_model(config())
 
 
+@pytest.mark.slow
 def test_imagenet_fills_the_encoder_and_nothing_else(monkeypatch):
     """The download is replaced by another random network."""
     asked = []
@@ -89,6 +90,7 @@ def test_imagenet_fills_the_encoder_and_nothing_else(monkeypatch):
     assert changed and all(name.startswith("network.encoder.") for name in changed)
 
 
+@pytest.mark.slow
 def test_a_baseline_trains_tests_and_is_tested_again_like_vmunet(tmp_path):
     data = make_demo_isic(tmp_path / "data", size=40, train=8, val=3, test=1)
     common = dict(network=SMALLEST, load_ckpt_path="none", dataset="demo", data_path=str(data), image_size=32)

@@ -53,6 +53,7 @@ def test_ss2d_equals_the_original_with_its_gradients():
         torch.testing.assert_close(block.get_parameter(name).grad, expected, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_golden_numbers_of_the_whole_network(shared):
     judge = shared / "oracle" / "compare.py"
     command = [sys.executable, str(judge), "adapter:build", "--path", str(ROOT), "--path", str(judge.parent)]
@@ -187,6 +188,7 @@ def test_the_skip_at_a_quarter_is_unused_unless_asked_for():
     assert not torch.allclose(published(x), fourth(x))
 
 
+@pytest.mark.slow
 def test_the_whole_network_compiles_in_one_graph():
     model = small()
     x = torch.rand(2, 3, 32, 32)

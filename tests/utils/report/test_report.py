@@ -198,6 +198,7 @@ def test_facts_stand_in_the_report_and_old_runs_do_without(isic_run, tmp_path):
     assert "initial weights none, seed 42" in page.text
 
 
+@pytest.mark.slow
 def test_cases_that_are_trained_on_and_tested_are_noted(tmp_path):
     data = make_demo_synapse(tmp_path / "data", size=40, train=1, val=1, test=1, slices=5)
     (trained,) = {name.split("_")[0] for name in (data / "lists/list_Synapse/train.txt").read_text().split()}
@@ -284,6 +285,7 @@ def test_every_name_is_escaped(isic_run, tmp_path):
     assert page.tags.count("img") == 9 and page.text.count("<script>alert(1)") >= 10
 
 
+@pytest.mark.slow
 def test_class_names_and_outlines_of_several_classes(tmp_path):
     folder = tmp_path / "data"
     for split in ("train", "val"):
@@ -331,6 +333,7 @@ def test_dice_of_an_image_leaves_out_classes_that_are_nowhere():
     assert mean_dice({"dice_transunet liver": 0.5, "hd95_transunet liver": 9, "dice_transunet aorta": 1.0}) == 0.75
 
 
+@pytest.mark.slow
 def test_runs_that_were_stopped_or_came_before_still_get_a_page(isic_run, tmp_path):
     run = copy(isic_run, tmp_path, epochs=300)
     rows = read_rows(run / "test_images.csv")

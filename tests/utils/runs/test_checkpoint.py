@@ -202,6 +202,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_a_complete_checkpoint(tmp_path):
     """SIGKILL at moments spread over the saving; what is left is whole and at most one save behind."""
     epoch, moments = 0, random.Random(0)

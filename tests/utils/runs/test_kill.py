@@ -70,6 +70,7 @@ def wait_for_training(process, work_dir):
     return wait_for(lambda: set(work_dir.glob("*/tensorboard/*")) - old, process)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, workers", [("isic", 0), ("synapse", 2)])
 def test_killed_at_random_moments_a_run_ends_as_if_undisturbed(kind, workers, flags, undisturbed, tmp_path):
     """A third of the kills comes while a file is written, a third during training, a third at any time."""
@@ -99,6 +100,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_undisturbed(kind, workers, fl
     assert differences(results(the_run(tmp_path)), undisturbed[kind]) == []
 
 
+@pytest.mark.slow
 def test_a_signal_finishes_the_batch_saves_and_says_so(flags, undisturbed, tmp_path):
     """Slurm and terminals send signals to every process of the run; the workers must ignore them."""
     moments = random.Random(1)
@@ -148,6 +150,7 @@ def test_a_command_may_have_its_own_way_to_stop():
             raise SystemExit(130) from None
 
 
+@pytest.mark.slow
 def test_of_two_processes_the_survivor_ends_soon_and_says_why(flags, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -163,6 +166,7 @@ def test_of_two_processes_the_survivor_ends_soon_and_says_why(flags, tmp_path):
     assert status == 1 and "process 0 of 2 lost the connection" in said and "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_truncated_checkpoint_is_named_and_the_one_before_used(flags, undisturbed, tmp_path):
     process = start("train_synapse.py", *flags["synapse"], "--work-dir", tmp_path)
     assert wait_for(lambda: list(tmp_path.glob("*/checkpoints/latest.previous.pth")), process)
@@ -182,6 +186,7 @@ cp -r "$0"/. "$0".copy && exit $status
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_costs_nothing_saved_before(flags, undisturbed, tmp_path):
     """On a disk of 5 MB, too small for the third checkpoint."""
     disk = tmp_path / "disk"

@@ -275,6 +275,7 @@ with distributed.process_group(choose_device("cpu")):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_folder_and_keep_their_own_random_numbers(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
