@@ -28,6 +28,7 @@ from datasets.classes import with_classes
 from datasets.files import fingerprint
 from datasets.loaders import build_isic_loader, build_isic_loaders, check_isic_parts
 from engine import Execution, evaluate, train_one_epoch
+from inference.trained import check_size
 from models.build import build_model, load_initial_weights, prepare
 from utils import distributed
 from utils.files import write_rows
@@ -54,7 +55,7 @@ def main(config):
     check_optimization(config, OPTIMIZERS, SCHEDULERS)
     with distributed.process_group(device), started_run(config) as run:
         if config.test_only is not None:
-            log_test(config)
+            check_size(config, log_test(config))
         model = build_model(config, run.note)
         shown = distributed.is_main()
         execution = Execution(device, config.precision, config.accumulation_steps, config.clip_grad_norm, shown)

@@ -32,6 +32,7 @@ from datasets.nifti import write_nifti
 from datasets.synapse import cases_of_slices
 from engine import Execution, train_one_epoch
 from engine_synapse import evaluate
+from inference.trained import check_size
 from models.build import build_model, load_initial_weights, prepare
 from utils import distributed
 from utils.files import some, write_rows
@@ -56,7 +57,7 @@ def main(config):
     check_optimization(config, SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS)
     with distributed.process_group(device), started_run(config) as run:
         if config.test_only is not None:
-            log_test(config)
+            check_size(config, log_test(config))
         model = build_model(config, run.note)
         shown = distributed.is_main()
         execution = Execution(device, config.precision, config.accumulation_steps, config.clip_grad_norm, shown)

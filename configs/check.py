@@ -22,7 +22,7 @@ RANGES = {  # lowest and highest value; of a tuple, of each of its numbers
     "dims": (1, 4096),
     "d_state": (1, 256),
     "drop_path_rate": (0, 0.99),
-    "image_size": (32, 65536),
+    "image_size": (32, 8192),
     "batch_size": (1, math.inf),
     "num_workers": (-1, 1024),
     "epochs": (1, math.inf),

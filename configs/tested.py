@@ -51,8 +51,9 @@ def values_to_test(config: BaseConfig, checkpoint: Checkpoint, said: Collection[
     return values
 
 
-def log_test(config: BaseConfig) -> None:
-    """Says under which values the checkpoint `config.test_only` is tested, and which are not those of its training."""
+def log_test(config: BaseConfig) -> Checkpoint:
+    """Says under which values the checkpoint `config.test_only` is tested, and which are not those of its training.
+    Returns the checkpoint."""
     assert config.test_only is not None
     checkpoint = read_checkpoint(config.test_only)
     if not checkpoint.config:
@@ -65,6 +66,7 @@ def log_test(config: BaseConfig) -> None:
         stored = tuple(stored) if isinstance(stored, list) else stored
         if here[name] != stored:
             log.warning("%s %s instead of the checkpoint's %s", flag(name), here[name], stored)
+    return checkpoint
 
 
 def changed_data(config: BaseConfig, checkpoint: Checkpoint) -> bool:

@@ -6,6 +6,7 @@
 """
 
 import difflib
+import re
 from types import ModuleType
 
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class Baseline(SegmentationNetwork):
     def _create(self, encoder_weights: str | None) -> nn.Module:
         smp = import_library()
         _check("architecture", self.architecture, list(smp.MODEL_ARCHITECTURES_MAPPING))
-        if "hub:" in self.encoder or "/" in self.encoder:  # timm would fetch it from the internet
+        if not re.fullmatch(r"[\w.+-]+", self.encoder):  # hf-hub:, local-dir: timm would fetch it, or read a folder
             raise ValueError(
                 f"--network: found the encoder {self.encoder!r}, expected a name of the library, not a place"
             )

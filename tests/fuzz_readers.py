@@ -5,25 +5,33 @@
 
 test_untrusted.py does the same with fewer inputs."""
 
+import gzip
+import importlib.util
 import io
 import json
 import random
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import h5py  # noqa: E402
+import nibabel  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from configs.config_setting import ISICConfig  # noqa: E402
 from configs.stored import config_of_run  # noqa: E402
+from datasets.downloads import zip_members  # noqa: E402
 from datasets.isic import read_image, read_mask  # noqa: E402
 from datasets.synapse import SynapseSlices, SynapseVolumes, read_list  # noqa: E402
 from datasets.transforms import RandomGenerator  # noqa: E402
+from datasets.volume_sources import read_arrays  # noqa: E402
+from inference.inputs import search  # noqa: E402
+from inference.volumes import read_volume  # noqa: E402
 from utils.files import read_rows  # noqa: E402
 from utils.runs.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from utils.runs.packed import pack_weights  # noqa: E402
@@ -45,18 +53,65 @@ def masks():
     return file.getvalue()
 
 
-def npz():
+def npz(array=LABELS, **more):
     file = io.BytesIO()
-    np.savez(file, image=LABELS, label=LABELS)
+    np.savez_compressed(file, image=array, label=array, **more)
     return file.getvalue()
 
 
-def h5():
+def h5(**more):
     file = io.BytesIO()
     with h5py.File(file, "w") as arrays:
         for name in ("image", "label"):
             arrays.create_dataset(name, data=LABELS[None], compression="gzip")
         arrays.attrs["spacing"] = (3.0, 1.0, 1.0)
+        arrays.attrs.update(more)
+    return file.getvalue()
+
+
+def nifti():
+    image = nibabel.Nifti1Image(PIXELS.astype(np.int16), np.diag([2.0, 2.0, 3.0, 1.0]))
+    image.header.set_xyzt_units("mm")
+    return image.to_bytes()
+
+
+def dicom(number=0, compressed=False):
+    """A CT slice."""
+    import pydicom
+    from pydicom.dataset import FileDataset, FileMetaDataset
+
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", f"1.2.3.4.{number}"
+    file = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    file.SOPClassUID, file.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    file.StudyInstanceUID, file.SeriesInstanceUID, file.FrameOfReferenceUID = "1.2.3", "1.2.3.4", "1.2.9"
+    file.Modality, file.InstanceNumber, file.PhotometricInterpretation = "CT", number + 1, "MONOCHROME2"
+    file.ImagePositionPatient, file.ImageOrientationPatient = [0, 0, 2.5 * number], [1, 0, 0, 0, 1, 0]
+    file.PixelSpacing, file.RescaleSlope, file.RescaleIntercept = [0.8, 0.7], 1, -1024
+    file.Rows, file.Columns, file.SamplesPerPixel, file.PixelRepresentation = 9, 7, 1, 0
+    file.BitsAllocated, file.BitsStored, file.HighBit = 16, 16, 15
+    file.PixelData = PIXELS[..., 0].astype("<u2").tobytes()
+    if compressed:
+        file.compress(pydicom.uid.RLELossless, encoding_plugin="pydicom")
+    stored = io.BytesIO()
+    file.save_as(stored, enforce_file_format=True)
+    return stored.getvalue()
+
+
+def itk(ending):
+    import SimpleITK
+
+    path = Path(tempfile.mkdtemp(), f"a{ending}")
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(PIXELS.astype(np.int16), isVector=False), str(path), True)
+    return path.read_bytes()
+
+
+def archive():
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as members:
+        members.writestr("Set/a.png", masks())
+        members.writestr("Set/b.txt", "text")
     return file.getvalue()
 
 
@@ -79,6 +134,22 @@ def as_listed(kind):
     return read
 
 
+def as_input(path):
+    """The reader of predict.py's volumes. A DICOM file is a slice of a series."""
+    if path.suffix == ".dcm":
+        for number in (1, 2):
+            (path.parent / f"{number}.dcm").write_bytes(dicom(number))
+    found = search([path.parent if path.suffix == ".dcm" else path])
+    if found.left_out or not found.inputs:
+        raise ValueError(f"left out: {found.left_out}")
+    for item in found.inputs:
+        read_volume(item)
+
+
+def members(path):
+    return [member.read() for member in zip_members(path)]
+
+
 def stored_config(path):
     return config_of_run(ISICConfig(resume=str(path.parent)))
 
@@ -98,7 +169,18 @@ READERS = {  # name of the file, a good one, what reads it
     "packed": ("best.h5", pack_weights({"weight": torch.ones(30, 20), "bias": torch.ones(1)}, {}, {}), read_checkpoint),
     "config": ("config.json", json.dumps(vars(ISICConfig())).encode(), stored_config),
     "rows": ("metrics.csv", b"epoch,loss\n1,0.5\n", read_rows),
+    "zip": ("a.zip", archive(), members),
+    "nifti": ("a.nii", nifti(), as_input),
+    "nifti_gz": ("a.nii.gz", gzip.compress(nifti(), mtime=0), as_input),
+    "volume_h5": ("a.h5", h5(affine=np.diag([1.0, 1.0, 3.0, 1.0])), as_input),
+    "volume_npz": ("a.npz", npz(LABELS[None], spacing=np.array([3.0, 1.0, 1.0])), read_arrays),
 }
+if importlib.util.find_spec("pydicom"):
+    READERS["dicom"] = "a.dcm", dicom(), as_input
+    READERS["dicom_rle"] = "a.dcm", dicom(compressed=True), as_input
+if importlib.util.find_spec("SimpleITK"):
+    READERS["mha"] = "a.mha", itk(".mha"), as_input
+    READERS["nrrd"] = "a.nrrd", itk(".nrrd"), as_input
 
 
 def altered(content, rng):

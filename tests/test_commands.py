@@ -26,6 +26,7 @@ from tests.inference.networks import save_trained
 from tests.tiny import ROOT, TRAINING_FLAGS
 from utils.files import read_rows
 from utils.repository import RESULTS
+from utils.runs.checkpoint import save_checkpoint
 from utils.runs.command_line import run_command
 
 SCRIPTS = ("train.py", "train_synapse.py", "export.py", "experiments.py")
@@ -163,6 +164,15 @@ def test_a_test_takes_everything_from_the_checkpoint(trained, data, command, tmp
     config = config_of(the_run(tmp_path / "runs"))
     assert (config["input_channels"], config["dims"], config["dataset"]) == (1, [8, 16, 32, 64], "demo")
     assert np.array(Image.open(the_run(tmp_path / "runs") / "predictions" / "DEMO_0000008.png")).shape == (48, 48)
+
+
+def test_a_test_takes_no_memory_for_a_network_that_the_weights_are_not_of(trained, command, tmp_path):
+    """Sizes that are right by themselves, and would take tens of gigabytes."""
+    content = torch.load(trained, weights_only=True)
+    huge = dict(dims=[512, 1024, 2048, 4096], depths=[64] * 4, depths_decoder=[64] * 4)
+    save_checkpoint(tmp_path / "altered.pth", content | {"config": content["config"] | huge})
+    status, text = command("--test-only", tmp_path / "altered.pth", "--work-dir", tmp_path / "runs")
+    assert status == 2 and "altered.pth: found 131 of this network's" in text
 
 
 def test_a_flag_overrides_the_checkpoint_and_the_log_says_so(trained, command, tmp_path):

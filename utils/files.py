@@ -5,6 +5,8 @@ import csv
 import errno
 import io
 import os
+import re
+import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, UnidentifiedIm
 SHOWN = 10  # names in one message
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # Pillow starts programs for some: Ghostscript for EPS
 MAX_PIXELS = 2**26  # of an image: 8192 x 8192; the largest official one has half as many
+HALF_WRITTEN = re.compile(r"\.[0-9a-f]{16}\.tmp")  # names of files that `write_atomically` has not finished
 LONGEST_NAME = 240  # bytes; with "_overlay.png" behind it, it must be the name of a file
 
 
@@ -99,11 +102,9 @@ def check_name(name: str, where: str | Path) -> None:
 def write_atomically(path: str | Path, *parts: bytes | memoryview) -> None:
     """Writes the bytes of `parts` to `path` in one step: nobody finds half of them, not even after a crash."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")  # always the same, so that kills don't fill the disk with them
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # of this process alone
     try:
-        if temporary.is_symlink():  # put there by somebody else: it may lead anywhere
-            temporary.unlink()
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             for part in parts:
                 file.write(part)
             file.flush()
@@ -115,6 +116,13 @@ def write_atomically(path: str | Path, *parts: bytes | memoryview) -> None:
     finally:
         temporary.unlink(missing_ok=True)  # there only after an error or Ctrl-C
     _sync_folder(path.parent)
+
+
+def remove_half_written(folder: str | Path) -> None:
+    """Removes what killed processes left of files that they were writing. Nobody may be writing in `folder`."""
+    for path in Path(folder).glob("**/.*.tmp"):
+        if HALF_WRITTEN.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

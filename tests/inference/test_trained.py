@@ -72,6 +72,7 @@ def test_a_run_a_packed_file_and_a_name_stand_for_their_checkpoint(kind, binary,
         (dict(threshold=float("nan")), "--threshold: found nan, expected 0 to 1"),
         (dict(precision="fp8"), "--precision: found 'fp8', expected one of fp32, bf16, fp16"),
         (dict(network=3), "--network: found 3, expected str"),
+        (dict(image_size=10**6), "--image-size: found 1000000, expected 32 to 8192"),
         # right by themselves: tens of gigabytes, if they were believed before the tensors are looked at
         (dict(dims=DEEPEST, depths=[64] * 4, depths_decoder=[64] * 4), "found 131 of this network's"),
         (dict(dims=DEEPEST), "tensors of another shape than the model's: patch_embed.proj.weight"),

@@ -108,6 +108,7 @@ def test_a_baseline_trains_tests_and_is_tested_again_like_vmunet(tmp_path):
 
 def test_no_encoder_is_fetched_from_the_internet():
     """The name may come from a checkpoint that somebody else has made."""
-    for name in ("smp:unet-tu-hf-hub:somebody/network", "smp:unet-tu-hf_hub:a/b", "smp:fpn-somebody/network"):
+    places = ("tu-hf-hub:somebody/network", "tu-HF-HUB:network", "tu-local-dir:folder", "somebody/network", "tu-a\\b")
+    for name in (f"smp:unet-{place}" for place in places):
         with pytest.raises(ValueError, match=r"--network: found the encoder .*, expected a name of the library"):
             Baseline(name)

@@ -128,7 +128,8 @@ def check_training_state(state: Any, path: str | Path) -> None:
             raise CheckpointError(f"{path}: found no {name}, expected {', '.join(FIELDS)}")
         if not isinstance(state[name], kind) or isinstance(state[name], bool):
             raise CheckpointError(f"{path}: found {type(state[name]).__name__} as {name}, expected {kind.__name__}")
-    if not {"value", "epoch"} <= state["best"].keys() or not all(isinstance(x, float) for x in state["losses"]):
+    best = [state["best"].get(name) for name in ("value", "epoch")]
+    if not all(isinstance(number, int | float) for number in (*best, *state["losses"])):
         raise CheckpointError(f"{path}: found other entries of best or losses, expected value and epoch, and numbers")
 
 
@@ -296,22 +297,54 @@ def restore(
 
     With another number of processes than before, random numbers can't go on where they were; the log says so.
     Raises CheckpointError if the state is not of such a model and optimizer."""
+    parts: dict[str, Any] = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+    same_processes = len(state["random"]) == distributed.world_size()
     try:
         unwrap(model).load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        scaler.load_state_dict(state["scaler"])
-    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"the checkpoint is not of this model and optimizer: {error}") from error
-    if len(state["random"]) == distributed.world_size():
-        set_random_state(state["random"][distributed.rank()])
-    else:
+        for name, part in parts.items():
+            check_kinds(state[name], part.state_dict(), name)
+            part.load_state_dict(state[name])
+        check_kept(optimizer)
+        if same_processes:
+            set_random_state(state["random"][distributed.rank()])
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        found = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
+        raise CheckpointError(f"the checkpoint is not of this model and optimizer: {found}") from error
+    if not same_processes:
         log.warning(
             "random numbers start anew: the checkpoint comes from %d processes, there are %d now",
             len(state["random"]),
             distributed.world_size(),
         )
     return state["epoch"], state["step"], state["best"]
+
+
+def check_kinds(found: Any, expected: Any, name: str) -> None:
+    """Raises ValueError where a state has, under the same names, another kind of value than the expected one."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for key in expected.keys() & found.keys():
+            check_kinds(found[key], expected[key], f"{name}[{key!r}]")
+    elif isinstance(expected, list | tuple) and isinstance(found, list | tuple):
+        for i, (one, other) in enumerate(zip(found, expected, strict=False)):
+            check_kinds(one, other, f"{name}[{i}]")
+    elif found is not None and expected is not None:
+        kind = (int, float) if isinstance(expected, int | float) else type(expected)
+        if not isinstance(found, kind):
+            raise ValueError(f"{name} is {found!r:.60}, expected such as {expected!r:.60}")
+
+
+def check_kept(optimizer: Optimizer) -> None:
+    """Raises ValueError unless an optimizer keeps the same for each weight: numbers, and tensors of its shape."""
+    names = {frozenset(values) for values in optimizer.state.values() if values}
+    if len(names) > 1:
+        raise ValueError(f"the optimizer keeps {' or '.join(sorted(', '.join(sorted(n)) for n in names))} for a weight")
+    for weight, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.numel() != 1 and value.shape != weight.shape:
+                found, expected = list(value.shape), list(weight.shape)
+                raise ValueError(f"the optimizer's {name} has the shape {found}, expected {expected}")
+            if isinstance(value, str | dict | list):
+                raise ValueError(f"the optimizer's {name} is {value!r:.60}, expected numbers")
 
 
 def random_state() -> dict[str, Any]:

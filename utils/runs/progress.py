@@ -64,21 +64,23 @@ class Progress:
         self.batches = Batches(loader, self.epoch + 1, losses)
         self.lost = LossOfScore()
         self.lost.replay(read_rows(run.metrics))
-        self.writer = EventWriter(run.folder / "tensorboard", self.step)
+        self.writer: EventWriter  # in saved_when_stopped
         self.saver = BackgroundSaver()
         self.clock = TimeLeft(len(self.batches), config.epochs)
 
     @contextlib.contextmanager
     def saved_when_stopped(self) -> Iterator[None]:
         """In this block SIGTERM and Ctrl-C let the batch finish; then everything is saved, and Stopped goes on."""
-        with on_signals(self.stop.remember), contextlib.closing(self.writer), self.saver:
-            try:
-                yield
-            except Stopped as stopped:
-                self._save_latest()
-                self.saver.finish()
-                stopped.saved = True
-                raise
+        with on_signals(self.stop.remember):
+            self.writer = EventWriter(self.run.folder / "tensorboard", self.step)
+            with contextlib.closing(self.writer), self.saver:
+                try:
+                    yield
+                except Stopped as stopped:
+                    self._save_latest()
+                    self.saver.finish()
+                    stopped.saved = True
+                    raise
 
     def epochs(self) -> Iterator[int]:
         """The epochs that remain, counted from 1."""

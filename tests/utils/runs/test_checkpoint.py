@@ -70,6 +70,31 @@ def test_two_steps_and_two_resumed_equal_four(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(parts[0].parameters(), fresh[0].parameters(), strict=True))
 
 
+ALTERED = {  # entry, path of the names to one value, the value instead, what is said
+    "random numbers": ("random", (0, "torch"), torch.zeros(3), "TypeError RNG state must be"),
+    "no random numbers": ("random", (0,), "x", "TypeError string indices"),
+    "rate": ("optimizer", ("param_groups", 0, "lr"), "x", "optimizer['param_groups'][0]['lr'] is 'x', expected such"),
+    "shape": ("optimizer", ("state", 0, "exp_avg"), torch.zeros(7), "exp_avg has the shape [7], expected [8, 4]"),
+    "what is kept": ("optimizer", ("state", 0), {"step": torch.ones(())}, "keeps exp_avg, exp_avg_sq, step or step"),
+    "schedule": ("scheduler", ("T_max",), "x", "scheduler['T_max'] is 'x', expected such as 3"),
+}
+
+
+@pytest.mark.parametrize("what", ALTERED)
+def test_a_state_whose_parts_are_others_inside_is_one_error(what):
+    parts = make_training()
+    train(*parts, steps=1)
+    state = training_state(*parts, 1, 1, {"value": 0.5, "epoch": 1}, {})
+    entry, (*path, last), value, words = ALTERED[what]
+    place = state[entry]
+    for name in path:
+        place = place[name]
+    place[last] = value
+    with pytest.raises(CheckpointError, match="the checkpoint is not of this model and optimizer: ") as error:
+        restore(state, *make_training())
+    assert words in str(error.value)
+
+
 def test_random_state_holds_every_generator(tmp_path):
     random.gauss(0, 1), np.random.randn()  # both keep a second number for later
     save_checkpoint(tmp_path / "c.pth", random_state())

@@ -1,3 +1,5 @@
+import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -7,7 +9,7 @@ import pytest
 
 from configs.config_setting import ISICConfig
 from utils.files import read_rows
-from utils.runs.claimed import HOLDER, claimed
+from utils.runs.claimed import HOLDER, LOCK, claimed
 from utils.runs.run import Run, start_run, started_run, stop_log
 
 HOLD = """
@@ -50,6 +52,52 @@ def test_it_is_free_again_after_the_block(tmp_path):
     for _ in range(2):
         with claimed(tmp_path, "x"):
             pass
+
+
+def test_links_in_a_folder_from_elsewhere_are_not_followed(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("mine")
+    for name in (HOLDER, LOCK):
+        folder = tmp_path / f"with{name}"
+        folder.mkdir()
+        (folder / name).symlink_to(secret)
+        with contextlib.suppress(OSError), claimed(folder, "x"):
+            pass
+    assert secret.read_text() == "mine"
+
+
+def test_a_file_system_without_locks_is_mentioned(tmp_path, monkeypatch, caplog):
+    """Some clusters have such."""
+
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with claimed(tmp_path, "x"):
+        assert "its file system has no locks" in caplog.text
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".0123456789abcdef.tmp").write_bytes(b"half a file")
+    (tmp_path / ".notes.tmp").write_text("the user's own")
+    with claimed(tmp_path, "x"):
+        assert {path.name for path in tmp_path.rglob("*.tmp")} == {".notes.tmp"}
+
+
+def test_two_processes_may_write_one_file_at_a_time(tmp_path):
+    """The file is one of both, whole; neither finds the other's half."""
+    code = """
+        import sys
+        from utils.files import write_atomically
+        for _ in range(200):
+            write_atomically(sys.argv[1], sys.argv[2].encode() * 100_000)
+    """
+    commands = ([sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "table.md"), name] for name in "ab")
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    assert [process.communicate()[1] for process in processes] == ["", ""]
+    assert (tmp_path / "table.md").read_text() in ("a" * 100_000, "b" * 100_000)
+    assert [path.name for path in tmp_path.iterdir()] == ["table.md"]
 
 
 def test_a_run_that_is_in_training_can_not_be_resumed(tmp_path):
