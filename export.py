@@ -48,6 +48,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.export import Dim
 
+from configs.tested import DATA, OF_THE_MACHINE, OF_THE_RUN
 from datasets.transforms import normalizer
 from inference.inputs import find_inputs
 from inference.pictures import read_picture
@@ -70,9 +71,8 @@ TIMED = 3  # runs
 TALKATIVE = ("onnxscript", "torch._export.serde.serialize")
 
 
-# Values of a config that belong to the machine, not to the network.
-OF_THE_MACHINE = {"device", "scan_backend", "use_checkpoint", "compile", "cuda_graphs", "num_workers", "cache"}
-OF_THE_MACHINE |= {"data_path", "list_dir", "volume_path", "work_dir", "load_ckpt_path", "resume", "test_only", "debug"}
+# Values of a config that say nothing of the network.
+OF_NO_NETWORK = OF_THE_MACHINE | OF_THE_RUN | DATA - {"dataset"}
 
 
 class Exported(nn.Module):
@@ -145,7 +145,7 @@ def by(shape: Sequence[int]) -> str:
 
 def config_to_store(trained: Trained) -> dict[str, Any]:
     values = dataclasses.asdict(trained.config)
-    return {name: value for name, value in values.items() if name not in OF_THE_MACHINE}
+    return {name: value for name, value in values.items() if name not in OF_NO_NETWORK}
 
 
 def about(trained: Trained) -> dict[str, Any]:

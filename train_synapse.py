@@ -39,12 +39,13 @@ from utils.files import some, write_rows
 from utils.losses import CeDiceLoss
 from utils.machine.device import choose_device
 from utils.optim import check_optimization, optimization_values
-from utils.plots import save_panels
+from utils.plots import class_colours, save_panels, save_picture
 from utils.report import report_at_end
 from utils.runs.progress import Progress, show_panels
 from utils.runs.run import started_run
 from utils.runs.weights import load_checkpoint_weights
 from utils.volume import SCORE_NAMES, describe_hd95
+from utils.volume_plots import draw_mosaic, draw_planes
 
 log = logging.getLogger("vmunet")
 PANELS = 4  # cases of the prediction panels
@@ -125,6 +126,9 @@ def test(run, config, model, execution, steps=0):
     def save(case, pred, scores):
         image, label, name, spacing = case
         write_nifti(run.folder / "predictions", name, image, pred, label, spacing, config.z_spacing)
+        for kind, draw in (("planes", draw_planes), ("slices", draw_mosaic)):
+            picture = draw(image, pred, names, class_colours(len(names), config.structure_colours), label, spacing)
+            save_picture(run.folder / "predictions" / f"{name}_{kind}.png", picture)
         add_to(samples)(case, pred, scores)
 
     scores, rows = evaluate(model, share(volumes), execution, config, save)

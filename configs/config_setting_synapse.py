@@ -21,6 +21,9 @@ class SynapseConfig(BaseConfig):
     list_dir: str | None = None  # folder with train.txt and test_vol.txt; none: data_path/lists/list_Synapse
     volume_path: str | None = None  # folder with <case>.npy.h5; none: data_path/test_vol_h5
     num_classes: int = 9  # background and eight organs
+    scaling: Literal["window", "percentiles"] | None = None  # of prepared volumes, whose folder says it; none: CT
+    scaling_range: tuple[float, float] = (-125, 275)  # values, or percentiles of a volume's values, that became 0 and 1
+    orientation: str = "LPS"  # where columns, rows and slices point to, or stored; prepared volumes say it too
     image_size: int = 224  # side of the network's input, in pixels
 
     augmentation: Literal["published", "strong"] = "published"  # strong: datasets/augmentation.py, for small data sets

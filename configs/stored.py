@@ -22,6 +22,9 @@ ADDED_LATER = {
     "class_names",
     "class_colours",
     "accept_changed_data",
+    "scaling",
+    "scaling_range",
+    "orientation",
 }  # fields that runs may have been started without
 
 

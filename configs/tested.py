@@ -18,6 +18,7 @@ Config = TypeVar("Config", bound=BaseConfig)
 # What belongs to the machine or to the run, not to the network and the way it was trained.
 OF_THE_MACHINE = {"device", "scan_backend", "use_checkpoint", "compile", "cuda_graphs", "num_workers", "cache"}
 OF_THE_RUN = {"work_dir", "print_interval", "save_interval", "resume", "test_only", "debug", "load_ckpt_path"}
+OF_THE_RUN |= {"accept_changed_data"}
 DATA = {"dataset", "data_path", "list_dir", "volume_path"}  # where one is said, the others are not the checkpoint's
 PART = {"protocol", "folds", "fold", "fold_seed", "fold_group"}  # nor which part of other data is tested
 SHOWN = ("network", "num_classes", "image_size", "normalization", "threshold")

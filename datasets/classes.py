@@ -1,16 +1,17 @@
-"""Names and colours of the classes, where the data folder knows them."""
+"""What the data folder knows: names and colours of the classes, intensities and orientation of prepared volumes."""
 
 import dataclasses
 import json
 import logging
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from configs.check import check_config
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
+from datasets.intensities import Scaling
 from datasets.isic import list_images
 from datasets.prepared import RECORD
 from utils.files import open_image, reading
@@ -21,36 +22,56 @@ Config = TypeVar("Config", ISICConfig, SynapseConfig)
 
 
 def with_classes(config: Config) -> Config:
-    """`config` with the names and colours that its data folder has for its classes, where it names none itself.
+    """`config` with the names and colours that its data folder has for its classes, where it names none itself, and
+    with intensities and orientation of prepared volumes.
 
     Names are in preparation.json (datasets.prepare_volumes); colours are those of masks with a coloured palette. Raises
     ValueError for names of another number of classes."""
     folder = None if config.data_path is None else Path(config.data_path)
     if folder is None or not folder.is_dir():
         return config
+    path, record = preparation(folder)
     if not config.class_names:
-        names = prepared_names(folder, config.num_classes)
-        config = dataclasses.replace(config, class_names=names)
+        config = dataclasses.replace(config, class_names=prepared_names(path, record, config.num_classes))
+    if config.of_volumes and "intensities" in record:
+        config = dataclasses.replace(config, **prepared_values(path, record))
     if config.num_classes > 1 and not config.of_volumes and not config.structure_colours:
         config = dataclasses.replace(config, class_colours=palette_colours(folder, config.num_classes))
     check_config(config)
     return config
 
 
-def prepared_names(folder: Path, num_classes: int) -> tuple[str, ...]:
-    """The class_names of a folder's preparation.json, () without them."""
-    path = next((place / RECORD for place in (folder, folder.parent) if (place / RECORD).is_file()), None)
-    if path is None:
-        return ()
+def preparation(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """(path, content) of a folder's preparation.json; the content is {} if there is none."""
+    path = next((place / RECORD for place in (folder, folder.parent) if (place / RECORD).is_file()), folder / RECORD)
+    if not path.is_file():
+        return path, {}
     with reading(path):
         record = json.loads(path.read_text(encoding="utf-8"))
-        names = record.get("class_names", ()) if isinstance(record, dict) else ()
-        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{path}: found {names!r} as class_names, expected a list of texts")
+    return path, record if isinstance(record, dict) else {}
+
+
+def prepared_names(path: Path, record: dict[str, Any], num_classes: int) -> tuple[str, ...]:
+    """The class_names of a preparation.json, () without them."""
+    names = record.get("class_names", ())
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: found {names!r} as class_names, expected a list of texts")
     if names and len(names) != max(1, num_classes - 1):
         expected = f"expected --num-classes {len(names) + 1} for the {len(names)} classes of {path}"
         raise ValueError(f"--num-classes {num_classes}: {expected} and the background")
     return tuple(names)
+
+
+def prepared_values(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """How datasets.prepare_volumes made the volumes of a preparation.json, as values of a config."""
+    try:
+        scaling, orientation = Scaling(**record["intensities"]), record["orientation"]
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path}: found other intensities or orientation than prepare_volumes writes: {error}"
+        ) from error
+    values = {"scaling": scaling.kind, "scaling_range": (scaling.low, scaling.high)}
+    return values | {"orientation": orientation}
 
 
 def palette_colours(folder: Path, num_classes: int) -> tuple[str, ...]:

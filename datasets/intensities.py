@@ -1,6 +1,7 @@
 """One rule for the intensities of volumes, whatever file they come from: what they are, and how they become 0..1."""
 
 import logging
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -68,3 +69,27 @@ def to_unit(values: np.ndarray, what: object, window: Window | None = None, houn
         f"{what} holds values from {low:g} to {high:g}; expected {expected}. Say with --window LOW HIGH which values "
         "become 0 and 1; in Hounsfield units these are -125 and 275"
     )
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Which values of a volume become 0 and 1; what lies beyond is clipped."""
+
+    kind: Literal["window", "percentiles"]  # low and high are values, or percentiles of the values of each volume
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high or (self.kind == "percentiles" and not 0 <= self.low < self.high <= 100):
+            raise ValueError(f"{self.kind} {self.low:g} {self.high:g}: expected a lower and a higher number")
+
+    def __call__(self, values: np.ndarray, what: object) -> np.ndarray:
+        """float32 in the shape of `values`; NaN becomes 0. Raises ValueError, naming `what`, for constant volumes, and
+        see `without_nan`."""
+        if self.kind == "window":
+            return scale_hu(without_nan(values, what, self.low), (self.low, self.high))
+        lowest_for_nan = without_nan(values, what)
+        low, high = (float(value) for value in np.nanpercentile(values, (self.low, self.high)))
+        if low == high:
+            raise ValueError(f"{what}: {self.low:g} to {self.high:g} % of its values are {low:g}, a constant")
+        return scale_hu(lowest_for_nan, (low, high))

@@ -12,8 +12,16 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 from nibabel.affines import voxel_sizes
-from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.orientations import (
+    aff2axcodes,
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
 
+STORED = "stored"  # instead of an orientation: the axes stay as they are in the file
 GEOMETRY = (  # fields of a header
     *("pixdim", "xyzt_units", "sform_code", "srow_x", "srow_y", "srow_z"),
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
@@ -28,6 +36,11 @@ def to_slices(array: np.ndarray, affine: np.ndarray, orientation: str) -> tuple[
     transform = ornt_transform(io_orientation(affine), axcodes2ornt(orientation))
     turned = affine @ inv_ornt_aff(transform, array.shape)
     return apply_orientation(array, transform).transpose(2, 1, 0), voxel_sizes(turned)[::-1]
+
+
+def own_orientation(affine: np.ndarray) -> str:
+    """The `orientation` for which `to_slices` leaves the axes as they are stored."""
+    return "".join(aff2axcodes(affine))
 
 
 def from_slices(volume: np.ndarray, affine: np.ndarray, orientation: str) -> np.ndarray:

@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import nibabel
 import numpy as np
 from nibabel.affines import voxel_sizes
@@ -41,9 +40,10 @@ from tqdm import tqdm
 from configs.config_setting_synapse import ORGANS
 from datasets.downloads import Download, by_name, find_downloads, zip_members
 from datasets.intensities import HU_WINDOW, Window, to_unit
-from datasets.nifti import mm_of_unit, says_orientation, tilt, to_slices
+from datasets.nifti import mm_of_unit, own_orientation, says_orientation, tilt, to_slices
 from datasets.prepared import claim_folder, sha256
 from datasets.synapse import HOLDOUT_LISTS, ORIENTATION, case_of_slice, read_list
+from datasets.volume_files import Case, slice_files, volume_file, write_slices, write_volume
 from utils.files import read_rows, reading, some, write_atomically, write_rows
 from utils.runs.command_line import run_command
 
@@ -89,16 +89,6 @@ class Volumes(NamedTuple):
     label: Download
 
 
-class Case(NamedTuple):
-    """A case as it is stored: arrays (S, H, W), float32."""
-
-    image: np.ndarray
-    label: np.ndarray
-    spacing: np.ndarray  # (3,) mm
-    affine: np.ndarray  # (4, 4), of (column, row, slice)
-    original: str  # orientation of the file's axes, such as LAS
-
-
 def prepare(options: PrepareSynapse) -> tuple[int, int]:
     """Writes the folder; returns (number of slices, number of volumes)."""
     lists = Path(options.lists or PUBLISHED_LISTS)
@@ -121,13 +111,13 @@ def prepare(options: PrepareSynapse) -> tuple[int, int]:
     for case in tqdm(listed, "cases", unit=" cases", disable=None):
         image, label = (file.read() for file in volumes[case])
         digests = {f"{kind}_sha256": sha256(content) for kind, content in (("image", image), ("label", label))}
-        targets = [out / "train_npz" / f"{case}_slice{index:03d}.npz" for index in slices.get(case, ())]
-        targets += [out / "test_vol_h5" / f"{case}.npy.h5"] * (case in whole)
+        targets = [*slice_files(out, case, slices.get(case, ())), *[volume_file(out, case)] * (case in whole)]
         done = digests.items() <= rows.get(case, {}).items() and all(target.is_file() for target in targets)
         if not done:
-            prepared = read_case(image, label, volumes[case].image.origin, volumes[case].label.origin, options.window)
-            write_case(prepared, case, targets, slices.get(case, []), volumes[case].image.origin)
-            rows[case] = describe(prepared, case) | digests
+            origins = volumes[case].image.origin, volumes[case].label.origin
+            prepared, original = read_case(image, label, *origins, options.window)
+            write_case(prepared, out, case, slices.get(case, []), case in whole, origins[0])
+            rows[case] = describe(prepared, case, original) | digests
             write_rows(out / "cases.csv", [rows[name] for name in sorted(rows)])
     copy_lists(lists, out / "lists" / "list_Synapse")
     if lists == PUBLISHED_LISTS:
@@ -196,8 +186,10 @@ def find_volumes(source: str | Path, listed: Collection[str]) -> dict[str, Volum
 
 def read_case(
     image_content: bytes, label_content: bytes, image_origin: str, label_origin: str, window: Window | None = None
-) -> Case:
-    """The Case of two NIfTI files; raises ValueError that names the file and what is wrong with it."""
+) -> tuple[Case, str]:
+    """The Case of two NIfTI files, and the orientation of their axes, such as LAS.
+
+    Raises ValueError that names the file and what is wrong with it."""
     image, intensities = parse_nifti(image_content, image_origin)
     label, labels = parse_nifti(label_content, label_origin)
     if image.shape != label.shape:
@@ -213,13 +205,14 @@ def read_case(
     volume, spacing = to_slices(to_unit(intensities, image_origin, window), image.affine, ORIENTATION)
     turned, _ = to_slices(labels, image.affine, ORIENTATION)
     to_training = ornt_transform(io_orientation(image.affine), axcodes2ornt(ORIENTATION))
-    return Case(
+    case = Case(
         image=np.ascontiguousarray(volume),
         label=CLASS_OF_LABEL[turned.astype(np.uint8)],
         spacing=spacing,
         affine=image.as_reoriented(to_training).affine,
-        original="".join(nibabel.aff2axcodes(image.affine)),
+        orientation=ORIENTATION,
     )
+    return case, own_orientation(image.affine)
 
 
 def parse_nifti(content: bytes, origin: str) -> tuple[nibabel.Nifti1Image, np.ndarray]:
@@ -263,8 +256,8 @@ def record_of(lists: Path, window: Window | None = None) -> dict:
     return {"dataset": "synapse", "lists_sha256": sha256(content), "hu_window": list(window or HU_WINDOW)}
 
 
-def write_case(case: Case, name: str, targets: list[Path], slices: list[int], origin: str) -> None:
-    """Writes the slices and the volume of a case, each file in one step.
+def write_case(case: Case, out: Path, name: str, slices: list[int], whole: bool, origin: str) -> None:
+    """Writes slices of a case and, if it is wanted, the `whole` volume.
 
     slices: the numbers that train.txt lists. Raises ValueError, which names `origin`, if the case has fewer."""
     last = max(slices, default=-1)
@@ -272,28 +265,20 @@ def write_case(case: Case, name: str, targets: list[Path], slices: list[int], or
         raise ValueError(f"{origin} has {len(case.image)} slices, but train.txt names slice {last:03d} of {name}")
     if slices and len(slices) < len(case.image):
         print(f"note: {name} has {len(case.image)} slices, of which train.txt names {len(slices)}")
-    for target in targets:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        if target.suffix == ".npz":
-            index = int(target.stem[-3:])
-            np.savez_compressed(buffer, image=case.image[index], label=case.label[index])
-        else:
-            with h5py.File(buffer, "w") as file:
-                for kind in ("image", "label"):
-                    data = getattr(case, kind)
-                    file.create_dataset(kind, data=data, compression="gzip", chunks=(1, *data.shape[1:]))
-                file.attrs.update(spacing=case.spacing, affine=case.affine, orientation=ORIENTATION)
-        write_atomically(target, buffer.getvalue())
+    if slices:
+        write_slices(case, slice_files(out, name, slices), slices)
+    if whole:
+        write_volume(case, volume_file(out, name))
 
 
-def describe(case: Case, name: str) -> dict:
-    """The row of cases.csv, without the hashes of its sources."""
+def describe(case: Case, name: str, original: str) -> dict:
+    """The row of cases.csv, without the hashes of its sources; `original` is the orientation of the file's axes."""
+    assert case.spacing is not None
     slices, rows, columns = case.image.shape
     organs = [organ for number, organ in enumerate(ORGANS, 1) if (case.label == number).any()]
     spacing = dict(zip(("slice_mm", "row_mm", "column_mm"), (round(float(mm), 6) for mm in case.spacing), strict=True))
     sizes = {"slices": slices, "rows": rows, "columns": columns}
-    return {"case": name, **sizes, **spacing, "orientation_of_file": case.original, "organs": "; ".join(organs)}
+    return {"case": name, **sizes, **spacing, "orientation_of_file": original, "organs": "; ".join(organs)}
 
 
 def main(options: PrepareSynapse) -> None:

@@ -17,6 +17,7 @@ OUT/preparation.json keeps all of it, training and prediction take it from there
 made of. To complete a run that was stopped or killed, repeat the command.
 """
 
+import dataclasses
 import logging
 import random
 import re
@@ -29,10 +30,9 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from tqdm import tqdm
 
-from datasets.intensities import HU_WINDOW
-from datasets.nifti import to_slices
+from datasets.intensities import HU_WINDOW, Scaling
+from datasets.nifti import STORED, own_orientation, tilt, to_slices
 from datasets.prepared import claim_folder, sha256
-from datasets.scaling import Scaling
 from datasets.synapse import read_list
 from datasets.volume_files import Case, slice_files, volume_file, write_slices, write_volume
 from datasets.volume_sources import About, Pair, Stored, find_pairs, read_about, read_geometry, read_pair
@@ -45,7 +45,6 @@ LISTS = "list_volumes"  # the folder of the three lists
 PARTS = {"train": "train.txt", "val": "val_vol.txt", "test": "test_vol.txt"}
 PLANES = {"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"}  # where columns, rows and slices point to
 PLANE_OF_AXIS = {"S": "axial", "I": "axial", "A": "coronal", "P": "coronal", "L": "sagittal", "R": "sagittal"}
-STORED = "stored"  # the orientation of arrays that are left as they are
 THICKER = 1.2  # from this ratio on, an axis has thicker voxels than another
 OBLIQUE = 20.0  # degrees; from here on the names of the patient's directions say little about an axis
 AIR = -500  # Hounsfield units; what is below is air, and what has such values is a CT
@@ -98,7 +97,7 @@ def prepare(options: PrepareVolumes) -> tuple[dict[str, Any], dict[str, list[str
         "dataset": "volumes",
         "class_names": list(options.class_names or about.class_names or (f"label {v}" for v in values)),
         "labels": values,
-        "intensities": choose_scaling(pairs, options, about).as_dict(),
+        "intensities": dataclasses.asdict(choose_scaling(pairs, options, about)),
         "orientation": choose_orientation(pairs) if options.orientation == "auto" else options.orientation,
         "parts": {part: sha256("\n".join(cases).encode()) for part, cases in parts.items()},
     }
@@ -245,10 +244,9 @@ def choose_orientation(pairs: dict[str, Pair]) -> str:
 
 def plane_of(affine: np.ndarray) -> str | None:
     """The plane whose slices lie across the thickest axis, axial where none is; None for an oblique scan."""
-    spacing = voxel_sizes(affine)
-    cosines = np.abs(affine[:3, :3] / spacing).max(0)
-    if np.degrees(np.arccos(np.clip(cosines, 0, 1))).max() > OBLIQUE:
+    if tilt(affine) > OBLIQUE:
         return None
+    spacing = voxel_sizes(affine)
     thickest = int(spacing.argmax())
     if spacing[thickest] < THICKER * np.sort(spacing)[1]:
         return "axial"
@@ -296,19 +294,19 @@ def make_case(stored: Stored, pair: Pair, record: dict[str, Any]) -> Case:
     unknown = classes[position] != label
     if unknown.any():
         raise ValueError(f"{pair.label} holds the label {label[unknown][0]}, expected {some(classes)}")
-    image, label = scaling(stored.image, str(pair.image)), position.astype(np.uint8)
-    if orientation == STORED or stored.affine is None:
+    image, label = scaling(stored.image, pair.image), position.astype(np.uint8)
+    if stored.affine is None:
         if orientation != STORED:
             raise ValueError(
                 f"{pair.image} does not say how the patient lies, expected so for --orientation {orientation}"
             )
         spacing = None if stored.spacing is None else stored.spacing[::-1]
-        codes = None if stored.affine is None else "".join(aff2axcodes(stored.affine))
-        return Case(image.transpose(2, 1, 0), label.transpose(2, 1, 0), spacing, stored.affine, codes)
-    slices, spacing = to_slices(image, stored.affine, orientation)
-    turned = ornt_transform(io_orientation(stored.affine), axcodes2ornt(orientation))
+        return Case(image.transpose(2, 1, 0), label.transpose(2, 1, 0), spacing, None, None)
+    codes = own_orientation(stored.affine) if orientation == STORED else orientation
+    slices, spacing = to_slices(image, stored.affine, codes)
+    turned = ornt_transform(io_orientation(stored.affine), axcodes2ornt(codes))
     affine = stored.affine @ inv_ornt_aff(turned, image.shape)
-    return Case(slices, to_slices(label, stored.affine, orientation)[0], spacing, affine, orientation)
+    return Case(slices, to_slices(label, stored.affine, codes)[0], spacing, affine, codes)
 
 
 def describe(case: Case, name: str, part: str, pair: Pair, class_names: list[str]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ import h5py
 import nibabel
 import numpy as np
 from nibabel.affines import voxel_sizes
-from nibabel.orientations import io_orientation
 
 from datasets.files import check_numbers
+from datasets.nifti import checked_affine, checked_spacing, mm_of_unit, says_orientation
 from datasets.synapse import check_keys, check_pair, h5_array, npz_header
 from utils.files import reading, some
 
@@ -212,13 +212,14 @@ def read_nifti(path: Path, channel: int | None = None) -> tuple[np.ndarray, np.n
             raise ValueError(f"{path} has the shape {shape}; expected three dimensions")
         # one channel only: all of them may not fit into memory
         array = np.asarray(nifti.dataobj[..., channel]) if len(shape) == 4 else np.asarray(nifti.dataobj)
-        header = nifti.header
-        known = header["sform_code"] > 0 or header["qform_code"] > 0
-        scale = {"meter": 1000.0, "micron": 0.001}.get(header.get_xyzt_units()[0], 1.0)
-    affine = np.diag([scale, scale, scale, 1.0]) @ nifti.affine
-    if known and (not np.isfinite(affine).all() or np.isnan(io_orientation(affine)).any()):
-        raise ValueError(f"{path} has an affine that is no orientation: {affine.tolist()}")
-    return array.reshape(shape[:3]), affine if known else None
+        affine = affine_of(nifti.header)
+    return array.reshape(shape[:3]), affine if affine is None else checked_affine(affine, path)
+
+
+def affine_of(header: nibabel.Nifti1Header) -> np.ndarray | None:
+    """The affine in mm; None if the file does not say how the patient lies."""
+    mm = mm_of_unit(header)
+    return np.diag([mm, mm, mm, 1.0]) @ header.get_best_affine() if says_orientation(header) else None
 
 
 def read_arrays(path: Path) -> Stored:
@@ -237,10 +238,7 @@ def read_arrays(path: Path) -> Stored:
                 image, label = file["image"][:], file["label"][:]
                 spacing = file.attrs.get("spacing")
     if spacing is not None:
-        spacing = np.asarray(spacing, dtype=np.float64)
-        if spacing.shape != (3,) or not np.isfinite(spacing).all() or spacing.min() <= 0:
-            raise ValueError(f"{path}: the spacing is {spacing}; expected three positive numbers")
-        spacing = spacing[::-1]
+        spacing = checked_spacing(spacing, path)[::-1]
     return Stored(image.astype(np.float32).transpose(2, 1, 0), label.transpose(2, 1, 0), None, spacing)
 
 
@@ -250,5 +248,4 @@ def read_geometry(pair: Pair) -> np.ndarray | None:
         return None
     with reading(pair.image):
         header: Any = nibabel.load(pair.image).header
-        known = header["sform_code"] > 0 or header["qform_code"] > 0
-        return header.get_best_affine() if known else None
+        return affine_of(header)

@@ -112,6 +112,8 @@ def _intensities(config: Any) -> str:
     """Which values of volumes a network was trained on."""
     if not config.of_volumes:
         return "of images"
+    if config.scaling:
+        return f"by {config.scaling} {config.scaling_range}"
     return "of CT" if config.dataset in CT_DATASETS else f"of the data set {config.dataset!r}"
 
 

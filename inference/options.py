@@ -15,7 +15,7 @@ class Options:
     image_size: int | None = None  # side of the network's input, in pixels
     normalization: Literal["minmax", "imagenet"] | None = None  # images
     window: tuple[float, float] | None = None  # volumes: values that become 0 and 1; for CT -125 275 (Hounsfield units)
-    orientation: str = "LPS"  # volumes: where columns, rows and slices of the training data point to
+    orientation: str | None = None  # volumes: where columns, rows and slices of the training data point to; or stored
     insist: bool = False  # also volumes by a network of images, slice by slice, and images by one of volumes
 
     # --- inference ---

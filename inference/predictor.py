@@ -13,9 +13,10 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from datasets.intensities import to_unit, without_nan
+from datasets.intensities import Scaling, to_unit, without_nan
 from datasets.isic import stretched_rgb
-from datasets.nifti import affine_of_slices, checked_spacing
+from datasets.nifti import STORED, affine_of_slices, checked_spacing
+from datasets.synapse import ORIENTATION
 from inference.inputs import Input, find_inputs
 from inference.member import Member, agree, as_slice, check_alike
 from inference.network import import_monai
@@ -130,8 +131,11 @@ class Predictor:
                 raise ValueError(f"{flag}: found {value}, but this network has no use for it")
         if not 0 <= o.overlap < 1:
             raise ValueError(f"--overlap {o.overlap}: expected a share from 0 to below 1")
-        if sorted({"R": "L", "A": "P", "I": "S"}.get(axis, axis) for axis in o.orientation) != ["L", "P", "S"]:
-            raise ValueError(f"--orientation: found {o.orientation!r}, expected L or R, P or A, S or I in any order")
+        self.orientation = o.orientation or (self.config.orientation if self.volumes else ORIENTATION)
+        axes = sorted({"R": "L", "A": "P", "I": "S"}.get(axis, axis) for axis in self.orientation)
+        if self.orientation != STORED and axes != ["L", "P", "S"]:
+            expected = f"L or R, P or A, S or I in any order, or {STORED}"
+            raise ValueError(f"--orientation: found {self.orientation!r}, expected {expected}")
         if o.window is not None and not o.window[0] < o.window[1]:
             raise ValueError(f"--window: found {o.window}, expected a lower and a higher value")
 
@@ -169,7 +173,7 @@ class Predictor:
             )
         if not item.is_volume:
             return read_picture(item)
-        volume = read_volume(item, self.options.orientation)
+        volume = read_volume(item, self.orientation)
         if self.volumes:
             return self._scaled(volume, item.path)
         return dataclasses.replace(volume, slices=without_nan(volume.slices, item.path))
@@ -177,6 +181,9 @@ class Predictor:
     def _scaled(self, volume: Volume, name: object) -> Volume:
         """A volume with the values of training, see `to_unit`."""
         window = self.options.window
+        if self.volumes and self.config.scaling and window is None and not volume.prepared:
+            scaling = Scaling(self.config.scaling, *self.config.scaling_range)
+            return dataclasses.replace(volume, slices=np.ascontiguousarray(scaling(volume.slices, name)))
         if volume.modality not in (None, "CT") and window is None:
             raise ValueError(
                 f"{name} is of modality {volume.modality}; how the data set {self.config.dataset!r} scaled such values "

@@ -120,10 +120,12 @@ def describe(config: Any) -> dict[str, Any]:
         values = "values as in the volumes it was trained on"
         if config.dataset in CT_DATASETS:
             values = "CT, Hounsfield units clipped to {:g}..{:g} and scaled to 0..1".format(*HU_WINDOW)
-        preprocessing = (
-            f"{values}; axial slices, rows from front to back, columns from the patient's right to left; "
-            "cubic zoom of each slice to the input size"
-        )
+        if config.scaling:
+            values = "{} {:g}..{:g} of each volume scaled to 0..1".format(config.scaling, *config.scaling_range)
+        axes = "axial slices, rows from front to back, columns from the patient's right to left"
+        if config.orientation != "LPS":
+            axes = f"columns, rows and slices {config.orientation}"
+        preprocessing = f"{values}; {axes}; cubic zoom of each slice to the input size"
         normalization, threshold = None, None
     else:
         colour = "grey (0.299 R + 0.587 G + 0.114 B)" if config.input_channels == 1 else "RGB"

@@ -11,10 +11,10 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 from nibabel.affines import voxel_sizes
-from nibabel.orientations import aff2axcodes
 
 from datasets.files import check_numbers
 from datasets.nifti import (
+    STORED,
     affine_of_slices,
     checked_affine,
     checked_spacing,
@@ -22,6 +22,7 @@ from datasets.nifti import (
     geometry_of,
     header_of,
     mm_of_unit,
+    own_orientation,
     says_orientation,
     tilt,
     to_slices,
@@ -81,7 +82,8 @@ class Volume:
 
 
 def read_volume(item: Input, orientation: str = ORIENTATION) -> Volume:
-    """The Volume of a file or series, with axes as in `orientation`; h5 files are taken as training takes them.
+    """The Volume of a file or series, with axes as in `orientation`, or STORED; h5 files are taken as training takes
+    them.
 
     Raises ValueError for what is no volume of grey values in even slices."""
     if item.format == "h5":
@@ -105,6 +107,7 @@ def read_volume(item: Input, orientation: str = ORIENTATION) -> Volume:
         )
     if not stored.measured:
         log.warning("%s does not say how large its voxels are: volumes in ml are left empty", item.path)
+    orientation = own_orientation(affine) if orientation == STORED else orientation
     slices, spacing = to_slices(stored.array, affine, orientation)
     return Volume(
         *(slices, spacing if stored.measured else None, affine, orientation, stored.modality, stored.header),
@@ -133,7 +136,7 @@ def _read_h5(path: Path) -> Volume:
         if spacing is not None and not np.allclose(spacing, sizes, rtol=0.01):
             raise ValueError(f"{path}: the spacing is {spacing.tolist()} but by the affine {sizes.tolist()}")
         spacing = sizes
-    return Volume(slices, spacing, affine, "".join(aff2axcodes(affine)), prepared=True)  # written as it lies
+    return Volume(slices, spacing, affine, own_orientation(affine), prepared=True)  # written as it lies
 
 
 def _read_nifti(item: Input) -> Stored:

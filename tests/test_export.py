@@ -13,7 +13,7 @@ import torch
 import export
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
-from export import OF_THE_MACHINE, TOLERANCE, ExportConfig, load
+from export import OF_NO_NETWORK, TOLERANCE, ExportConfig, load
 from inference.trained import load_trained
 from models.build import build_model
 from models.cross_scan import exportable, reference
@@ -161,7 +161,7 @@ def test_packed_weights_hold_what_is_known_of_the_network_and_nothing_of_the_mac
         export.main(ExportConfig(checkpoint=str(run), format="weights"))
     file = run / "checkpoints/best.h5"  # beside the checkpoint
     again, config, checkpoint = load_trained(file)
-    assert b"someone" not in file.read_bytes() and not OF_THE_MACHINE & checkpoint.config.keys()
+    assert b"someone" not in file.read_bytes() and not OF_NO_NETWORK & checkpoint.config.keys()
     assert (config.threshold, config.image_size, config.dims, config.num_workers) == (0.4, 64, SMALL["dims"], -1)
     about = checkpoint.about
     assert about["class_names"] == ["foreground"] and about["normalization"] == "minmax" and about["threshold"] == 0.4

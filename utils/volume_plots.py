@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_erosion
 
-Colour = tuple[int, int, int]
+from utils.plots import Colour
 
 SIDE = 240  # pixels of the longer side of a picture in a mosaic
 LINE = 18  # pixels of a line of text

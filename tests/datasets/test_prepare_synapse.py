@@ -11,7 +11,7 @@ import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from configs.config_setting_synapse import ORGANS
-from datasets import prepare_synapse
+from datasets import prepare_synapse, volume_files
 from datasets.nifti import write_nifti
 from datasets.prepare_synapse import BTCV_ORGANS, HOLDOUT_CASES, PUBLISHED_LISTS, PrepareSynapse, prepare
 from datasets.synapse import SynapseSlices, SynapseVolumes, read_list
@@ -105,11 +105,11 @@ def test_what_is_written_is_what_training_reads(source, lists, tmp_path):
 def test_any_orientation_of_the_file_gives_the_same_volume(codes, tmp_path):
     image, label = volume()
     contents = [turned(array, codes).to_bytes() for array in (image, label)]
-    case = prepare_synapse.read_case(*contents, "img", "label")
+    case, original = prepare_synapse.read_case(*contents, "img", "label")
     assert np.array_equal(case.image, (np.clip(image.T.astype(np.float32), -125, 275) + 125) / 400)
     assert np.array_equal(case.label, prepare_synapse.CLASS_OF_LABEL[label.T])
     assert np.allclose(case.affine, affine_lps()) and np.allclose(case.spacing, SPACING[::-1])
-    assert case.original == codes
+    assert original == codes
 
 
 def test_predictions_can_be_laid_over_the_raw_scan(source, lists, tmp_path):
@@ -139,7 +139,7 @@ def test_an_archive_gives_the_same_files_as_a_folder(source, lists, tmp_path):
 
 def test_a_stopped_run_is_completed_and_a_finished_one_repeated(source, lists, tmp_path, monkeypatch):
     prepare(options(source, tmp_path, lists, "whole"))
-    real, written = prepare_synapse.write_atomically, []
+    real, written = volume_files.write_atomically, []
 
     def few(path, *parts):
         if len(written) == 7:
@@ -148,7 +148,7 @@ def test_a_stopped_run_is_completed_and_a_finished_one_repeated(source, lists, t
         real(path, *parts)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepare_synapse, "write_atomically", few)
+        patch.setattr(volume_files, "write_atomically", few)
         prepare(options(source, tmp_path, lists))
     assert not (tmp_path / "out" / "lists").exists()
     for _ in range(2):

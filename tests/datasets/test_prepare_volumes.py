@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
+from datasets.intensities import Scaling
 from datasets.prepare_volumes import PrepareVolumes, prepare
-from datasets.scaling import Scaling
 from datasets.synapse import SynapseSlices, SynapseVolumes
 from datasets.transforms import RandomGenerator
 from datasets.volume_sources import case_name, find_pairs
@@ -334,6 +334,18 @@ def test_one_volume_of_another_kind_is_refused(tmp_path):
 def test_scaling_says_what_it_can_not_do():
     with pytest.raises(ValueError, match="a lower and a higher number"):
         Scaling("percentiles", 99, 101)
-    with pytest.raises(ValueError, match="x holds NaN"):
-        Scaling("window", 0, 1)(np.array([0, np.nan]), "x")
+    for bad, message in (([np.nan, np.nan], "x holds NaN everywhere"), ([0, np.inf], "x holds infinite values")):
+        for scaling in (Scaling("window", 0, 1), Scaling("percentiles", 1, 99)):
+            with pytest.raises(ValueError, match=message):
+                scaling(np.array(bad), "x")
+    with pytest.raises(ValueError, match="x: 1 to 99 % of its values are 3, a constant"):
+        Scaling("percentiles", 1, 99)(np.full(9, 3), "x")
     np.testing.assert_array_equal(Scaling("window", 0, 2)(np.array([-1, 1, 3]), "x"), np.float32([0, 0.5, 1]))
+
+
+def test_nan_outside_the_field_of_view_becomes_0_and_changes_nothing_else():
+    values = np.random.default_rng(0).normal(50, 20, 1000)
+    with_nan = np.concatenate([np.full(500, np.nan), values])
+    for scaling in (Scaling("window", 10, 90), Scaling("percentiles", 1, 99)):
+        scaled = scaling(with_nan, "x")
+        np.testing.assert_array_equal(scaled, np.concatenate([np.zeros(500, np.float32), scaling(values, "x")]))

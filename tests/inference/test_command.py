@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+from configs.config_setting_synapse import SynapseConfig
 from datasets.synapse import ORIENTATION
 from inference.options import Options
 from tests.tiny import ROOT
@@ -49,4 +50,4 @@ def test_a_mistake_is_answered_without_pytorch(tmp_path):
 
 
 def test_the_orientation_is_that_of_training():
-    assert Options().orientation == ORIENTATION
+    assert Options().orientation is None and SynapseConfig().orientation == ORIENTATION

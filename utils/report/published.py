@@ -56,6 +56,7 @@ PUBLISHED_VOLUMES = (
     _BOTH
     | {"dataset": "synapse", "num_classes": 9, "image_size": 224, "val_interval": 100}
     | {"list_dir": None, "volume_path": None, "volume_resize": "labels", "z_spacing": 1, "augmentation": "published"}
+    | {"scaling": None, "scaling_range": [-125, 275], "orientation": "LPS"}
 )
 _ADAMW = {"name": "AdamW", "lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 1e-2, "amsgrad": False}
 OPTIMIZATION_IMAGES = {"optimizer": _ADAMW, "scheduler": {"name": "CosineAnnealingLR", "T_max": 50, "eta_min": 1e-5}}

@@ -57,6 +57,9 @@ class Progress:
         losses = []
         if state is not None:
             self._compare_data(state)
+        if config.resume is not None:
+            run.extend(config)
+        if state is not None:
             self.epoch, self.step, self.best = restore(state, model, self.optimizer, self.scheduler, self.scaler)
             losses = state["losses"]
             if state["config"].get("epochs", config.epochs) != config.epochs:

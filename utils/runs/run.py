@@ -144,8 +144,6 @@ def start_run(config: Any) -> Run:
     set_seed(config.seed)
     if config.resume is None:
         run.save_json("config.json", dataclasses.asdict(config))
-    else:
-        run.extend(config)
     log.info("run folder %s; %s, PyTorch %s", run.folder, " ".join(sys.argv), torch.__version__)
     run.note("recipe", f"recipe {config.recipe}")
     return run

@@ -32,9 +32,7 @@ def test_an_archive_that_inflates_is_refused_before_it_is_read(tmp_path):
     path = tmp_path / "best.pth"
     path.write_bytes(repacked(pack(weights()).getvalue(), zipfile.ZIP_DEFLATED, "archive/data/9"))
     assert path.stat().st_size < 200_000
-    with pytest.raises(
-        ValueError, match=r"best\.pth: found the compressed record 'state/|best\.pth: found the compressed record"
-    ):
+    with pytest.raises(ValueError, match=r"best\.pth: found the compressed record"):
         read_checkpoint(path)
 
 
