@@ -1,6 +1,7 @@
-"""Rows of the paper's tables, run with several seeds and set beside the published numbers.
+"""Rows of the paper's tables, run with several seeds and set beside the published numbers, and rows like them.
 
     python -m experiments isic17-none                        train.py with 3 seeds, then results/table.md
+    python -m experiments acdc-none --protocol holdout       volumes that the paper does not have
     python -m experiments isic17-none isic17-unet-none       several rows, one after the other
     python -m experiments isic17-none --seeds 42 --epochs 1  every other flag goes to the training script
     python -m experiments isic17-none --recipe stable        the same row by another recipe
@@ -39,10 +40,11 @@ log = logging.getLogger("vmunet")
 ROOT = REPOSITORY
 SEEDS = (42, 43, 44)
 STOPPED = (75, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of a training that somebody stopped
+VOLUMES = ("synapse", "acdc")
 BASELINES = [
-    f"{dataset}-unet-{weights}" for dataset in ("isic17", "isic18", "synapse") for weights in ("none", "imagenet")
+    f"{dataset}-unet-{weights}" for dataset in ("isic17", "isic18", *VOLUMES) for weights in ("none", "imagenet")
 ]
-NAMES = [*ROWS, *BASELINES]
+NAMES = [*ROWS, "acdc-none", "acdc-vmamba-s", *BASELINES]
 WEIGHTS = {  # the first file that is there is taken
     "vmamba-s": ("vmamba_small_e238_ema.pth", "vssmsmall_dp03_ckpt_epoch_238.pth"),
     "vmamba-t": ("vssmtiny_dp01_ckpt_epoch_292.pth", "vmamba_tiny_e292.pth"),
@@ -72,7 +74,7 @@ def arguments_of(name: str, seed: int, work_dir: str, flags: list[str]) -> list[
 def config_of(name: str, seed: int, work_dir: str, flags: list[str]) -> BaseConfig:
     """The config of that run. Raises ValueError also for flags that make another row of it."""
     arguments = arguments_of(name, seed, work_dir, flags)
-    config = parse_config(SynapseConfig if name.startswith("synapse") else ISICConfig, arguments)
+    config = parse_config(SynapseConfig if name.startswith(VOLUMES) else ISICConfig, arguments)
     found = row_name(dataclasses.asdict(config))
     if found != name or config.seed != seed or config.work_dir != work_dir:
         raise ValueError(
@@ -90,12 +92,13 @@ def weights_file(weights: str) -> str:
 
 def plan(name: str, seeds: list[int], work_dir: str, flags: list[str]) -> list[tuple[int, str, list[str] | None]]:
     """[(seed, state, command)] of a row: "finished in FOLDER" without a command, "resume" or "start" with one."""
-    from configs.earlier_runs import can_be_resumed, find_runs, same_run  # needs PyTorch
+    from configs.earlier_runs import can_be_resumed, find_runs, same_run  # these need PyTorch
+    from datasets.classes import with_classes
 
     steps: list[tuple[int, str, list[str] | None]] = []
     runs = find_runs(work_dir)
     for seed in seeds:
-        config = config_of(name, seed, work_dir, flags)
+        config = with_classes(config_of(name, seed, work_dir, flags))
         command = [sys.executable, str(ROOT / ("train_synapse.py" if config.of_volumes else "train.py"))]
         there = [run for run in runs if same_run(run, config)]
         finished = [run for run in there if run.finished]
@@ -128,7 +131,7 @@ def table(work_dir: str | Path) -> str:
         header = ["Row", *labels, "Seeds", "Recipe", "Remarks"]
         lines += ["", table_line(header), "|" + "---|" * len(header)]
         here = [run for run in runs if run.of_volumes is of_volumes]
-        rows = [row for row in ROWS if row.startswith("synapse") is of_volumes]
+        rows = [row for row in ROWS if row.startswith(VOLUMES) is of_volumes]
         for row in dict.fromkeys([*rows, *(str(run.row) for run in here)]):
             groups: list[Group | None] = [*group_runs([run for run in here if run.row == row])]
             lines += [table_line(table_row(row, of_volumes, group)) for group in groups or [None]]

@@ -27,7 +27,7 @@ from configs.stored import config_of_run
 from configs.tested import log_test
 from datasets.classes import with_classes
 from datasets.files import fingerprint
-from datasets.loaders import build_synapse_loaders, build_synapse_volumes, check_synapse_parts
+from datasets.loaders import build_synapse_loaders, build_synapse_volumes, check_synapse_parts, patients_of_cases
 from datasets.nifti import write_nifti
 from datasets.synapse import cases_of_slices
 from engine import Execution, train_one_epoch
@@ -44,7 +44,7 @@ from utils.report import report_at_end
 from utils.runs.progress import Progress, show_panels
 from utils.runs.run import started_run
 from utils.runs.weights import load_checkpoint_weights
-from utils.volume import SCORE_NAMES, describe_hd95
+from utils.volume import HD95_NAMES, SCORE_NAMES, describe_hd95
 from utils.volume_plots import draw_mosaic, draw_planes
 
 log = logging.getLogger("vmunet")
@@ -96,12 +96,13 @@ def train(run, config, model, execution):
             loss = train_one_epoch(model, progress.batches, progress.optimizer, criterion, execution, progress.on_step)
             usage = progress.batches.usage(execution.device)
             row, selected, samples = {"epoch": epoch, "lr": lr, "train_loss": loss}, loss, []
-            if epoch % config.val_interval == 0 or config.protocol == "holdout":
-                scores, _ = evaluate(model, share(volumes), execution, config, add_to(samples))
-                row |= {name: scores[name] for name in SCORE_NAMES}
+            due = epoch % config.val_interval == 0
+            if due or config.protocol == "holdout":  # which selects by Dice: HD95 every epoch would take longer than it
+                scores, _ = evaluate(model, share(volumes), execution, config, add_to(samples), distances=due)
+                row |= {name: scores[name] for name in SCORE_NAMES if due or name not in HD95_NAMES}
                 row |= {
-                    f"dice_transunet {name}": organ["dice_transunet"]
-                    for name, organ in zip(config.structures, scores["classes"], strict=True)
+                    f"dice_transunet {name}": structure["dice_transunet"]
+                    for name, structure in zip(config.structures, scores["classes"], strict=True)
                 }
                 if config.protocol == "holdout":
                     selected = 1 - scores["dice_transunet"]
@@ -120,8 +121,8 @@ def test(run, config, model, execution, steps=0):
     """Scores of the test volumes; writes them, a row for each case, and every prediction as NIfTI.
 
     steps   of the training before, at which TensorBoard shows the predictions"""
-    volumes, samples = build_synapse_volumes(config, "test_vol.txt"), []
-    names = config.structures
+    volumes, samples, measured = build_synapse_volumes(config, "test_vol.txt"), [], []
+    names, patients = config.structures, patients_of_cases(config)
 
     def save(case, pred, scores):
         image, label, name, spacing = case
@@ -129,19 +130,24 @@ def test(run, config, model, execution, steps=0):
         for kind, draw in (("planes", draw_planes), ("slices", draw_mosaic)):
             picture = draw(image, pred, names, class_colours(len(names), config.structure_colours), label, spacing)
             save_picture(run.folder / "predictions" / f"{name}_{kind}.png", picture)
+        measured.append(spacing is not None)
         add_to(samples)(case, pred, scores)
 
     scores, rows = evaluate(model, share(volumes), execution, config, save)
-    for protocol in ("transunet", "strict"):
-        log.info("%s protocol: Dice %.4f, HD95 %.2f", protocol, scores[f"dice_{protocol}"], scores[f"hd95_{protocol}"])
-    for number, (name, organ) in enumerate(zip(names, scores["classes"], strict=True)):
+    unit = unit_of_distances(distributed.gather_over_ranks(measured))
+    for protocol, of in (("transunet", "voxels"), ("strict", unit)):
+        dice, hd95 = scores[f"dice_{protocol}"], scores[f"hd95_{protocol}"]
+        log.info("%s protocol: Dice %.4f, HD95 %.2f %s", protocol, dice, hd95, of)
+    for number, (name, structure) in enumerate(zip(names, scores["classes"], strict=True)):
         hd95 = describe_hd95([{score: values[score][number] for score in SCORE_NAMES} for _, values in rows])
-        published = f"{organ['hd95_transunet']:.2f}"
+        published = f"{structure['hd95_transunet']:.2f}"
         remark = f" (published protocol {published})" if hd95 != published else ""
-        log.info("  %-13s Dice %.4f, HD95 %s%s", name, organ["dice_transunet"], hd95 or "of nothing", remark)
-    run.save_json("metrics.json", {"volumes": len(rows), "protocol": config.protocol, "class_names": names, **scores})
+        log.info("  %-15s Dice %.4f, HD95 %s%s", name, structure["dice_transunet"], hd95 or "of nothing", remark)
+    about = {"volumes": len(rows), "protocol": config.protocol, "class_names": names, "distance_unit": unit}
+    run.save_json("metrics.json", about | scores)
     if distributed.is_main():
-        write_rows(run.folder / "test_volumes.csv", [case_row(case, values, names) for case, values in rows])
+        table = [case_row(case, patients.get(case, case), values, names) for case, values in rows]
+        write_rows(run.folder / "test_volumes.csv", table)
         save_panels(run.folder / "panels.png", samples, names, config.structure_colours)
         show_panels(run.folder / "tensorboard", "test", samples, steps, names, config.structure_colours)
         log.info("results are in %s", run.folder)
@@ -155,7 +161,7 @@ def add_to(samples):
     def add(case, pred, scores):
         image, label, name, _ = case
         if len(samples) < PANELS:
-            middle = int((label > 0).sum((1, 2)).argmax())  # the slice with most organs
+            middle = int((label > 0).sum((1, 2)).argmax())  # the slice with most labels
             # copies: a view would keep its volume in memory
             slices = (volume[middle].copy() for volume in (image, label, pred))
             samples.append((f"{name}, slice {middle}", *slices))
@@ -163,10 +169,17 @@ def add_to(samples):
     return add
 
 
-def case_row(case, values, names):
-    """A row of test_volumes.csv: each score of each organ."""
-    columns = {f"{score} {organ}": values[score][i] for i, organ in enumerate(names) for score in SCORE_NAMES}
-    return {"name": case, **columns}
+def case_row(case, patient, values, names):
+    """A row of test_volumes.csv: each score of each structure."""
+    columns = {f"{score} {name}": values[score][i] for i, name in enumerate(names) for score in SCORE_NAMES}
+    return {"name": case, "patient": patient, **columns}
+
+
+def unit_of_distances(measured):
+    """What the strict HD95 is in, from whether the spacing of each volume is known."""
+    if all(measured):
+        return "mm"
+    return "mm, or voxels where the spacing is not known" if any(measured) else "voxels"
 
 
 def share(volumes):

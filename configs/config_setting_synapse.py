@@ -16,11 +16,11 @@ ORGANS = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancr
 @dataclass(kw_only=True)
 class SynapseConfig(BaseConfig):
     # --- data ---
-    dataset: str = "synapse"  # synapse, demo (synthetic, made on first use), or a name for data_path
-    data_path: str | None = None  # folder with train_npz, test_vol_h5 and lists; none: data/Synapse
+    dataset: str = "synapse"  # synapse, acdc, demo (synthetic, made on first use), or a name for data_path
+    data_path: str | None = None  # folder with train_npz, test_vol_h5 and lists; none: data/Synapse, data/acdc
     list_dir: str | None = None  # folder with train.txt and test_vol.txt; none: data_path/lists/list_Synapse
     volume_path: str | None = None  # folder with <case>.npy.h5; none: data_path/test_vol_h5
-    num_classes: int = 9  # background and eight organs
+    num_classes: int = 9  # background and eight organs; prepared volumes say theirs
     scaling: Literal["window", "percentiles"] | None = None  # of prepared volumes, whose folder says it; none: CT
     scaling_range: tuple[float, float] = (-125, 275)  # values, or percentiles of a volume's values, that became 0 and 1
     orientation: str = "LPS"  # where columns, rows and slices point to, or stored; prepared volumes say it too

@@ -13,6 +13,7 @@ from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
 from datasets.intensities import Scaling
 from datasets.isic import list_images
+from datasets.loaders import ISIC_FOLDERS, SYNAPSE_FOLDERS
 from datasets.prepared import RECORD
 from utils.files import open_image, reading
 
@@ -23,14 +24,18 @@ Config = TypeVar("Config", ISICConfig, SynapseConfig)
 
 def with_classes(config: Config) -> Config:
     """`config` with the names and colours that its data folder has for its classes, where it names none itself, and
-    with intensities and orientation of prepared volumes.
+    with intensities and orientation of prepared volumes. Training on these also takes the number of classes from there,
+    unless another than the published one is said.
 
     Names are in preparation.json (datasets.prepare_volumes); colours are those of masks with a coloured palette. Raises
     ValueError for names of another number of classes."""
-    folder = None if config.data_path is None else Path(config.data_path)
+    folders = SYNAPSE_FOLDERS if config.of_volumes else ISIC_FOLDERS
+    folder = Path(config.data_path) if config.data_path else folders.get(config.dataset)
     if folder is None or not folder.is_dir():
         return config
     path, record = preparation(folder)
+    if config.of_volumes and config.test_only is None and config.num_classes == SynapseConfig.num_classes:
+        config = dataclasses.replace(config, num_classes=prepared_number(path, record) or config.num_classes)
     if not config.class_names:
         config = dataclasses.replace(config, class_names=prepared_names(path, record, config.num_classes))
     if config.of_volumes and "intensities" in record:
@@ -51,15 +56,27 @@ def preparation(folder: Path) -> tuple[Path, dict[str, Any]]:
     return path, record if isinstance(record, dict) else {}
 
 
-def prepared_names(path: Path, record: dict[str, Any], num_classes: int) -> tuple[str, ...]:
+def stored_names(path: Path, record: dict[str, Any]) -> tuple[str, ...]:
     """The class_names of a preparation.json, () without them."""
     names = record.get("class_names", ())
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path}: found {names!r} as class_names, expected a list of texts")
+    return tuple(names)
+
+
+def prepared_number(path: Path, record: dict[str, Any]) -> int | None:
+    """num_classes of a preparation.json, the background counted; None where it names no classes."""
+    names = stored_names(path, record)
+    return len(names) + 1 if names else None
+
+
+def prepared_names(path: Path, record: dict[str, Any], num_classes: int) -> tuple[str, ...]:
+    """The class_names of a preparation.json, () without them. Raises ValueError for another number of them."""
+    names = stored_names(path, record)
     if names and len(names) != max(1, num_classes - 1):
         expected = f"expected --num-classes {len(names) + 1} for the {len(names)} classes of {path}"
         raise ValueError(f"--num-classes {num_classes}: {expected} and the background")
-    return tuple(names)
+    return names
 
 
 def prepared_values(path: Path, record: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from datasets.folds import find_split
 from datasets.isic import ISICDataset, parse_mask_values
 from datasets.synapse import HOLDOUT_LISTS, SynapseSlices, SynapseVolumes, cases_of_slices, read_list
 from datasets.transforms import ISICTransform, RandomGenerator, run_angle
-from utils.files import some
+from utils.files import read_rows, some
 from utils.machine.device import available_cpus
 from utils.machine.memory import free_memory
 from utils.repository import REPOSITORY
@@ -37,7 +37,7 @@ log = logging.getLogger("vmunet")
 PREFETCH = 2  # batches that a worker keeps ready
 DATA = REPOSITORY / "data"
 ISIC_FOLDERS = {"isic17": DATA / "isic17", "isic18": DATA / "isic18", "demo": DATA / "demo" / "isic"}
-SYNAPSE_FOLDERS = {"synapse": DATA / "Synapse", "demo": DATA / "demo" / "synapse"}
+SYNAPSE_FOLDERS = {"synapse": DATA / "Synapse", "acdc": DATA / "acdc", "demo": DATA / "demo" / "synapse"}
 LIST_FOLDERS = ("list_volumes", "list_Synapse", "lists_Synapse")
 AUGMENTATIONS: dict[str, Callable] = {"published": RandomGenerator, "strong": StrongAugmentation}  # of slices
 
@@ -267,6 +267,13 @@ def synapse_folders(config: SynapseConfig) -> tuple[Path, Path, Path]:
     found = [folder for folder in lists if folder.is_dir()]
     list_dir = Path(config.list_dir or (found or lists[-2:])[0])
     return root / "train_npz", list_dir, Path(config.volume_path or root / "test_vol_h5")
+
+
+def patients_of_cases(config: SynapseConfig) -> dict[str, str]:
+    """{case: patient}, where the data folder's cases.csv knows it (datasets.prepare_volumes); {} elsewhere."""
+    slices, _, _ = synapse_folders(config)
+    rows = read_rows(slices.parent / "cases.csv")
+    return {row["case"]: row["patient"] for row in rows if row.get("case") and row.get("patient")}
 
 
 def build_synapse_volumes(config: SynapseConfig, list_name: str = "test_vol.txt") -> SynapseVolumes:

@@ -121,8 +121,7 @@ def split_cases(cases: list[str], options: PrepareVolumes) -> dict[str, list[str
         )
     patients: dict[str, list[str]] = {}
     for case in cases:
-        match = re.search(options.patient, case)
-        patients.setdefault(match[0] if match else case, []).append(case)
+        patients.setdefault(patient_of(case, options.patient), []).append(case)
     if len(patients) < 2:
         raise ValueError(
             f"--patient {options.patient}: found {len(patients)} patient in {len(cases)} cases, expected two or more"
@@ -139,6 +138,12 @@ def split_cases(cases: list[str], options: PrepareVolumes) -> dict[str, list[str
     if not parts["val"]:
         log.warning("no patient is left to select the epoch by; train without --protocol holdout")
     return {part: sorted(case for name in of_part for case in patients[name]) for part, of_part in parts.items()}
+
+
+def patient_of(case: str, pattern: str) -> str:
+    """What the regular expression matches in the name of a case; the name itself where it matches nothing."""
+    match = re.search(pattern, case)
+    return match[0] if match else case
 
 
 def cases_of_lists(folder: Path, pairs: dict[str, Pair]) -> dict[str, list[str]]:
@@ -275,7 +280,8 @@ def write_cases(
             write_slices(prepared, slice_files(out, case, numbers), numbers)
         else:
             write_volume(prepared, volume_file(out, case))
-        rows[case] = describe(prepared, case, part_of[case], pair, record["class_names"]) | digests
+        patient = patient_of(case, options.patient)
+        rows[case] = describe(prepared, case, patient, part_of[case], pair, record["class_names"]) | digests
         write_rows(out / "cases.csv", [rows[name] for name in sorted(rows)])
 
 
@@ -309,13 +315,14 @@ def make_case(stored: Stored, pair: Pair, record: dict[str, Any]) -> Case:
     return Case(slices, to_slices(label, stored.affine, codes)[0], spacing, affine, codes)
 
 
-def describe(case: Case, name: str, part: str, pair: Pair, class_names: list[str]) -> dict[str, Any]:
+def describe(case: Case, name: str, patient: str, part: str, pair: Pair, class_names: list[str]) -> dict[str, Any]:
     """The row of cases.csv, without the hashes of its sources."""
     slices, rows, columns = case.image.shape
     spacing = ["", "", ""] if case.spacing is None else [round(float(mm), 6) for mm in case.spacing]
     present = [structure for number, structure in enumerate(class_names, 1) if (case.label == number).any()]
     return {
         "case": name,
+        "patient": patient,
         "part": part,
         "image": pair.image.name,
         "slices": slices,

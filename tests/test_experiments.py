@@ -14,11 +14,13 @@ from filelock import FileLock
 
 import experiments
 import train
+import train_synapse
 from configs.config_setting import ISICConfig
+from configs.config_setting_synapse import SynapseConfig
 from configs.earlier_runs import find_runs
 from configs.optim import OPTIMIZERS, SCHEDULERS
-from configs.recipes import RECIPES
-from datasets.demo import make_demo_isic
+from configs.recipes import RECIPES, parse_config
+from datasets.demo import make_demo_isic, make_demo_synapse
 from tests.made_runs import make_run
 from tests.tiny import NETWORK_FLAGS
 from utils.files import read_rows
@@ -271,3 +273,17 @@ def test_published_values_alone_are_comparable():
         "lr is 0.1, published none",
     ]
     assert differences(config, defaults, 100) == ["tested on 100 images or volumes, published 808"]
+
+
+def test_a_finished_run_on_prepared_volumes_is_recognised_by_what_its_folder_says(tmp_path):
+    data = make_demo_synapse(tmp_path / "data", size=40, train=1, val=1, test=1, slices=4)
+    intensities = {"kind": "percentiles", "low": 0.5, "high": 99.5}
+    record = {"class_names": list("abcdefgh"), "intensities": intensities, "orientation": "stored"}
+    (data / "preparation.json").write_text(json.dumps(record))
+    flags, work = ["--data-path", str(data), *SMALL[:-1], "1"], str(tmp_path / "runs")
+    arguments = experiments.arguments_of("acdc-none", 7, work, flags)
+    train_synapse.main(parse_config(SynapseConfig, arguments))
+    (record,) = find_runs(work)
+    assert record.row == "acdc-none" and record.class_names == list("abcdefgh")
+    assert record.config["scaling"] == "percentiles" and record.recipe == "stable"
+    assert experiments.plan("acdc-none", [7], work, flags) == [(7, f"finished in {record.folder}", None)]

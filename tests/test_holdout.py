@@ -51,6 +51,7 @@ def test_synapse_selects_on_val_vol_and_reports_test_vol(tmp_path):
     assert "highest Dice on the volumes of val_vol.txt" in log
     (row,) = read_rows(run / "metrics.csv")
     assert float(row["dice_transunet"]) >= 0  # of case0003, measured in every epoch
+    assert "hd95_transunet" not in row  # but for HD95, which takes longer and selects nothing
 
     assert "overlap: " not in log
     lists = data / "lists" / "list_Synapse"

@@ -103,6 +103,21 @@ def test_synapse_run_writes_volumes_with_their_spacing(data, tmp_path):
     assert prediction.header.get_zooms()[2] > 1  # the volumes' own spacing, not the published 1 mm
 
 
+def test_the_published_numbers_of_volumes_do_not_move(tmp_path):
+    """Losses and scores of a short run as the published recipe gave them before volumes of other kinds were read."""
+    data = make_demo_synapse(tmp_path / "data", size=40, train=2, val=1, test=2, slices=5)
+    scores = train_synapse.main(
+        SynapseConfig(
+            **TRAINING | {"d_state": 16}, dataset="demo", data_path=str(data), work_dir=str(tmp_path / "runs"),
+            epochs=2, val_interval=1,
+        )
+    )  # fmt: skip
+    table = rows(the_run(tmp_path / "runs") / "metrics.csv")
+    assert [float(row["train_loss"]) for row in table] == pytest.approx([3.6544463, 3.5989092], rel=1e-5)
+    assert scores["dice_transunet"] == pytest.approx(0.0049448, rel=1e-3)
+    assert scores["hd95_transunet"] == pytest.approx(8.82267, rel=1e-3)
+
+
 @pytest.mark.parametrize("script, make", [(train, isic), (train_synapse, synapse)])
 def test_a_stopped_run_goes_on_bit_for_bit(script, make, data, tmp_path, monkeypatch):
     """Two epochs and two resumed ones equal four: weights, losses, scores; with augmentation and stochastic depth."""

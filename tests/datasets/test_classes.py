@@ -27,8 +27,10 @@ def test_names_come_from_the_record_of_prepared_volumes(tmp_path):
     assert with_classes(config).structures == ["liver", "spleen"]
     said = SynapseConfig(dataset="own", data_path=str(tmp_path), num_classes=3, class_names=("a", "b"))
     assert with_classes(said).structures == ["a", "b"]
-    with pytest.raises(ValueError, match="--num-classes 9: expected --num-classes 3 for the 2 classes of .*json"):
-        with_classes(SynapseConfig(dataset="own", data_path=str(tmp_path)))
+    assert with_classes(SynapseConfig(dataset="own", data_path=str(tmp_path))).num_classes == 3  # none was said
+    for wrong in ({"num_classes": 4}, {"test_only": "nine_classes.pth"}):
+        with pytest.raises(ValueError, match="expected --num-classes 3 for the 2 classes of .*json"):
+            with_classes(SynapseConfig(dataset="own", data_path=str(tmp_path), **wrong))
 
 
 def test_damaged_records_of_names_are_named(tmp_path):

@@ -110,6 +110,15 @@ def test_case_and_set_are_scored_by_both_protocols():
         summarize_cases([])
 
 
+def test_without_distances_hd95_is_left_out_and_nothing_else_changes():
+    rng = np.random.default_rng(0)
+    pred, label = rng.integers(0, 4, (2, 3, 6, 6))  # class 4 is nowhere
+    label[label == 3] = 0
+    every, dice_only = (score_case(pred, label, num_classes=5, distances=distances) for distances in (True, False))
+    for name, values in dice_only.items():
+        np.testing.assert_array_equal(values, every[name] if name.startswith("dice") else [np.nan] * 4)
+
+
 def test_a_known_spacing_counts_in_the_strict_protocol_only():
     pred, label = np.zeros((2, 3, 6, 6), int)
     pred[1, 1, 1], label[1, 4, 1] = 1, 1

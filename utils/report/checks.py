@@ -4,7 +4,7 @@ A run folder may come from elsewhere, or have been edited. Every error names the
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +138,9 @@ def check_facts(facts: Mapping[str, Any], where: Path) -> None:
 def check_scores(scores: Mapping[str, Any], of_volumes: bool, num_classes: int, where: Path) -> None:
     """Raises ValueError for scores that are no numbers, and for other classes than the config's."""
     check_numbers(scores, where)
-    if not isinstance(scores.get("split", ""), str):
-        raise ValueError(f"{where}: found {found(scores['split'])} as 'split', expected a text")
+    for name in ("split", "distance_unit"):
+        if not isinstance(scores.get(name, ""), str):
+            raise ValueError(f"{where}: found {found(scores[name])} as {name!r}, expected a text")
     foreground = num_classes - 1
     names = scores.get("class_names", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -165,15 +166,17 @@ def check_numbers(scores: Mapping[str, Any], where: Path) -> None:
 # ---- tables
 
 
-def numbers_of_rows(rows: Iterable[Mapping[Any, Any]], where: Path, but: str = "") -> list[dict[str, float]]:
-    """Rows of a table as numbers, without empty cells and the column `but`. Raises ValueError for what is no number."""
+def numbers_of_rows(
+    rows: Iterable[Mapping[Any, Any]], where: Path, but: Collection[str] = ()
+) -> list[dict[str, float]]:
+    """Rows of a table as numbers, without empty cells and the columns `but`. Raises ValueError for other text."""
     result = []
     for line, row in enumerate(rows, 2):
         if None in row or len(row) > MOST_COLUMNS:
             raise ValueError(f"{where}: found more cells in line {line} than expected of its header")
         numbers = {}
         for name, text in row.items():
-            if name == but or not text:
+            if name in but or not text:
                 continue
             try:
                 numbers[name] = float(text)
@@ -209,14 +212,16 @@ def check_names(rows: Iterable[Mapping[str, Any]], where: Path) -> list[str]:
     return names
 
 
-def check_tested(tested: Mapping[str, Mapping[str, float]], organs: Iterable[str] | None, where: Path) -> None:
-    """Raises ValueError for rows without a Dice score, of volumes without all four scores of each of the `organs`."""
+def check_tested(tested: Mapping[str, Mapping[str, float]], structures: Iterable[str] | None, where: Path) -> None:
+    """Raises ValueError for rows without a Dice score, of volumes without the four scores of all `structures`."""
     for name, row in tested.items():
-        if organs is not None:
+        if structures is not None:
             scores = ("dice_transunet", "hd95_transunet", "dice_strict", "hd95_strict")
-            missing = [f"{score} {organ}" for organ in organs for score in scores if f"{score} {organ}" not in row]
+            missing = [f"{score} {one}" for one in structures for score in scores if f"{score} {one}" not in row]
             if missing:
-                raise ValueError(f"{where}: found no {some(missing, 3)} of {name}, expected the scores of each organ")
+                raise ValueError(
+                    f"{where}: found no {some(missing, 3)} of {name}, expected the scores of each structure"
+                )
         elif "dsc" not in row and not any(column.startswith("dsc_class") for column in row):
             raise ValueError(f"{where}: found no Dice score of {name}, expected the column 'dsc' or 'dsc_class1', ...")
         for c in {column.removeprefix("tp") for column in row if column == "tp" or column.startswith("tp_class")}:

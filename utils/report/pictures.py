@@ -1,17 +1,13 @@
 """Pictures of a run's predictions, from the files of its folder, as addresses that hold them."""
 
-import math
 from pathlib import Path
 
-import nibabel
 import numpy as np
 
 from utils.files import open_image, reading
 from utils.plots import draw_class_outlines
 from utils.report.page import data_uri
 from utils.report.records import Record
-
-MAX_VOXELS = 2**28  # of a volume: 1024 slices of 512 x 512
 
 
 def overlay_of(run: Record, name: str) -> list[str]:
@@ -31,36 +27,20 @@ def overlay_of(run: Record, name: str) -> list[str]:
         return [data_uri(pixels)]
 
 
-def slices_of(run: Record, case: str, parts: tuple[float, ...]) -> list[tuple[int, list[str]]]:
-    """[(number of a slice, [truth, prediction])] at these `parts` of those with labels, from the NIfTI files of the
-    test; [] where they are not there."""
-    paths = [run.file("predictions", f"{case}_{kind}.nii.gz") for kind in ("img", "gt", "pred")]
-    found = [path for path in paths if path is not None]
-    if len(found) < len(paths):
-        return []
-    image, truth, prediction = (read_volume(path) for path in found)
-    for labels, path in ((truth, found[1]), (prediction, found[2])):
-        check_labels(labels, image.shape, run.num_classes, path)
-    labelled = np.flatnonzero((truth > 0).any((1, 2)))
+def pictures_of_case(run: Record, case: str) -> list[str]:
+    """The pictures that the test saved of a case: three planes, and its slices. [] where they are not there."""
     shown = []
-    for part in parts:
-        number = int(labelled[int(part * (len(labelled) - 1))]) if len(labelled) else int(part * (len(image) - 1))
-        pixels = np.nan_to_num(image[number], posinf=0, neginf=0)
-        drawn = [draw_class_outlines(pixels, labels[number], run.class_colours) for labels in (truth, prediction)]
-        with reading(found[0]):
-            shown.append((number, [data_uri(picture) for picture in drawn]))
+    for kind in ("planes", "slices"):
+        path = case_picture(run, case, kind)
+        if path is not None:
+            with open_image(path) as file:
+                shown.append(data_uri(np.array(file.convert("RGB"))))
     return shown
 
 
-def read_volume(path: Path) -> np.ndarray:
-    """A NIfTI file (S, H, W). Raises ValueError for what is no volume of numbers, or too large."""
-    with reading(path):
-        file = nibabel.Nifti1Image.from_filename(path)
-        if len(file.shape) != 3 or not 0 < math.prod(file.shape) <= MAX_VOXELS:
-            raise ValueError(f"its shape is {file.shape}, expected three axes and at most {MAX_VOXELS} voxels")
-        if file.get_data_dtype().kind not in "biuf":
-            raise ValueError(f"its values are {file.get_data_dtype()}, expected numbers")
-        return np.asarray(file.dataobj).transpose(2, 1, 0)
+def case_picture(run: Record, case: str, kind: str) -> Path | None:
+    """The file of a case's picture, None if it is not there."""
+    return run.file("predictions", f"{case}_{kind}.png")
 
 
 def check_labels(labels: np.ndarray, shape: tuple[int, ...], num_classes: int, path: Path) -> None:

@@ -30,6 +30,7 @@ UNCONFIRMED = {"accuracy", "specificity", "sensitivity"}
 DOUBT = "†"
 DOUBT_MEANS = f"{DOUBT} from memory of the paper's tables, without a second source; the other numbers agree with one."
 TESTED = {"isic17": 650, "isic18": 808, "synapse": 12}  # images, volumes
+BESIDE = {"acdc"}  # data sets with rows like the paper's
 
 # The values that the paper's runs had, as config.json holds them. The configs start from the same ones and may be
 # edited; these stay, so that a report says what was changed. The rows of configs/optim.py likewise.
@@ -94,7 +95,7 @@ def row_name(config: Values) -> str | None:
     """The name of a run's row, such as isic17-vmamba-s or, of a baseline, isic17-unet-none. None for other data sets,
     for weights that the file's name does not tell, and for runs that only test."""
     weights = initial_weights(config)
-    if config["dataset"] not in TESTED or weights is None or config["test_only"]:
+    if config["dataset"] not in TESTED.keys() | BESIDE or weights is None or config["test_only"]:
         return None
     parts = [config["dataset"]] + ([] if config["network"] == "vmunet" else [config["network"]]) + [weights]
     return "-".join(parts)

@@ -141,10 +141,16 @@ class Record:
         """{image or case: {score: number}} in the order of the file; empty before the test."""
         name = "test_volumes.csv" if self.of_volumes else "test_images.csv"
         rows, path = self._rows(name), self.folder / name
-        numbers = checks.numbers_of_rows(rows, path, but="name")
+        numbers = checks.numbers_of_rows(rows, path, but=("name", "patient"))
         tested = dict(zip(checks.check_names(rows, path), numbers, strict=True))
         checks.check_tested(tested, self.scores.get("class_names", []) if self.of_volumes else None, path)
         return tested
+
+    @cached_property
+    def patients(self) -> dict[str, str]:
+        """{case: its patient}; each case is one of its own where the test did not know."""
+        rows = self._rows("test_volumes.csv")
+        return {row["name"]: row.get("patient") or row["name"] for row in rows}
 
     @cached_property
     def log(self) -> list[str]:
@@ -193,7 +199,7 @@ class Record:
 
     def dice(self) -> dict[str, float]:
         """{image or case: Dice}: of the foreground; of several classes the mean of those the image or its prediction
-        has; of volumes the mean over the organs by the published protocol."""
+        has; of volumes the mean over the structures by the published protocol."""
         return {name: mean_dice(row) for name, row in self.tested.items()}
 
     def file(self, *names: str) -> Path | None:
@@ -248,9 +254,9 @@ def mean_dice(row: dict[str, float]) -> float:
     """The Dice score of one image or case from its row of the test's table."""
     if "dsc" in row:
         return row["dsc"]
-    organs = [value for name, value in row.items() if name.startswith("dice_transunet ")]
-    if organs:
-        return sum(organs) / len(organs)
+    structures = [value for name, value in row.items() if name.startswith("dice_transunet ")]
+    if structures:
+        return sum(structures) / len(structures)
     classes = [name.removeprefix("dsc_class") for name in row if name.startswith("dsc_class")]
     dice = [row[f"dsc_class{c}"] for c in classes if c != "0" and occurs(row, c)]
     return sum(dice) / len(dice) if dice else 0.0

@@ -2,13 +2,11 @@
 
 import statistics
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
-from utils.plots import DICE_OF_CLASS, PREDICTION, TRUTH, class_colours
+from utils.plots import DICE_OF_CLASS, PREDICTION, TRUTH
 from utils.report import charts
 from utils.report.page import (
     Column,
@@ -21,16 +19,13 @@ from utils.report.page import (
     trained,
     weights_of,
 )
-from utils.report.pictures import overlay_of, slices_of
-from utils.report.published import DOUBT_MEANS, UNCONFIRMED, paper_number, shown
+from utils.report.pictures import overlay_of
+from utils.report.pieces import DIFFERENCE_MARK, Contents, class_keys, distribution, extremes, paper_columns
+from utils.report.published import DOUBT_MEANS, UNCONFIRMED, shown
 from utils.report.records import Record
-from utils.volume import SCORE_NAMES, describe_hd95, is_missed
+from utils.report.volume_page import every_structure, missed_remark, volumes_part
+from utils.volume import describe_hd95
 
-Contents = dict[str, Any]  # what a template shows
-
-SHOWN = 3  # best, median and worst images
-LOWEST = 10  # names in the list of the lowest scores
-DIFFERENCE_MARK = "*"  # behind a difference to the paper that other values of the config may explain
 PERCENT = {
     "miou": "mIoU",
     "dsc": "DSC",
@@ -111,8 +106,8 @@ def tiles(run: Record) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     if run.finished and run.of_volumes:
         found += [
-            ("DSC, mean of organs and cases", percent(run.score("dice_transunet"))),
-            (f"HD95, voxels{missed_remark(run)}", describe_hd95(every_organ(run))),
+            ("DSC, mean of structures and cases", percent(run.score("dice_transunet"))),
+            (f"HD95, voxels{missed_remark(run)}", describe_hd95(every_structure(run))),
             ("volumes", len(run.tested)),
         ]
     elif run.finished:
@@ -174,25 +169,6 @@ def usage(run: Record) -> list[tuple[str, str]]:
     if memory:
         found.append(("memory, peak", f"{max(memory):.2f} GB"))
     return found + [(label, run.facts[name]) for name, label in FACTS.items() if name in run.facts]
-
-
-# ---- beside the paper
-
-
-def paper_columns(run: Record, score_of: Callable[[Any], str], here: Callable[[Any], float]) -> list[Column]:
-    """The paper's number and how much more the run has; none where the paper has no such row.
-
-    score_of   the name that a row's score has in published.ROWS
-    here       the run's number, in the paper's unit"""
-    if not run.published:
-        return []
-    mark = f" {DIFFERENCE_MARK}" if run.differences else ""
-
-    def difference(row: Any) -> str:
-        published = run.published.get(score_of(row))
-        return "" if published is None else f"{here(row) - published:+.2f}{mark}"
-
-    return [Column("paper", lambda row: paper_number(run.row, score_of(row))), Column("difference", difference)]
 
 
 # ---- the test on images
@@ -265,139 +241,7 @@ def picture(run: Record, name: str, score: float) -> Contents:
     return {"name": name, "images": overlay_of(run, name), "text": f"Dice {score:.3f}"}
 
 
-# ---- the test on volumes
-
-
-def volumes_part(run: Record) -> Contents:
-    dice = run.dice()
-    pictures = [
-        (title, [figure for case in cases for figure in case_slices(run, case, dice[case])])
-        for title, cases in extremes(dice, 1)
-    ]
-    return {
-        **organ_scores(run),
-        "distribution": distribution(dice, "Dice of each case, mean of its organs", "cases"),
-        "pictures": pictures,
-        "keys": class_keys(run),
-        "picture_note": "Left truth, right prediction; a quarter, half and three quarters through the labels.",
-        "cases": case_scores(run, dice),
-    }
-
-
-class Organ(NamedTuple):
-    """A row of the table of organs."""
-
-    name: str  # "" for the mean over all of them
-    value: Callable[[str], float]  # its score of a name
-    cases: list[dict[str, float]]  # its scores in each case; of the mean those of every organ
-
-    def score(self, name: str) -> str:
-        """The name that a score of this organ has in test_volumes.csv and published.ROWS."""
-        return f"{name} {self.name}".strip()
-
-
-def organ_scores(run: Record) -> Contents:
-    columns = [
-        Column("", lambda organ: organ.name or "mean"),
-        Column("DSC %", lambda organ: percent(organ.value("dice_transunet"))),
-        *paper_columns(
-            run, lambda organ: organ.score("dice_transunet"), lambda organ: 100 * organ.value("dice_transunet")
-        ),
-        Column("HD95 voxels, published protocol", lambda organ: f"{organ.value('hd95_transunet'):.2f}"),
-        *paper_columns(run, lambda organ: organ.score("hd95_transunet"), lambda organ: organ.value("hd95_transunet")),
-        Column("HD95 voxels where found", lambda organ: describe_hd95(organ.cases)),
-        Column("strict DSC %", lambda organ: percent(organ.value("dice_strict"))),
-        Column("strict HD95 mm", lambda organ: f"{organ.value('hd95_strict'):.2f}"),
-    ]
-    organs = [
-        Organ(name, partial(run.score, number=number), cases_of_organ(run, name))
-        for number, name in enumerate(run.class_names)
-    ]
-    caption = f"{len(run.tested)} volumes, means over the cases"
-    remark = (
-        "Published protocol: a prediction without truth counts as Dice 1 and HD95 0, every other empty one as 0 and 0: "
-        "also an organ that was missed. Where found: means over the cases with both, and how many were missed. "
-        "Strict: both empty is not counted (nan: nowhere), one empty is Dice 0 and HD95 the volume's diagonal; in "
-        "voxels where the spacing is not known."
-    )
-    rows = [Organ("", run.score, every_organ(run)), *organs]
-    return {"comparison": table(columns, rows, caption, lambda organ: not organ.name), "remarks": [remark]}
-
-
-def cases_of_organ(run: Record, name: str) -> list[dict[str, float]]:
-    """The scores of an organ in each case, without those that the run did not store."""
-    return [
-        {score: row[f"{score} {name}"] for score in SCORE_NAMES if f"{score} {name}" in row}
-        for row in run.tested.values()
-    ]
-
-
-def every_organ(run: Record) -> list[dict[str, float]]:
-    """The scores of each organ in each case."""
-    return [scores for name in run.class_names for scores in cases_of_organ(run, name)]
-
-
-def missed_remark(run: Record) -> str:
-    """What the label of the mean HD95 adds if an organ was missed: the published protocol counts that as 0."""
-    if not any(map(is_missed, every_organ(run))):
-        return ""
-    return f" where found (published protocol: {run.score('hd95_transunet'):.2f})"
-
-
-def case_scores(run: Record, dice: dict[str, float]) -> Contents:
-    def of_organ(name: str) -> Callable[[str], str]:
-        return lambda case: percent(run.tested[case][f"dice_transunet {name}"])
-
-    columns = [
-        Column("", lambda case: case),
-        Column("mean", lambda case: percent(dice[case])),
-        *(Column(name, of_organ(name)) for name in run.class_names),
-    ]
-    return table(columns, run.tested, "Dice %, published protocol")
-
-
-def case_slices(run: Record, case: str, score: float) -> list[Contents]:
-    """Truth and prediction in three slices of a case."""
-    text = f"Dice of the case {score:.3f}"
-    shown = slices_of(run, case, (0.25, 0.5, 0.75))
-    if not shown:
-        return [{"name": case, "images": [], "text": text}]
-    return [{"name": f"{case}, slice {number}", "images": images, "text": text} for number, images in shown]
-
-
-# ---- shared pieces
-
-
-def distribution(dice: dict[str, float], title: str, what: str) -> Contents:
-    values = sorted(dice.values())
-    mean, median = statistics.fmean(values), statistics.median(values)
-    low, high = np.percentile(values, [25, 75])
-    facts = [
-        ("mean", f"{mean:.4f}"),
-        ("standard deviation", f"{statistics.pstdev(values):.4f}"),
-        ("lowest", f"{values[0]:.4f}"),
-        ("first quartile", f"{low:.4f}"),
-        ("median", f"{median:.4f}"),
-        ("third quartile", f"{high:.4f}"),
-        ("highest", f"{values[-1]:.4f}"),
-        ("below 0.5", sum(value < 0.5 for value in values)),
-    ]
-    lowest = [Column("", lambda name: name, text=True), Column("", lambda name: f"{dice[name]:.4f}")]
-    return {
-        "title": title,
-        "chart": charts.histogram(f"{len(values)} {what}", values, "Dice", {"mean": mean, "median": median}),
-        "facts": pairs_table(facts, f"Over {len(values)} {what}"),
-        "lowest": table(lowest, sorted(dice, key=dice.__getitem__)[:LOWEST], "Lowest"),
-    }
-
-
-def extremes(dice: dict[str, float], count: int = SHOWN) -> list[tuple[str, list[str]]]:
-    """[("Best", names), ("Median", names), ("Worst", names)], `count` of each; fewer so that none is shown twice."""
-    order = sorted(dice, key=lambda name: (-dice[name], name))
-    count = min(count, max(1, len(order) // 3))
-    middle = max(count, (len(order) - count) // 2)
-    parts = [("Best", order[:count]), ("Median", order[middle : middle + count]), ("Worst", order[-count:])]
-    return parts if len(order) > 2 else [("Best and worst", order)]
+# ---- configuration
 
 
 def configuration(run: Record) -> Contents:
@@ -422,9 +266,3 @@ def configuration(run: Record) -> Contents:
         "changed": table(columns, changed, "Values that differ from the published ones", lambda row: True),
         "log": "\n".join(epoch_lines),
     }
-
-
-def class_keys(run: Record) -> list[tuple[str, str]]:
-    names = run.class_names
-    colours = class_colours(len(names), run.class_colours)
-    return [(name, css(colour)) for name, colour in zip(names, colours, strict=True)]
