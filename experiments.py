@@ -41,10 +41,10 @@ ROOT = REPOSITORY
 SEEDS = (42, 43, 44)
 STOPPED = (75, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of a training that somebody stopped
 VOLUMES = ("synapse", "acdc")
-BASELINES = [
-    f"{dataset}-unet-{weights}" for dataset in ("isic17", "isic18", *VOLUMES) for weights in ("none", "imagenet")
-]
-NAMES = [*ROWS, "acdc-none", "acdc-vmamba-s", *BASELINES]
+DATA_SETS = ("isic17", "isic18", *VOLUMES)
+MORE = [("unet", "none"), ("unet", "imagenet"), ("ultralight", "none"), ("vmunetv2", "none"), ("vmunetv2", "vmamba-s")]
+NAMES = [*ROWS, "acdc-none", "acdc-vmamba-s"]
+NAMES += [f"{dataset}-{network}-{weights}" for dataset in DATA_SETS for network, weights in MORE]
 WEIGHTS = {  # the first file that is there is taken
     "vmamba-s": ("vmamba_small_e238_ema.pth", "vssmsmall_dp03_ckpt_epoch_238.pth"),
     "vmamba-t": ("vssmtiny_dp01_ckpt_epoch_292.pth", "vmamba_tiny_e292.pth"),
@@ -65,7 +65,9 @@ def arguments_of(name: str, seed: int, work_dir: str, flags: list[str]) -> list[
     if name not in NAMES:
         raise ValueError(f"found no experiment {name!r}, expected some of {', '.join(NAMES)}")
     dataset, _, rest = name.partition("-")
-    network, weights = ("unet", rest.removeprefix("unet-")) if rest.startswith("unet-") else ("vmunet", rest)
+    network, _, weights = rest.partition("-")
+    if network not in dict(MORE):
+        network, weights = "vmunet", rest
     row = {"dataset": dataset, "network": network, "load-ckpt-path": weights_file(weights)}
     row |= {"seed": str(seed), "work-dir": work_dir}
     return [text for flag, value in row.items() for text in (f"--{flag}", value)] + flags

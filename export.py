@@ -14,7 +14,7 @@ Before the file is written it is run, at several sizes and batches, on the image
 compared with this code; a difference above 1e-4 is an error. How long both take is said at the end.
 
 `weights` is for this code, which takes the file like a checkpoint: the weights, most of them rounded to 16 bits
-(utils/runs/packed.py), with the configuration and the scores of the run. The difference that rounding makes is said.
+(models/weights/packed.py), with the configuration and the scores of the run. What rounding changes is said.
 """
 
 import copy
@@ -55,17 +55,18 @@ from inference.pictures import read_picture
 from inference.trained import Trained, describe, load_trained
 from models.cross_scan import backends, exportable
 from models.network import STRIDE, SegmentationNetwork
-from models.vmunet.ss2d import SS2D
+from models.weights.packed import pack_weights, read_packed_weights
 from utils.files import reading, write_atomically
-from utils.runs.packed import pack_weights, read_packed_weights
 from utils.runs.shipped import BEST, SHIPPED, find_checkpoint
 
 log = logging.getLogger("vmunet")
 
 Predict = Callable[[torch.Tensor], torch.Tensor]  # images to probabilities
+DURATION = {"onnx": "about a minute", "torchscript": "a few minutes", "torch": "a few minutes"}
 ENDINGS = {"onnx": ".onnx", "torchscript": ".pt", "torch": ".pt2", "weights": ".h5"}
 TOLERANCE = 1e-4  # of probabilities; of rounded weights none, because it depends on the weights
 LARGEST = 8192  # side of an image that torch.export must be told
+AXES = {0: "batch", 2: "height", 3: "width"}  # of images and probabilities that are free
 TIMED = 3  # runs
 # log at every Split that no constant is folded there, and at every empty list that its type is assumed
 TALKATIVE = ("onnxscript", "torch._export.serde.serialize")
@@ -114,6 +115,7 @@ def main(config: ExportConfig) -> None:
         ours = seconds(network.predict, batches[0])
         metadata = describe(trained.config)
         metadata |= {"checkpoint_sha256": trained.checkpoint.sha256, "pytorch": torch.__version__}
+        log.info("exporting to %s, %s", config.format, DURATION[config.format])
         content = export(network, channels, config.format, metadata)
         call = load(content, config.format)
         errors = differences(call, batches, expected)
@@ -174,10 +176,10 @@ def with_packed_weights(network: SegmentationNetwork, content: bytes) -> Predict
 
 
 def export(network: SegmentationNetwork, channels: int, format: Format, metadata: dict[str, Any]) -> bytes:
-    """The bytes of a network in one of the formats. It is a VMUNet, whose scan is replaced, or a baseline."""
+    """The bytes of a network in one of the formats. Its scan, if it has one, is replaced."""
     backends.resolve("exportable", "cpu", torch.float32)  # held against the definition once, outside of any tracing
     for module in network.modules():
-        if isinstance(module, SS2D):
+        if hasattr(module, "scan_backend"):
             module.scan_backend = "exportable"
     write = {"onnx": to_onnx, "torchscript": to_torchscript, "torch": to_torch}[format]
     with torch.no_grad():
@@ -192,9 +194,12 @@ def to_onnx(model: Exported, channels: int, metadata: dict[str, Any]) -> bytes:
     program = exported_program(model, channels, onnx_scan.scan)
     with deliberate_warnings():
         names: dict[str, Any] = dict(input_names=["images"], output_names=["probabilities"])
+        names |= dict(dynamic_shapes={"images": AXES})
         exported = torch.onnx.export(program, **names, opset_version=onnx_scan.OPSET, verbose=False)
     assert exported is not None  # with dynamo, the default
     proto = exported.model_proto
+    for axis, name in AXES.items():  # which the exporter describes by a formula, as it pads and crops
+        proto.graph.output[0].type.tensor_type.shape.dim[axis].dim_param = name
     called = any(node.domain == onnx_scan.DOMAIN for node in proto.graph.node)  # not by a baseline
     proto.functions.extend(onnx_scan.functions() if called else [])
     if called and all(entry.domain != onnx_scan.DOMAIN for entry in proto.opset_import):

@@ -20,20 +20,22 @@ from configs.recipes import log_recipe, parse_config, warn_of_collapse
 if __name__ == "__main__":  # before PyTorch is imported, so that --help and mistakes are answered at once
     CONFIG = ask(ISICConfig, parse_config)
 
+import numpy as np
+
+from configs.network import build_model, load_initial_weights, prepare
 from configs.optim import OPTIMIZERS, SCHEDULERS
 from configs.stored import config_of_run
 from configs.tested import log_test
 from cross_validation import run_folds
 from datasets.classes import with_classes
 from datasets.files import fingerprint
-from datasets.loaders import build_isic_loader, build_isic_loaders, check_isic_parts
+from datasets.loaders import build_isic_loader, build_isic_loaders, check_isic_parts, processes_here
 from engine import Execution, evaluate, train_one_epoch
 from inference.trained import check_size
-from models.build import build_model, load_initial_weights, prepare
 from utils import distributed
 from utils.files import write_rows
 from utils.losses import BceDiceWithLogitsLoss, CeDiceLoss
-from utils.machine.device import choose_device
+from utils.machine.device import available_cpus, choose_device
 from utils.metrics import counts_of_image, dice_of_classes, scores_of_image
 from utils.optim import check_optimization, optimization_values
 from utils.plots import draw_labels, draw_outlines, save_panels, save_picture
@@ -41,6 +43,7 @@ from utils.report import report_at_end
 from utils.runs.progress import Progress, show_panels
 from utils.runs.run import started_run
 from utils.runs.weights import load_checkpoint_weights
+from utils.threads import InOrder
 
 log = logging.getLogger("vmunet")
 PANELS = 4  # images of a set of prediction panels
@@ -119,17 +122,14 @@ def test(run, config, model, criterion, execution, steps=0):
 
     def save(images, targets, probs, names):
         panels.add(images, targets, probs, names)
-        predictions = decide(probs, config)
-        for image, target, prediction, name in zip(images.cpu(), targets.cpu(), predictions, names, strict=True):
-            if config.num_classes == 1:
-                mask, overlay = 255 * prediction, draw_outlines(image, prediction, target)
-            else:
-                mask, overlay = prediction, draw_labels(image, prediction, colours=config.structure_colours)
-                save_picture(pictures / f"{name}_truth.png", target.byte().numpy())
-            save_picture(pictures / f"{name}.png", mask.numpy())
-            save_picture(pictures / f"{name}_overlay.png", overlay)
+        images, targets, predictions = images.cpu(), targets.cpu(), decide(probs, config)
+        for image, target, prediction, name in zip(images, targets, predictions, names, strict=True):
+            arrays = (tensor.numpy() for tensor in (image, target, prediction))
+            saver.submit(image.nbytes, save_prediction, pictures / name, *arrays, config)
 
-    scores, counts = evaluate(model, loader, criterion, execution, config.threshold, save)
+    threads = max(1, available_cpus() // processes_here())
+    with InOrder(threads, lambda arguments, saving: saving.result()) as saver:
+        scores, counts = evaluate(model, loader, criterion, execution, config.threshold, save)
     log.info("test on %d images of %s", len(counts), split)
     if config.protocol == "paper" and config.test_only is None:
         log.info("note: the best epoch was selected on the reported set, as published (--protocol holdout does not)")
@@ -149,6 +149,17 @@ def test(run, config, model, criterion, execution, steps=0):
         log.info("results are in %s", run.folder)
         report_at_end(run.folder)
     return scores
+
+
+def save_prediction(path, image, target, prediction, config):
+    """Writes <path>.png, the mask, <path>_overlay.png and, of several classes, <path>_truth.png."""
+    if config.num_classes == 1:
+        mask, overlay = 255 * prediction, draw_outlines(image, prediction, target)
+    else:
+        mask, overlay = prediction, draw_labels(image, prediction, colours=config.structure_colours)
+        save_picture(f"{path}_truth.png", target.astype(np.uint8))
+    save_picture(f"{path}.png", mask)
+    save_picture(f"{path}_overlay.png", overlay)
 
 
 class Panels:

@@ -22,6 +22,7 @@ if __name__ == "__main__":  # before PyTorch is imported, so that --help and mis
 
 from torch.utils.data import Subset
 
+from configs.network import build_model, load_initial_weights, prepare
 from configs.optim import SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS
 from configs.stored import config_of_run
 from configs.tested import log_test
@@ -33,7 +34,6 @@ from datasets.synapse import cases_of_slices
 from engine import Execution, train_one_epoch
 from engine_synapse import evaluate
 from inference.trained import check_size
-from models.build import build_model, load_initial_weights, prepare
 from utils import distributed
 from utils.files import some, write_rows
 from utils.losses import CeDiceLoss

@@ -28,7 +28,7 @@ from utils.losses import BceDiceWithLogitsLoss
 from utils.optim import build_optimizer
 
 GROUPS = {  # what the profiler's operators belong to
-    "scan": ("vmunet::", "GeneratedBackwardFor_vmunet"),
+    "scan": ("models::", "GeneratedBackwardFor_models"),
     "matmuls": ("aten::mm", "aten::addmm", "aten::bmm"),
     "convolutions": ("aten::mkldnn_convolution", "aten::_slow_conv2d", "aten::convolution_backward"),
     "norms": ("aten::native_layer_norm",),
@@ -131,7 +131,7 @@ def is_layout_copy(event) -> bool:
     an activation or a gradient."""
     parent = event.cpu_parent
     while parent is not None:
-        if parent.name.startswith("vmunet::"):
+        if parent.name.startswith("models::"):
             return False
         parent = parent.cpu_parent
     return event.name == "aten::cat" or event.name == "aten::copy_" and math.prod(event.input_shapes[0]) >= LARGE

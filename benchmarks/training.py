@@ -16,10 +16,10 @@ import torch
 
 from benchmarks import common
 from configs.config_setting import ISICConfig
+from configs.network import build_model, prepare
 from configs.optim import OPTIMIZERS
 from datasets.loaders import ISIC_FOLDERS, build_isic_loader
 from engine import Execution, train_one_epoch
-from models.build import build_model, prepare
 from models.vmunet import VMUNet
 from utils.losses import BceDiceWithLogitsLoss
 from utils.machine.fast_matmul import has_bf16

@@ -14,18 +14,20 @@ if TYPE_CHECKING:
 else:  # a row's name
     Optimizer, Scheduler = Literal[tuple(OPTIMIZERS)], Literal[tuple(SCHEDULERS)]
 
+DEPTHS = {"vmunet": (2, 2, 2, 2), "vmunetv2": (2, 2, 9, 2)}  # as published
+
 
 @dataclass(kw_only=True)
 class BaseConfig:
     recipe: Literal["published", "stable"] = "published"  # a row of configs.recipes.RECIPES
 
     # --- model (paper section 3; the released configuration, 27.43 M parameters) ---
-    network: str = "vmunet"  # or a baseline: unet, smp:<architecture>[-<encoder>] (models/baselines.py)
+    network: str = "vmunet"  # vmunet, vmunetv2, ultralight, or a baseline: unet, smp:<architecture>[-<encoder>]
     num_classes: int  # 1: binary masks; more: class 0 is the background
     class_names: tuple[str, ...] = ()  # of the classes 1, 2, ...; none: the data folder's, else numbers
     class_colours: tuple[str, ...] = ()  # of the same classes, as "#ff0000"; none: those of mask_values or the masks
     input_channels: int = 3  # 3: grey images are repeated; 1: colour images become grey
-    depths: tuple[int, int, int, int] = (2, 2, 2, 2)  # VSS blocks of each encoder stage
+    depths: tuple[int, int, int, int] | None = None  # VSS blocks of each encoder stage; none: 2 2 2 2, vmunetv2 2 2 9 2
     depths_decoder: tuple[int, int, int, int] = (2, 2, 2, 1)  # VSS blocks of each decoder stage, deepest first
     dims: tuple[int, int, int, int] = (96, 192, 384, 768)  # channels of each encoder stage
     d_state: int = 16  # states of the selective scan
@@ -66,11 +68,16 @@ class BaseConfig:
     work_dir: str | None = None  # holds one folder for each run; none: results/ beside the code
     stop_when_lost: bool = False  # end a run that has lost what it had learned (utils/runs/lost.py)
     print_interval: int = 20  # steps between two lines of the log and points in TensorBoard
+    checkpoint_interval: float = 60  # seconds of work that a crash may cost; 0: all is saved after every epoch
     save_interval: int = 100  # epochs between two checkpoints that are kept for good
     resume: str | None = None  # a run folder to go on with, under its own configuration; --epochs may extend it
     accept_changed_data: bool = False  # beside --resume: go on although files of the data have changed meanwhile
     test_only: str | None = None  # a checkpoint to evaluate, under its own configuration, instead of training
     debug: bool = False  # more in the log, and the traceback of errors
+
+    def __post_init__(self) -> None:
+        if self.depths is None:
+            self.depths = DEPTHS.get(self.network, DEPTHS["vmunet"])
 
     @property
     def of_volumes(self) -> bool:

@@ -6,7 +6,7 @@ import math
 import re
 import types
 import typing
-from dataclasses import MISSING, Field, fields
+from dataclasses import fields
 from typing import Any
 
 from configs.base import BaseConfig
@@ -14,6 +14,7 @@ from utils.files import check_name
 
 POSITIVE = 1e-12
 LONGEST_CLASS_NAME = 60
+NETWORKS = ("vmunet", "vmunetv2", "ultralight")  # models/family.py has them
 RANGES = {  # lowest and highest value; of a tuple, of each of its numbers
     "num_classes": (1, 255),
     "input_channels": (1, 1024),
@@ -32,6 +33,7 @@ RANGES = {  # lowest and highest value; of a tuple, of each of its numbers
     "accumulation_steps": (1, math.inf),
     "clip_grad_norm": (POSITIVE, math.inf),
     "print_interval": (1, math.inf),
+    "checkpoint_interval": (0, math.inf),
     "save_interval": (1, math.inf),
     "val_interval": (1, math.inf),
     "loss_weight": (0, 1e6),
@@ -55,6 +57,7 @@ def check_config(config: Any) -> None:
             if isinstance(number, int | float) and not low <= number <= high:
                 more = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
                 raise ValueError(f"{flag(name)}: found {number!r}, expected {more}")
+    check_network(config.network)
     check_classes(config)
     if config.resume is not None and config.test_only is not None:
         raise ValueError("--resume and --test-only: found both, expected one of them")
@@ -68,6 +71,13 @@ def check_config(config: Any) -> None:
         raise ValueError("--fold all: found no --folds, expected how many, such as --folds 5")
     if sum(config.loss_weight) == 0:
         raise ValueError(f"--loss-weight: found {config.loss_weight}, expected one of them above 0")
+
+
+def check_network(name: str) -> None:
+    """Raises ValueError for a name that can be no network's. Which baselines there are only their library knows."""
+    if name not in (*NETWORKS, "unet") and not re.fullmatch("smp:.+", name):
+        expected = f"{', '.join(NETWORKS)}, unet or smp:<architecture>[-<encoder>]"
+        raise ValueError(f"--network: found {name!r}, expected {expected}")
 
 
 def check_classes(config: BaseConfig) -> None:
@@ -97,15 +107,14 @@ def check_alone(config: BaseConfig) -> None:
     """Raises ValueError if more than --resume and --epochs was said: a resumed run has the values of its start."""
     if getattr(config, "resume", None) is None:
         return
-    said = [field.name for field in fields(config) if getattr(config, field.name) != default(field)]
+    defaults = type(config)(network=config.network)  # type: ignore[call-arg]  # the configs have all defaults
+    names = [field.name for field in fields(config)]
+    said = [name for name in names if getattr(config, name) != getattr(defaults, name)]
+    said += [] if config.network == type(config).network else ["network"]
     others = [flag(name) for name in said if name not in NOT_OF_THE_RUN]
     if others:
         found = f"found also {', '.join(others)}, expected nothing but --epochs"
         raise ValueError(f"--resume: {found}: the run has its own config.json")
-
-
-def default(field: Field) -> Any:
-    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def flag(name: str) -> str:

@@ -71,7 +71,7 @@ def parse_config(config_class: type[Config], arguments: list[str] | None = None)
 
         start = config_to_test(config, said)
     else:
-        start = config_class()  # type: ignore[call-arg]  # the configs have all defaults
+        start = config_class(network=config.network)  # type: ignore[call-arg]  # the configs have all defaults
         default_recipe = "recipe" not in said and own_data(config)
         start = for_own_data(start) if default_recipe else with_recipe(start, config.recipe)
     config = parse_flags(config_class, arguments, start)

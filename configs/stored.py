@@ -25,6 +25,7 @@ ADDED_LATER = {
     "scaling",
     "scaling_range",
     "orientation",
+    "checkpoint_interval",
 }  # fields that runs may have been started without
 
 
@@ -37,7 +38,8 @@ def config_from_values(config_class: type[Config], values: dict) -> Config:
     """A config of plain values, in which JSON has made lists of the tuples. What is not named has its default; what is
     no field raises TypeError."""
     types = typing.get_type_hints(config_class)
-    tuples = {name for name, kind in types.items() if typing.get_origin(kind) is tuple}
+    kinds = {name: (kind, *typing.get_args(kind)) for name, kind in types.items()}  # of X | None also X
+    tuples = {name for name, parts in kinds.items() if any(typing.get_origin(part) is tuple for part in parts)}
     values = {
         name: tuple(value) if name in tuples and isinstance(value, list) else value for name, value in values.items()
     }

@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 from configs.base import BaseConfig
 from configs.check import check_config, flag
 from configs.stored import config_from_values, kind_of
-from utils.runs.shape import shape_of_weights
-from utils.runs.weights import Checkpoint, read_checkpoint
+from models.family import NETWORKS
+from models.weights.reading import Checkpoint
+from models.weights.shape import shape_of_weights
+from utils.runs.weights import read_checkpoint
 
 log = logging.getLogger("vmunet")
 
@@ -18,7 +20,7 @@ Config = TypeVar("Config", bound=BaseConfig)
 # What belongs to the machine or to the run, not to the network and the way it was trained.
 OF_THE_MACHINE = {"device", "scan_backend", "use_checkpoint", "compile", "cuda_graphs", "num_workers", "cache"}
 OF_THE_RUN = {"work_dir", "print_interval", "save_interval", "resume", "test_only", "debug", "load_ckpt_path"}
-OF_THE_RUN |= {"accept_changed_data"}
+OF_THE_RUN |= {"accept_changed_data", "checkpoint_interval"}
 DATA = {"dataset", "data_path", "list_dir", "volume_path"}  # where one is said, the others are not the checkpoint's
 PART = {"protocol", "folds", "fold", "fold_seed", "fold_group"}  # nor which part of other data is tested
 SHOWN = ("network", "num_classes", "image_size", "normalization", "threshold")
@@ -38,7 +40,7 @@ def values_to_test(config: BaseConfig, checkpoint: Checkpoint, said: Collection[
     """The values that a test takes from a checkpoint."""
     stored: Mapping[str, Any] = checkpoint.config
     if not stored:
-        return shape_of_weights(checkpoint.weights, checkpoint.path) if config.network == "vmunet" else {}
+        return shape_of_weights(checkpoint.weights, checkpoint.path) if config.network in NETWORKS else {}
     if (kind_of(dict(stored)) == "volumes") is not config.of_volumes:
         script = "train.py" if config.of_volumes else "train_synapse.py"
         raise ValueError(f"--test-only {checkpoint.path}: its network is for {kind_of(dict(stored))}: python {script}")

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from configs.network import prepare
 from datasets.transforms import grey, normalizer, resize
 from engine import Execution
 from inference.network import BatchedNetwork, activate
 from inference.options import Options
 from inference.trained import CT_DATASETS, Trained
-from models.build import prepare
 from utils.volume import zoom_cubic
 
 

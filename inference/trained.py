@@ -13,12 +13,15 @@ import torch
 
 from configs.check import check_config, flag
 from configs.config_setting_synapse import ORGANS
+from configs.network import build_model
 from configs.stored import CONFIGS, config_from_values, kind_of
 from datasets.intensities import HU_WINDOW
-from models.build import build_model, build_vmunet
+from models.family import NETWORKS, build_network
 from models.network import SegmentationNetwork
-from utils.runs.shape import shape_of_weights
-from utils.runs.weights import Checkpoint, check_fit, fill_network, inner_network, read_checkpoint
+from models.weights.filling import check_fit, fill_network, inner_weights
+from models.weights.reading import Checkpoint
+from models.weights.shape import shape_of_weights
+from utils.runs.weights import read_checkpoint
 
 log = logging.getLogger("vmunet")
 
@@ -97,12 +100,12 @@ def changed(config: Any, changes: Mapping[str, Any], kind: str, path: Path) -> A
 
 
 def check_size(config: Any, checkpoint: Checkpoint) -> None:
-    """Raises ValueError if a config is not of a VM-UNet with the checkpoint's weights, before memory is taken for it:
+    """Raises ValueError if a config is not of a network with the checkpoint's weights, before memory is taken for it:
     the config may ask for any amount."""
-    if config.network == "vmunet":
+    if config.network in NETWORKS:
         with naming(checkpoint.path), torch.device("meta"):
-            network = build_vmunet(config)
-        check_fit(inner_network(network).state_dict(), checkpoint.weights, checkpoint.path)
+            network = build_network(vars(config))
+        check_fit(inner_weights(network), checkpoint.weights, checkpoint.path)
 
 
 @contextlib.contextmanager

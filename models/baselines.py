@@ -11,7 +11,7 @@ from types import ModuleType
 
 from torch import Tensor, nn
 
-from models.network import SegmentationNetwork
+from .network import SegmentationNetwork
 
 ENCODER = "resnet34"  # where none is named
 INSTALL = "pip install -r requirements-extra.txt"
@@ -59,7 +59,7 @@ def parse(network: str) -> tuple[str, str]:
     """(architecture, encoder) of a `network` of the config: ("unet", "resnet34") for unet, and for smp:unet."""
     kind, _, rest = network.partition(":")
     if network != "unet" and (kind != "smp" or not rest):
-        raise ValueError(f"--network: found {network!r}, expected vmunet, unet or smp:<architecture>[-<encoder>]")
+        raise ValueError(f"--network: found {network!r}, expected unet or smp:<architecture>[-<encoder>]")
     architecture, _, encoder = (rest or network).partition("-")
     return architecture.lower(), encoder or ENCODER
 
@@ -67,7 +67,7 @@ def parse(network: str) -> tuple[str, str]:
 def import_library() -> ModuleType:
     """segmentation_models_pytorch. Raises ValueError with the command that installs it."""
     try:
-        import models.torchvision_compat  # noqa: F401, I001  before the library, which imports torchvision
+        from . import torchvision_compat  # noqa: F401, I001  before the library, which imports torchvision
         import segmentation_models_pytorch
     except ModuleNotFoundError as error:
         raise ValueError(f"--network: found no module {error.name!r}, which baselines need; {INSTALL}") from error

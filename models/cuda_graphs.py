@@ -47,7 +47,9 @@ class _TrainingStep:
     def __init__(self, module, images):
         self.images = images.clone()
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        state = torch.cuda.get_rng_state(images.device)  # recording draws random numbers; the run must not notice
+        # the run must not notice: recording draws random numbers, warming up moves the averages of BatchNorm
+        state = torch.cuda.get_rng_state(images.device)
+        averages = [buffer.clone() for buffer in module.buffers()]
         with _autocast_without_cache():
             with _warm_up_stream(images.device):
                 for _ in range(WARM_UP):
@@ -62,6 +64,8 @@ class _TrainingStep:
                 self.grads = torch.autograd.grad(out, self.parameters, self.grad)
         self.out = out.detach()
         torch.cuda.set_rng_state(state, images.device)
+        for buffer, kept in zip(module.buffers(), averages, strict=True):
+            buffer.copy_(kept)
         log.info("training steps with images %s run as CUDA graphs", tuple(images.shape))
 
 

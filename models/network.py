@@ -3,13 +3,19 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .hub import CARD, HubMixin
+
 STRIDE = 32  # the deepest map is 32 times smaller than the image
 
 
-class SegmentationNetwork(nn.Module):
+class SegmentationNetwork(
+    nn.Module, HubMixin, library_name="vmunet", pipeline_tag="image-segmentation", model_card_template=CARD
+):
     """A network over inputs whose sides are multiples of 32, opened to any size from 32 x 32 on.
 
     A subclass has `logits(x)`: (B, input_channels, H, W) -> (B, num_classes, H, W)."""
+
+    classifier: tuple[str, ...] = ()  # names of the weights whose shapes depend on the number of classes start so
 
     @property
     def name(self) -> str:

@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from configs.base import ScanBackend
-from models.cross_scan.sequence import sequence_scan
-from models.network import SegmentationNetwork
+from .cross_scan.sequence import sequence_scan
+from .network import SegmentationNetwork
 
 PARTS = 4  # of the channels, which share one Mamba block
 
@@ -61,7 +60,9 @@ class PVMLayer(nn.Module):
         parts = tokens.unflatten(-1, (PARTS, -1)).permute(2, 0, 1, 3).flatten(0, 1)  # one batch of all quarters
         parts = self.mamba(parts) + self.skip_scale * parts
         tokens = parts.unflatten(0, (PARTS, B)).permute(1, 2, 0, 3).flatten(2)
-        return self.proj(self.norm(tokens)).transpose(1, 2).unflatten(2, (H, W))
+        tokens = self.proj(self.norm(tokens))
+        # contiguous, or torch.compile mistakes the layout of what follows at batch 1 (PyTorch 2.13)
+        return tokens.transpose(1, 2).unflatten(2, (H, W)).contiguous()
 
 
 class ChannelAttentionBridge(nn.Module):
@@ -113,6 +114,7 @@ class UltraLightVMUNet(SegmentationNetwork):
         dims: channels of the six levels; the last three have Mamba blocks and are multiples of 4
     """
 
+    classifier = ("final.",)
     encoder6: nn.Sequential
 
     def __init__(
@@ -121,7 +123,7 @@ class UltraLightVMUNet(SegmentationNetwork):
         input_channels: int = 3,
         dims: Sequence[int] = (8, 16, 24, 32, 48, 64),
         d_state: int = 16,
-        scan_backend: ScanBackend = "auto",
+        scan_backend: str = "auto",
     ):
         super().__init__(num_classes, input_channels)
         if len(dims) != 6 or any(dim < PARTS or dim % PARTS for dim in dims):

@@ -13,9 +13,9 @@ import torch
 import export
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
+from configs.network import build_model
 from export import OF_NO_NETWORK, TOLERANCE, ExportConfig, load
 from inference.trained import load_trained
-from models.build import build_model
 from models.cross_scan import exportable, reference
 from tests.tiny import TRAINING
 from utils.runs import shipped
@@ -115,8 +115,9 @@ def test_the_graph_holds_standard_operators_and_does_not_grow(exported):
     )
     image, probabilities = model.graph.input[0], model.graph.output[0]
     assert (image.name, probabilities.name) == ("images", "probabilities")
-    free = [dimension.dim_param for dimension in image.type.tensor_type.shape.dim]
-    assert free[1] == "" and all(free[i] for i in (0, 2, 3))
+    for value in (image, probabilities):
+        free = [dimension.dim_param for dimension in value.type.tensor_type.shape.dim]
+        assert free == ["batch", "", "height", "width"]
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     assert metadata["image_size"] == "64" and metadata["normalization"] == "minmax"
     assert json.loads(metadata["class_names"]) == ["foreground"] and metadata["threshold"] == "0.5"

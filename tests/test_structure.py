@@ -12,15 +12,16 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A room may import itself and rooms of earlier lines, not its neighbours on the same line. The
 # longest name that fits a module is its room: utils.runs.run is in utils.runs, utils.files in utils.
 LAYERS = [
+    ["models"],  # a library, which is installed without the rest: it imports nothing of it
     ["utils"],
     ["utils.machine", "utils.runs"],
     ["utils.report"],
     ["configs"],
-    ["datasets", "models"],
+    ["datasets"],
     ["engine"],
     ["engine_synapse"],
     ["inference", "cross_validation"],
-    ["train", "train_synapse", "predict", "export", "experiments"],
+    ["train", "train_synapse", "predict", "export", "experiments", "hubconf"],
     ["configs.config_own"],  # a config to copy, which is a script too: it calls train.main
     ["benchmarks"],
     ["tests"],

@@ -53,6 +53,15 @@ def write_slice(folder, name, shape=(20, 24), label=None):
     return image, label
 
 
+def write_packed_weights(path, weights, config, about):
+    """Writes a network in half its size, and returns the file's SHA-256."""
+    from models.weights.packed import pack_weights
+
+    content = pack_weights(weights, config, about)
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
 def tree(out):
     """{path: SHA-256} of every file."""
     return {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in out.rglob("*") if p.is_file()}

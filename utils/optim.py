@@ -129,7 +129,7 @@ def _parameter_groups(model, decay):
     decayed, spared = [], []
     for name, parameter in model.named_parameters():
         leaf = name.rsplit(".", 1)[-1]  # A_logs and dt_projs_bias are matrices: their names tell, not their shapes
-        spare = parameter.ndim <= 1 or leaf in ("A_logs", "Ds") or leaf.endswith("bias")
+        spare = parameter.ndim <= 1 or leaf in ("A_logs", "A_log", "Ds") or leaf.endswith("bias")
         (spared if spare else decayed).append(parameter)
     return [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
 

@@ -12,7 +12,7 @@ from benchmarks.on_gpu.inputs import EPS, Shape, make_inputs, shape_of, short
 from models.cross_scan import torch_loop
 from models.cross_scan.inputs import GatedInputs, ScanInputs
 from models.cuda_graphs import GraphedModel
-from models.vmunet import VMUNet
+from models.family import NETWORKS, build_network
 
 ODD_SHAPES = [  # b, H, W, I, R, N
     (1, 7, 13, 40, 3, 16),
@@ -156,13 +156,14 @@ def check_determinism(scan: ModuleType, report: Report) -> None:
 
 
 def check_graphs(scan: ModuleType, report: Report) -> None:
-    """Losses of four training steps and of inference, as usual and through CUDA graphs: the same to the bit."""
+    """Losses of four training steps and of inference of each network, as usual and through CUDA graphs: the same to the
+    bit."""
     images = torch.randn(4, 3, 64, 64, device="cuda")
     masks = torch.rand(4, 1, 64, 64, device="cuda").round()
 
-    def losses(graphed: bool) -> list[float]:
+    def losses(network: str, graphed: bool) -> list[float]:
         torch.manual_seed(0)
-        model = VMUNet(scan_backend=scan.NAME).cuda()
+        model = build_network({"network": network, "scan_backend": scan.NAME}).cuda()
         model = GraphedModel(model) if graphed else model
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
         found = []
@@ -178,5 +179,9 @@ def check_graphs(scan: ModuleType, report: Report) -> None:
             found.append(model.eval()(images).float().square().mean().item())
         return found
 
-    pairs = zip(losses(graphed=False), losses(graphed=True), strict=True)
-    report.table("CUDA graphs", [{"usual": usual, "graphs": graph, "same": usual == graph} for usual, graph in pairs])
+    rows = [
+        {"network": network, "usual": usual, "graphs": graph, "same": usual == graph}
+        for network in NETWORKS
+        for usual, graph in zip(losses(network, graphed=False), losses(network, graphed=True), strict=True)
+    ]
+    report.table("CUDA graphs", rows)

@@ -21,8 +21,12 @@ from torch.utils.flop_counter import register_flop_formula
 from . import backends
 from .inputs import GatedInputs, ScanInputs, by_name, present
 
+# of the operators: the name of the package that this module is in, so that the repository's `models` and an installed
+# `vmunet` can be in one process
+NAMESPACE = __name__.partition(".")[0]
 
-@torch.library.custom_op("vmunet::cross_scan", mutates_args=())
+
+@torch.library.custom_op(f"{NAMESPACE}::cross_scan", mutates_args=())
 def cross_scan(
     x: Tensor,
     dt: Tensor,
@@ -51,7 +55,7 @@ def _new_saved(inputs: ScanInputs, backend: str, save: bool) -> Tensor:
     return inputs.A.new_empty(backends.load(backend).saved_shape(inputs) if save else (0,))
 
 
-@torch.library.custom_op("vmunet::cross_scan_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::cross_scan_backward", mutates_args=())
 def cross_scan_backward(
     grad_y: Tensor,
     saved: Tensor,
@@ -101,7 +105,7 @@ cross_scan.register_autograd(_backward, setup_context=_setup)
 #   gated_backward(grad, y, saved, inputs, eps) -> gradients        `inputs` and gradients are `GatedInputs`
 
 
-@torch.library.custom_op("vmunet::gated_cross_scan", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::gated_cross_scan", mutates_args=())
 def gated_cross_scan(
     x: Tensor,
     z: Tensor,
@@ -131,7 +135,7 @@ def _(*args):
     return x.new_empty(x.shape), x.new_empty(x.shape if save else (0,)), _new_saved(inputs.scan, backend, save)
 
 
-@torch.library.custom_op("vmunet::gated_cross_scan_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::gated_cross_scan_backward", mutates_args=())
 def gated_cross_scan_backward(
     grad: Tensor,
     y: Tensor,
@@ -197,26 +201,29 @@ def _flops(shapes: Any) -> int:
     return recurrence_flops(tokens, channels, states=shapes.A[-1]) + matmul
 
 
-@register_flop_formula(torch.ops.vmunet.cross_scan)
+operators = getattr(torch.ops, NAMESPACE)
+
+
+@register_flop_formula(operators.cross_scan)
 def _(*args, **_kwargs):
     *shapes, _backend, _save = args
     return _flops(ScanInputs(*shapes))
 
 
-@register_flop_formula(torch.ops.vmunet.cross_scan_backward)
+@register_flop_formula(operators.cross_scan_backward)
 def _(_grad_y, _saved, *args, **_kwargs):
     *shapes, _backend = args
     # the states are computed again, then each update is walked back through its two factors
     return 3 * _flops(ScanInputs(*shapes))
 
 
-@register_flop_formula(torch.ops.vmunet.gated_cross_scan)
+@register_flop_formula(operators.gated_cross_scan)
 def _(*args, **_kwargs):
     *shapes, _eps, _backend, _save = args
     return _flops(GatedInputs(*shapes).scan)
 
 
-@register_flop_formula(torch.ops.vmunet.gated_cross_scan_backward)
+@register_flop_formula(operators.gated_cross_scan_backward)
 def _(_grad, _y, _saved, *args, **_kwargs):
     *shapes, _eps, _backend = args
     return 3 * _flops(GatedInputs(*shapes).scan)

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.cross_scan import triton_scan
-from models.cross_scan.backends import describe_failure
+from ..cross_scan import triton_scan
+from ..cross_scan.backends import describe_failure
+from ..cross_scan.operator import NAMESPACE
 
 if triton_scan.IMPORT_ERROR is None:
     from . import layer_norm_kernels as kernels
@@ -59,7 +60,7 @@ def _try_kernels(device_type):
     return error < 1e-5
 
 
-@torch.library.custom_op("vmunet::layer_norm", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::layer_norm", mutates_args=())
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """LayerNorm of x (..., C) in float32, rounded to `dtype`."""
     x = x.contiguous()
@@ -77,7 +78,7 @@ def _(x, weight, bias, eps, dtype):
     return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("vmunet::layer_norm_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::layer_norm_backward", mutates_args=())
 def layer_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias."""
     x, grad = x.contiguous(), grad.contiguous()

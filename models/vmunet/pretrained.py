@@ -1,31 +1,29 @@
-"""What a fresh VM-UNet can start from: VMamba's ImageNet weights, for both halves, or another VM-UNet's.
+"""What a fresh network can start from: VMamba's ImageNet weights, or those of another network of its kind.
 
 A file fills what it should fill, to the last tensor, or is refused; nothing is ever matched in part. There is one
-exception: the last layer of a VM-UNet for another number of classes is left out.
+exception: the last layers of a network for another number of classes are left out.
 """
 
 import logging
-import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TypedDict
 
-import torch
-from torch import nn
+from torch import Tensor
 
-from utils.files import some
-from utils.runs.shipped import SHIPPED
-from utils.runs.weights import NAMES_SHOWN, Checkpoint, check_shapes, fill_network, inner_network, read_checkpoint
+from ..network import SegmentationNetwork
+from ..weights.filling import check_shapes, copy_weights, fill_network, first, inner_weights
+from ..weights.reading import Checkpoint, read_weights
 
 log = logging.getLogger("vmunet")
 
 DOWNLOADS = "https://github.com/MzeroMiko/VMamba/releases/download/%23v0cls/"
 HOW_TO_GET_VMAMBA = (
     f"download {DOWNLOADS}vssmsmall_dp03_ckpt_epoch_238.pth or {DOWNLOADS}vssmtiny_dp01_ckpt_epoch_292.pth (release "
-    "v0cls of MzeroMiko/VMamba) and name it with --load-ckpt-path, or train without with --load-ckpt-path none"
+    "v0cls of MzeroMiko/VMamba)"
 )
 ENCODER = ("patch_embed.", "layers.")  # names of its weights start so
-LAST_LAYER = "final_conv."
 
 # Later versions of VMamba renamed the same modules.
 LATER_NAMES = [
@@ -50,31 +48,31 @@ class Report(TypedDict):
     sha256: str  # of the file
 
 
-def load_pretrained(model: nn.Module, named: str | os.PathLike[str]) -> Report:
-    """Fills a fresh VMUNet from a file, a run's folder or a shipped network (see `find_checkpoint`).
+def load_pretrained(model: SegmentationNetwork, path: str | Path, advice: str = HOW_TO_GET_VMAMBA) -> Report:
+    """Fills a fresh network from a file. `advice`, what can be done about a file that does not fit, is for messages.
 
-    A VMamba v0 classification file fills the encoder and, upside down, the decoder: stage i of the encoder also seeds
-    stage 3 - i of the decoder; surplus blocks and the classifier stay unused, and the three expansions, `final_up` and
-    `final_conv` keep their initialisation, as in the original (`load_from`).
+    A VMamba v0 classification file fills the encoder of a VMUNet or a VMUNetV2 and, of the first, upside down the
+    decoder: stage i of the encoder also seeds stage 3 - i of the decoder. Surplus blocks and the classifier stay
+    unused, and all else keeps its initialisation, as in the originals (`load_from`).
 
-    A VM-UNet checkpoint fills everything, or all but `final_conv` if its number of classes differs.
+    A checkpoint of a network of the same kind fills everything, or all but the last layers if its number of classes
+    differs.
 
-    Raises:
-        FileNotFoundError: with where to get the file
-        ValueError: a file that does not fill all that it should, or holds more
-    """
-    checkpoint = read_checkpoint(named, HOW_TO_GET_VMAMBA)
-    is_vmunet = any(name.startswith("layers_up.") for name in checkpoint.weights)
-    return _fill_from_vmunet(model, checkpoint) if is_vmunet else _fill_from_vmamba(model, checkpoint)
+    Raises FileNotFoundError, and ValueError for a file that does not fill all that it should, or holds more."""
+    checkpoint = read_weights(path, advice)
+    own = [name for name in inner_weights(model) if not name.startswith(ENCODER)]  # VMamba has no such names
+    if any(name in checkpoint.weights for name in own):
+        return _fill_from_its_kind(model, checkpoint)
+    return _fill_from_vmamba(model, checkpoint, advice)
 
 
-def _fill_from_vmunet(model: nn.Module, checkpoint: Checkpoint) -> Report:
-    weights, state = checkpoint.weights, inner_network(model).state_dict()
-    there, here = (shape_of_last_layer(tensors) for tensors in (weights, state))
+def _fill_from_its_kind(model: SegmentationNetwork, checkpoint: Checkpoint) -> Report:
+    weights, state = checkpoint.weights, inner_weights(model)
+    there, here = (shape_of_last_layer(model, tensors) for tensors in (weights, state))
     other_classes = there[:1] != here[:1] and there[1:] == here[1:]
-    left = [name for name in state if name.startswith(LAST_LAYER)] if other_classes else []
+    left = [name for name in state if name.startswith(model.classifier)] if other_classes else []
     fill_network(model, weights, checkpoint.path, left)
-    log.info("VM-UNet weights from %s, SHA-256 %s", checkpoint.path, checkpoint.sha256)
+    log.info("%s weights from %s, SHA-256 %s", model.name, checkpoint.path, checkpoint.sha256)
     if left:
         classes = f"classes: {there[0]} there, {here[0]} here"
         filled = f"filled {len(state) - len(left)} of {len(state)} tensors, all but the last layer ({classes})"
@@ -85,23 +83,22 @@ def _fill_from_vmunet(model: nn.Module, checkpoint: Checkpoint) -> Report:
     return Report(encoder=encoder, decoder=len(state) - encoder - len(left), left=left, sha256=checkpoint.sha256)
 
 
-def shape_of_last_layer(weights: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
+def shape_of_last_layer(model: SegmentationNetwork, weights: Mapping[str, Tensor]) -> tuple[int, ...]:
     """(classes, channels, 1, 1), or () if there is none."""
-    name = f"{LAST_LAYER}weight"
-    return tuple(weights[name].shape) if name in weights else ()
+    names = [name for name in weights if name.startswith(model.classifier[0]) and name.endswith("weight")]
+    return tuple(weights[names[0]].shape) if names else ()
 
 
-def _fill_from_vmamba(model: nn.Module, checkpoint: Checkpoint) -> Report:
+def _fill_from_vmamba(model: SegmentationNetwork, checkpoint: Checkpoint, advice: str) -> Report:
     path, weights = checkpoint.path, checkpoint.weights
     v2_name = next((name for name in weights if V2_NAMES.search(name)), None)
     if v2_name is not None:
         raise ValueError(
-            f"{path}: found VMamba v2 (it has {v2_name}), whose blocks differ; expected VMamba v0: {HOW_TO_GET_VMAMBA}"
+            f"{path}: found VMamba v2 (it has {v2_name}), whose blocks differ; expected VMamba v0: {advice}"
         )
     weights = {_original_name(name): tensor for name, tensor in weights.items()}
 
-    network = inner_network(model)
-    state = network.state_dict()
+    state = inner_weights(model)
     encoder = {name: name for name in state if name.startswith(ENCODER)}
     decoder = {
         name: re.sub(r"^layers_up\.(\d)", lambda match: f"layers.{3 - int(match[1])}", name)
@@ -112,19 +109,19 @@ def _fill_from_vmamba(model: nn.Module, checkpoint: Checkpoint) -> Report:
     missing = [source for source in sources.values() if source not in weights]
     used = re.compile(r"(patch_embed|norm|head)\.|layers\.\d\.(blocks\.\d+\.(ln_1|self_attention)|downsample)\.")
     foreign = [name for name in weights if not used.match(name)]
-    if missing or foreign:
+    if missing or foreign or not encoder:
         found = [sum(source in weights for source in half.values()) for half in (encoder, decoder)]
         network_there = checkpoint.config.get("network")
         kind = f"the weights of a network {network_there!r}, " if network_there else ""
+        expected = ("VMamba v0 or " if encoder else "") + f"a checkpoint of {model.name}"
         raise ValueError(
             f"{path}: found {kind}{found[0]} of {len(encoder)} encoder and {found[1]} of {len(decoder)} decoder "
-            f"tensors and {len(foreign)} foreign ones, expected VMamba v0 or a VM-UNet, such as {', '.join(SHIPPED)}; "
-            f"not found: {some(missing, NAMES_SHOWN) or 'none'}; foreign: {some(foreign, NAMES_SHOWN) or 'none'}; "
-            f"{HOW_TO_GET_VMAMBA}"
+            f"tensors and {len(foreign)} foreign ones, expected {expected}; "
+            f"not found: {first(missing)}; foreign: {first(foreign)}; {advice}"
         )
     filled = {target: weights[source] for target, source in sources.items()}
     check_shapes(path, filled, state)
-    network.load_state_dict(filled, strict=False)
+    copy_weights(model, filled)
 
     left = [name for name in state if name not in filled]
     log.info("VMamba weights from %s, SHA-256 %s", path, checkpoint.sha256)

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.cross_scan import gated_cross_scan
-from models.cross_scan.reference import inverse_softplus
+from ..cross_scan import gated_cross_scan
+from ..cross_scan.reference import inverse_softplus
 
 
 class SS2D(nn.Module):

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from configs.base import ScanBackend
-from models.network import SegmentationNetwork
-
+from ..network import SegmentationNetwork
 from .vmamba import VSSM
 
 
@@ -25,6 +23,8 @@ class VMUNet(SegmentationNetwork):
         skip_at_quarter: also add the skip at a quarter of the image's size (not in the published model)
     """
 
+    classifier = ("final_conv.",)
+
     def __init__(
         self,
         num_classes: int = 1,
@@ -34,7 +34,7 @@ class VMUNet(SegmentationNetwork):
         drop_path_rate: float = 0.2,
         dims: Sequence[int] | int = (96, 192, 384, 768),
         d_state: int = 16,
-        scan_backend: ScanBackend = "auto",
+        scan_backend: str = "auto",
         use_checkpoint: bool = False,
         skip_at_quarter: bool = False,
     ):

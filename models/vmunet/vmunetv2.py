@@ -9,9 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from configs.base import ScanBackend
-from models.network import SegmentationNetwork
-
+from ..network import SegmentationNetwork
 from .vmamba import PatchEmbed2D, PatchMerging2D, VSSLayer, drop_path_rates, initialize_linear
 
 REDUCTION = 16  # of the channels inside channel attention
@@ -119,6 +117,7 @@ class VMUNetV2(SegmentationNetwork):
         deep_supervision: the output is the sum of the logits of the two finest levels, as published; else of the finest
     """
 
+    classifier = ("seg_outs.", "deconv6.")
     deconv2: nn.ConvTranspose2d
     deconv3: nn.ConvTranspose2d
     deconv4: nn.ConvTranspose2d
@@ -132,7 +131,7 @@ class VMUNetV2(SegmentationNetwork):
         drop_path_rate: float = 0.2,
         dims: Sequence[int] = (96, 192, 384, 768),
         d_state: int = 16,
-        scan_backend: ScanBackend = "auto",
+        scan_backend: str = "auto",
         use_checkpoint: bool = False,
         deep_supervision: bool = True,
     ):

@@ -11,8 +11,8 @@ from PIL import Image
 import predict
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
+from configs.network import build_model
 from inference.member import agree
-from models.build import build_model
 from predict import PredictConfig, Predictor
 from tests.inference.networks import SIZE, SMALL
 from utils.files import read_rows

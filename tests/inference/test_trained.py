@@ -12,9 +12,9 @@ import predict
 from inference.trained import load_trained
 from predict import PredictConfig, Predictor
 from tests.inference.networks import SIZE, SMALL
+from tests.tiny import write_packed_weights
 from utils.runs import shipped
 from utils.runs.checkpoint import save_checkpoint
-from utils.runs.packed import write_packed_weights
 from utils.runs.weights import read_checkpoint
 
 DEEPEST = [512, 1024, 2048, 4096]

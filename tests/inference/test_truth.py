@@ -8,10 +8,10 @@ from PIL import Image
 import predict
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
+from configs.network import build_model
 from datasets.isic import read_mask
 from inference.inputs import find_inputs
 from inference.truth import Truth, dice
-from models.build import build_model
 from predict import PredictConfig, Predictor
 from tests.tiny import ROOT, TRAINING
 from utils.files import read_rows

@@ -98,8 +98,8 @@ def test_bfloat16_inputs_are_scanned_in_float32(backend):
 
 def test_opcheck():
     inputs = [t.requires_grad_() for t in make_inputs(2, 3, 4, I=4, N=3, R=2)]
-    torch.library.opcheck(torch.ops.vmunet.cross_scan.default, (*inputs, "torch", True))
-    torch.library.opcheck(torch.ops.vmunet.cross_scan.default, (*(t.detach() for t in inputs), "torch", False))
+    torch.library.opcheck(torch.ops.models.cross_scan.default, (*inputs, "torch", True))
+    torch.library.opcheck(torch.ops.models.cross_scan.default, (*(t.detach() for t in inputs), "torch", False))
 
 
 def test_flop_counter_counts_the_scan():
@@ -228,7 +228,7 @@ def test_a_fused_backend_is_called_with_norm_and_gate_and_gives_their_gradients(
             torch.testing.assert_close(found, expected)
         with torch.no_grad():
             torch.testing.assert_close(gated_cross_scan(*tensors, backend="fused"), results[1][0])
-        operator = torch.ops.vmunet.gated_cross_scan.default
+        operator = torch.ops.models.gated_cross_scan.default
         torch.library.opcheck(operator, (*leaves, 1e-5, "fused", True))
         torch.library.opcheck(operator, (*tensors, 1e-5, "fused", False))
         compiled = torch.compile(gated_cross_scan, fullgraph=True, backend="aot_eager")

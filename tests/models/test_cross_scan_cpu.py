@@ -191,8 +191,8 @@ def test_without_numba_the_reason_is_the_import_error(monkeypatch):
 def test_opcheck_and_compile(monkeypatch):
     monkeypatch.setitem(backends.MODULES, "cpu", "cpu")
     inputs = [t.requires_grad_() for t in make_inputs(2, 3, 4, I=12, N=3, R=2)]
-    torch.library.opcheck(torch.ops.vmunet.cross_scan.default, (*inputs, "cpu", True))
-    torch.library.opcheck(torch.ops.vmunet.cross_scan.default, (*(t.detach() for t in inputs), "cpu", False))
+    torch.library.opcheck(torch.ops.models.cross_scan.default, (*inputs, "cpu", True))
+    torch.library.opcheck(torch.ops.models.cross_scan.default, (*(t.detach() for t in inputs), "cpu", False))
     expected = cross_selective_scan(*inputs, backend="cpu")
     compiled = torch.compile(cross_selective_scan, fullgraph=True, backend="aot_eager")(*inputs, backend="cpu")
     assert torch.equal(compiled, expected)

@@ -8,9 +8,9 @@ import torch
 
 import train
 from configs.config_setting import ISICConfig
+from configs.network import build_model, load_initial_weights
 from datasets.demo import make_demo_isic
 from models.baselines import Baseline, import_library, parse
-from models.build import build_model, load_initial_weights
 
 SMALLEST = "smp:unet-mobileone_s0"
 
@@ -50,14 +50,14 @@ def test_any_size_grey_or_colour_gives_logits_of_that_size(network):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(network="resnet"), "found 'resnet', expected vmunet, unet or smp:"),
+        (dict(network="resnet"), "found 'resnet', expected vmunet, vmunetv2, ultralight, unet or smp:"),
         (dict(network="smp:"), "found 'smp:', expected"),
         (dict(network="smp:unnet"), "found architecture 'unnet'.*such as unet"),
         (dict(network="smp:unet-resnet33"), "found encoder 'resnet33'.*resnet34"),
         (dict(network="smp:linknet-mit_b0"), "smp:linknet-mit_b0: Encoder `mit_b0` is not supported"),
         (dict(network="smp:pan", image_size=64), "images of 64 x 64 don't go through"),
         (dict(load_ckpt_path="pretrained_weights/vmamba.pth"), "vmamba.pth, expected none .* or imagenet"),
-        (dict(use_checkpoint=True), "which only vmunet has"),
+        (dict(use_checkpoint=True), "which is an option of vmunet and vmunetv2 only"),
     ],
 )
 def test_what_does_not_fit_is_said_before_training(changes, message):

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from configs.config_setting import ISICConfig
-from models.build import load_initial_weights
-from models.vmunet import VMUNet
-from models.vmunet.pretrained import load_pretrained
+from configs.network import ADVICE, load_initial_weights
+from models.vmunet import VMUNet, pretrained
+from tests.tiny import write_packed_weights
 from utils.runs import shipped
 from utils.runs.checkpoint import save_checkpoint
-from utils.runs.packed import write_packed_weights
+from utils.runs.shipped import find_checkpoint
 from utils.runs.weights import load_checkpoint_weights
 
 SMALL = dict(dims=16, d_state=4)
@@ -28,9 +28,15 @@ RENAMED = [  # original, later
 ]
 
 
+def load_pretrained(model, named):
+    """As --load-ckpt-path does it."""
+    advice = ADVICE["vmunet"]
+    return pretrained.load_pretrained(model, find_checkpoint(named, advice), advice)
+
+
 def tagged(shapes):
     """Tensors that all differ, each a single number spread over its shape: small files, whatever the shapes."""
-    return {name: torch.tensor([1.0 + i]).expand(shape) for i, (name, shape) in enumerate(shapes.items())}
+    return {name: torch.tensor(1.0 + i).expand(shape) for i, (name, shape) in enumerate(shapes.items())}
 
 
 def vmamba(depths=(2, 2, 9, 2), **sizes):

@@ -45,7 +45,7 @@ _BOTH = (
     | {"device": "auto", "precision": "fp32", "scan_backend": "auto", "compile": False, "cuda_graphs": True}
     | {"use_checkpoint": False, "num_workers": -1, "cache": "auto", "work_dir": None, "print_interval": 20}
     | {"save_interval": 100, "resume": None, "test_only": None, "debug": False, "stop_when_lost": False}
-    | {"accept_changed_data": False}
+    | {"accept_changed_data": False, "checkpoint_interval": 60}
 )
 PUBLISHED_IMAGES = (
     _BOTH
@@ -68,7 +68,7 @@ OPTIMIZATION_VOLUMES = {"optimizer": _ADAMW, "scheduler": {"name": "CosineAnneal
 EXECUTION = (
     {"device", "scan_backend", "compile", "cuda_graphs", "use_checkpoint", "num_workers", "cache", "work_dir"}
     | {"print_interval", "save_interval", "val_interval", "resume", "debug", "z_spacing", "stop_when_lost"}
-    | {"recipe", "class_names", "class_colours", "accept_changed_data"}
+    | {"recipe", "class_names", "class_colours", "accept_changed_data", "checkpoint_interval"}
 )
 PLACES = {"data_path", "list_dir", "volume_path"}  # of the data; what lies there decides
 ROW = {"dataset", "network", "load_ckpt_path", "seed", "test_only"}  # what a row of the tables is about
@@ -145,7 +145,7 @@ def differences(
     elif tested is not None and tested != expected:
         reasons.append(f"tested on {tested} images or volumes, published {expected}")
     if config["network"] != "vmunet":
-        reasons.insert(0, f"the network is the baseline {config['network']}")
+        reasons.insert(0, f"the network is {config['network']}")
     return reasons
 
 

@@ -22,7 +22,6 @@ import io
 import logging
 import os
 import random
-import zipfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -34,16 +33,21 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from models.weights.archive import (
+    DIGEST_BYTES,
+    MARK,
+    ArchiveError,
+    check_archive,
+    has_checksum,
+    verify_checksum,
+)
+from models.weights.filling import unwrap
 from utils import distributed
 from utils.errors import CheckpointError
 from utils.files import write_atomically
 
 log = logging.getLogger("vmunet")
 
-# torch.save writes a zip archive, which ends with a comment and, before it, the comment's length in two bytes. Here the
-# comment is the checksum of everything before it; other programs can still read the file.
-MARK = b"vmunet sha256 "
-DIGEST_BYTES = 64
 PLAIN = (torch.Tensor, torch.nn.Parameter, int, float, bool, str, bytes, type(None))
 FORMAT = 1  # the version of what a training checkpoint holds
 FIELDS: dict[str, type] = {  # of every training checkpoint
@@ -51,7 +55,6 @@ FIELDS: dict[str, type] = {  # of every training checkpoint
     **dict.fromkeys(("epoch", "step"), int),
     **dict.fromkeys(("losses", "random"), list),
 }
-MOST_MEMBERS = 100_000  # of an archive: one for each tensor, and a few more
 
 
 # ---- files
@@ -89,31 +92,16 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     content = path.read_bytes()
     if not has_checksum(content):
         raise CheckpointError(f"{path}: found no checksum at the end of the file, expected a complete checkpoint")
-    verify_checksum(content, path)
+    try:
+        verify_checksum(content, path)
+    except ArchiveError as error:
+        raise CheckpointError(str(error)) from None
     try:
         check_archive(content)
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a hostile file with a right checksum provokes
         found = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: found {found}, expected tensors and plain values") from error
-
-
-class ArchiveError(ValueError):
-    """An archive that torch.save has not written."""
-
-
-def check_archive(content: bytes) -> None:
-    """Raises ArchiveError for an archive that would take more memory than the file: torch.save compresses nothing, and
-    what is compressed may be a thousand times as large. Files from before PyTorch 1.6 are no archives and pass."""
-    if not content.startswith(b"PK"):
-        return
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        members = archive.infolist()
-    compressed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
-    if compressed:
-        raise ArchiveError(f"found the compressed record {compressed[0]!r}, expected records as torch.save writes them")
-    if len(members) > MOST_MEMBERS or sum(member.file_size for member in members) > len(content):
-        raise ArchiveError(f"found {len(members)} records that claim more than the file's {len(content)} bytes")
 
 
 def check_training_state(state: Any, path: str | Path) -> None:
@@ -131,19 +119,6 @@ def check_training_state(state: Any, path: str | Path) -> None:
     best = [state["best"].get(name) for name in ("value", "epoch")]
     if not all(isinstance(number, int | float) for number in (*best, *state["losses"])):
         raise CheckpointError(f"{path}: found other entries of best or losses, expected value and epoch, and numbers")
-
-
-def has_checksum(content: bytes) -> bool:
-    """Whether these bytes are a file of `save_checkpoint`; checkpoints of other programs have no checksum."""
-    return content[-len(MARK) - DIGEST_BYTES : -DIGEST_BYTES] == MARK
-
-
-def verify_checksum(content: bytes, path: str | Path) -> None:
-    """Raises CheckpointError if the checksum at the end is not that of the bytes before it."""
-    expected = content[-DIGEST_BYTES:].decode("ascii", "replace")
-    found = hashlib.sha256(memoryview(content)[:-DIGEST_BYTES]).hexdigest()
-    if found != expected:
-        raise CheckpointError(f"{path}: found SHA-256 {found[:9]}..., expected {expected[:9]}...: the file was altered")
 
 
 def save_latest(folder: str | Path, state: dict[str, Any]) -> None:
@@ -240,15 +215,6 @@ def _check_plain(value, name):
 
 
 # ---- content
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel and torch.compile: names in checkpoints must not depend on them."""
-    while True:
-        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
-        if inner is None:
-            return model
-        model = inner
 
 
 def training_state(

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,9 @@ class Progress:
         self.optimizer = build_optimizer(model, config, optimizers, config.opt_args)
         self.scheduler = build_scheduler(self.optimizer, config, schedulers, config.sch_args)
         self.epoch, self.step, self.best = 0, 0, {"value": float("inf"), "epoch": 0}
+        self.held: dict[str, Any] | None = None  # what best.pth will hold, until latest.pth is written too
+        self.saved: tuple[int, int] | None = None  # the epoch and step of latest.pth
+        self.saved_at = -math.inf  # when it was written, by time.monotonic
         losses = []
         if state is not None:
             self._compare_data(state)
@@ -62,6 +66,7 @@ class Progress:
         if state is not None:
             self.epoch, self.step, self.best = restore(state, model, self.optimizer, self.scheduler, self.scaler)
             losses = state["losses"]
+            self.saved, self.saved_at = (self.epoch, self.step), time.monotonic()
             if state["config"].get("epochs", config.epochs) != config.epochs:
                 log.info("%s", adopt_length(self.scheduler, config))
         self.batches = Batches(loader, self.epoch + 1, losses)
@@ -80,7 +85,7 @@ class Progress:
                 try:
                     yield
                 except Stopped as stopped:
-                    self._save_latest()
+                    self._save()
                     self.saver.finish()
                     stopped.saved = True
                     raise
@@ -93,6 +98,7 @@ class Progress:
                 break
             self.clock.begin(self.batches.done)
             yield epoch
+        self._save()
         if self.lost.since is not None:
             log.warning("note: this run %s", self.lost.sentence)
         log.info("best epoch: %d, with %.4f", self.best["epoch"], self.best["value"])
@@ -117,11 +123,10 @@ class Progress:
         samples: Sequence = (),
         class_names: Sequence[str] | None = None,
     ) -> None:
-        """Steps the schedule and records an epoch: TensorBoard, a row of metrics.csv, curves, best.pth if `loss` is the
-        lowest so far, latest.pth. `samples` are shown as prediction panels.
+        """Steps the schedule and records an epoch: TensorBoard, a row of metrics.csv, curves, and if they are due,
+        best.pth, of the epoch with the lowest `loss`, and latest.pth. `samples` are shown as prediction panels.
 
-        In this order, so that a run killed in between repeats the epoch, or two if the thread that writes checkpoints
-        is behind, and ends with the same files.
+        In this order, so that a run killed in between repeats the epochs since latest.pth and ends with the same files.
 
         Raises NonFiniteLossError instead of saving weights that nothing can go on from."""
         self._check_finite(row["epoch"], loss)
@@ -143,14 +148,13 @@ class Progress:
             self.run.note("lost", self.lost.sentence, level=None)
         if distributed.is_main() and (self.epoch % self.config.val_interval == 0 or self.epoch == self.config.epochs):
             save_curves(self.run.metrics, self.run.folder / "curves.png")
-        config = dataclasses.asdict(self.config)
-        weights = {"model": unwrap(self.model).state_dict(), "epoch": self.epoch, "config": config}
         if loss < self.best["value"]:
             self.best = {"value": loss, "epoch": self.epoch}
-            self._save("best.pth", weights)
-        if self.epoch % self.config.save_interval == 0:
-            self._save(f"epoch_{self.epoch}.pth", weights)
-        self._save_latest()
+            self.held = self._weights() if distributed.is_main() else None
+        if self.epoch % self.config.save_interval == 0 and distributed.is_main():
+            self.saver.save(self.run.checkpoints / f"epoch_{self.epoch}.pth", self._weights())
+        if distributed.from_main(time.monotonic() >= self.saved_at + self.config.checkpoint_interval):
+            self._save()
         self.stop.check()
 
     def _compare_data(self, state):
@@ -177,7 +181,21 @@ class Progress:
             found = f"the loss that selects the best epoch is {loss}" if not spoilt else f"{spoilt[0]} is not finite"
             raise NonFiniteLossError(f"{found} after epoch {epoch}, which is not saved")
 
-    def _save_latest(self):
+    def _weights(self):
+        """What best.pth holds, copied to main memory."""
+        model = {name: value.to("cpu", copy=True) for name, value in unwrap(self.model).state_dict().items()}
+        return {"model": model, "epoch": self.epoch, "config": dataclasses.asdict(self.config)}
+
+    def _save(self):
+        """Writes best.pth and then latest.pth as the run stands, unless they are there. All processes call it.
+
+        Together, because best.pth must be of the best epoch that latest.pth knows: after a kill the epochs since then
+        are repeated, on some GPUs with slightly other numbers."""
+        if self.saved == (self.epoch, self.step):
+            return
+        if self.held is not None:
+            self.saver.save(self.run.checkpoints / "best.pth", self.held)
+            self.held = None
         state = training_state(
             self.model,
             self.optimizer,
@@ -193,10 +211,7 @@ class Progress:
         if distributed.is_main():
             self.saver.save_latest(self.run.checkpoints, state)
         distributed.barrier()
-
-    def _save(self, name, weights):
-        if distributed.is_main():
-            self.saver.save(self.run.checkpoints / name, weights)
+        self.saved, self.saved_at = (self.epoch, self.step), time.monotonic()
 
 
 def show_panels(

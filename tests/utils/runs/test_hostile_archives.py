@@ -6,10 +6,11 @@ import zipfile
 import pytest
 import torch
 
+from models.weights.filling import fill_network
 from tests.tiny import empty_state, tree
 from utils.errors import CheckpointError
 from utils.runs.checkpoint import check_training_state, load_latest, pack, save_checkpoint, save_latest
-from utils.runs.weights import fill_network, read_checkpoint
+from utils.runs.weights import read_checkpoint
 
 
 def weights():

@@ -34,7 +34,11 @@ def data(tmp_path_factory):
 def flags(data):
     """Flags of the runs that all tests compare with: augmentation, stochastic depth, several batches an epoch."""
     epochs = 4 + 2 * KILLS
-    return {kind: [*FLAGS, "--data-path", data / kind, "--epochs", epochs, "--val-interval", 2] for kind in SCRIPTS}
+    flags = [*FLAGS, "--epochs", epochs, "--val-interval", 2]
+    return {
+        kind: [*flags, "--data-path", data / kind, "--checkpoint-interval", seconds]
+        for kind, seconds in (("isic", 0), ("synapse", 1))  # after every epoch; after some
+    }
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from models.vmunet import VMUNet
-from tests.tiny import NETWORK
-from utils.runs import packed
-from utils.runs.packed import FORMAT, is_packed, pack_weights, read_packed_weights, write_packed_weights
+from models.weights import packed
+from models.weights.packed import FORMAT, is_packed, pack_weights, read_packed_weights
+from tests.tiny import NETWORK, write_packed_weights
 from utils.runs.weights import load_checkpoint_weights, read_checkpoint
 
 CONFIG, ABOUT = {"network": "vmunet", "dims": [8, 16]}, {"metrics": {"dsc": 0.9}}

@@ -10,20 +10,19 @@ Rounding to float16 moves a weight by at most 2^-11 of itself (2^-25 in all belo
 the exponents, which are much alike, side by side, where gzip finds them.
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import torch
-
-from utils.files import reading, write_atomically
 
 FORMAT, VERSION = "vmunet weights", 1
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -37,13 +36,6 @@ def is_packed(content: bytes) -> bool:
 
 
 # ---- writing
-
-
-def write_packed_weights(path: str | Path, weights: Mapping[str, torch.Tensor], config: dict, about: dict) -> str:
-    """Writes what `pack_weights` makes, in one step, and returns the file's SHA-256."""
-    content = pack_weights(weights, config, about)
-    write_atomically(path, content)
-    return hashlib.sha256(content).hexdigest()
 
 
 def pack_weights(weights: Mapping[str, torch.Tensor], config: dict, about: dict) -> bytes:
@@ -81,7 +73,7 @@ def read_packed_weights(content: bytes, path: str | Path) -> tuple[dict[str, tor
 
     Raises ValueError for a file of another format or version, for one whose values are not those it was written with,
     not finite or elsewhere, and for more than LARGEST of them, before any of them is read."""
-    with reading(path), h5py.File(io.BytesIO(content)) as file:
+    with _naming(path), h5py.File(io.BytesIO(content)) as file:
         found = [_text(file, "format"), file.attrs.get("version")]
         if found != [FORMAT, VERSION]:
             raise ValueError(f"found {found[0]!r} version {found[1]}, expected {FORMAT!r} version {VERSION}")
@@ -94,6 +86,15 @@ def read_packed_weights(content: bytes, path: str | Path) -> tuple[dict[str, tor
             if not np.isfinite(array).all():
                 raise ValueError(f"{name}: found a value that is not finite")
     return {name: torch.from_numpy(np.asarray(a, np.float32)) for name, a in arrays.items()}, config, about
+
+
+@contextlib.contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Errors name the file. HDF5's library raises more kinds for damaged ones than it documents."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read: {str(error) or type(error).__name__}") from error
 
 
 def _text(file: h5py.File, name: str) -> str:

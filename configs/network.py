@@ -8,28 +8,37 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from configs.base import DEPTHS, BaseConfig
+from configs.check import check_network, flag
 from models.baselines import Baseline
 from models.cost import measure_cost
 from models.cross_scan import backends
 from models.cuda_graphs import GraphedModel
+from models.family import NETWORKS, build_network
 from models.network import SegmentationNetwork
-from models.vmunet import VMUNet
-from models.vmunet.pretrained import load_pretrained
+from models.vmunet.pretrained import HOW_TO_GET_VMAMBA, load_pretrained
 from utils import distributed
 from utils.machine.fast_matmul import use_fast_matmuls, warn_of_slow_bf16
 from utils.machine.memory import keep_freed_memory
 from utils.repository import here_or_beside_the_code
 from utils.runs.run import Note, log_fact
-from utils.runs.shipped import SHIPPED
+from utils.runs.shipped import SHIPPED, find_checkpoint
 
 log = logging.getLogger("vmunet")
+
+WITHOUT = "train without with --load-ckpt-path none"
+FROM_VMAMBA = f"{HOW_TO_GET_VMAMBA} and name it with --load-ckpt-path, or {WITHOUT}"
+OF_BLOCKS = ("use_checkpoint", "skip_at_quarter")
+OF_SHAPES = ("depths", "depths_decoder", "dims", "d_state", "drop_path_rate")
+ADVICE = {"vmunet": FROM_VMAMBA, "vmunetv2": FROM_VMAMBA, "ultralight": f"{WITHOUT}, as published"}
 
 
 def build_model(config: Any, note: Note = log_fact) -> SegmentationNetwork:
     """The network of a config, with random weights. `note`, such as Run.note, is told its parameters and cost.
 
-    Raises ValueError if images of `image_size` don't go through it."""
-    model = build_vmunet(config) if config.network == "vmunet" else build_baseline(config)
+    Raises ValueError for options that the network lacks, and if images of `image_size` don't go through it."""
+    check_options(config)
+    model = build_network(vars(config))
     try:
         cost = measure_cost(model, config.image_size, config.image_size)
     except RuntimeError as error:
@@ -39,46 +48,38 @@ def build_model(config: Any, note: Note = log_fact) -> SegmentationNetwork:
     return model
 
 
-def build_vmunet(config: Any) -> VMUNet:
-    return VMUNet(
-        num_classes=config.num_classes,
-        input_channels=config.input_channels,
-        depths=config.depths,
-        depths_decoder=config.depths_decoder,
-        drop_path_rate=config.drop_path_rate,
-        dims=config.dims,
-        d_state=config.d_state,
-        scan_backend=config.scan_backend,
-        use_checkpoint=config.use_checkpoint,
-        skip_at_quarter=config.skip_at_quarter,
-    )
-
-
-def build_baseline(config: Any) -> Baseline:
-    """The network of segmentation_models_pytorch that a config names; the values of VM-UNet's layers are not used.
-
-    Raises ValueError for options that only VM-UNet has."""
-    network = f"--network {config.network}"
-    if config.use_checkpoint or config.skip_at_quarter:
-        raise ValueError(f"{network}: found --use-checkpoint or --skip-at-quarter, which only vmunet has")
-    if config.test_only is None and config.load_ckpt_path not in ("none", "imagenet"):
+def check_options(config: Any) -> None:
+    """Raises ValueError for options that the network lacks. Those of the layers' shapes a baseline leaves unread."""
+    check_network(config.network)
+    network, baseline = f"--network {config.network}", config.network not in NETWORKS
+    own = () if baseline else NETWORKS[config.network].options
+    for option in OF_BLOCKS if baseline else OF_BLOCKS + OF_SHAPES:
+        if option not in own and getattr(config, option) != default_of(config, option):
+            have = [name for name, member in NETWORKS.items() if option in member.options]
+            raise ValueError(f"{network}: found {flag(option)}, which is an option of {' and '.join(have)} only")
+    if baseline and config.test_only is None and config.load_ckpt_path not in ("none", "imagenet"):
         raise ValueError(
             f"{network}: found --load-ckpt-path {config.load_ckpt_path}, expected none (random weights) or imagenet "
             "(those of the library's encoder)"
         )
-    return Baseline(config.network, config.num_classes, config.input_channels)
 
 
-def load_initial_weights(model: nn.Module, config: Any) -> None:
+def default_of(config: Any, option: str) -> Any:
+    return DEPTHS.get(config.network, DEPTHS["vmunet"]) if option == "depths" else getattr(BaseConfig, option)
+
+
+def load_initial_weights(model: SegmentationNetwork, config: Any) -> None:
     """Weights to start from, unless `load_ckpt_path` is "none": VMamba's ImageNet weights into encoder and decoder, as
-    published, or those of another VM-UNet, for fine-tuning. ImageNet weights of a baseline go into its encoder."""
+    published, or those of another network of the kind, for fine-tuning. ImageNet weights of a baseline go into its
+    encoder."""
     if config.load_ckpt_path.lower() == "none":
         log.info("training from random weights (load_ckpt_path is none)")
     elif isinstance(model, Baseline):
         model.load_imagenet_encoder()
         log.info("training from the ImageNet weights of the encoder %s, the rest is random", model.encoder)
     else:
-        load_pretrained(model, initial_weights(config.load_ckpt_path))
+        advice = ADVICE[config.network]
+        load_pretrained(model, find_checkpoint(initial_weights(config.load_ckpt_path), advice), advice)
 
 
 def initial_weights(named: str) -> str:
@@ -94,7 +95,8 @@ def prepare(model: nn.Module, config: Any, device: torch.device, note: Note = lo
     Run.note, is told the device and the backend."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
     try:
-        backend = backends.resolve(config.scan_backend, device.type, dtype) if isinstance(model, VMUNet) else "none"
+        scans = config.network in NETWORKS
+        backend = backends.resolve(config.scan_backend, device.type, dtype) if scans else "none"
     except RuntimeError as error:
         raise ValueError(f"--scan-backend {config.scan_backend}: {error}") from error
     processor = platform.processor() or platform.machine()

@@ -1,0 +1,43 @@
+"""The archives of torch.save: how large they claim to be, and the checksum at the end of ours."""
+
+import hashlib
+import io
+import zipfile
+from pathlib import Path
+
+# torch.save writes a zip archive, which ends with a comment and, before it, the comment's length in two bytes. Here the
+# comment is the checksum of everything before it; other programs can still read the file.
+MARK = b"vmunet sha256 "
+DIGEST_BYTES = 64
+MOST_MEMBERS = 100_000  # of an archive: one for each tensor, and a few more
+
+
+class ArchiveError(ValueError):
+    """An archive that torch.save has not written, or that was altered since."""
+
+
+def check_archive(content: bytes) -> None:
+    """Raises ArchiveError for an archive that would take more memory than the file: torch.save compresses nothing, and
+    what is compressed may be a thousand times as large. Files from before PyTorch 1.6 are no archives and pass."""
+    if not content.startswith(b"PK"):
+        return
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+    compressed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
+    if compressed:
+        raise ArchiveError(f"found the compressed record {compressed[0]!r}, expected records as torch.save writes them")
+    if len(members) > MOST_MEMBERS or sum(member.file_size for member in members) > len(content):
+        raise ArchiveError(f"found {len(members)} records that claim more than the file's {len(content)} bytes")
+
+
+def has_checksum(content: bytes) -> bool:
+    """Whether these bytes are a checkpoint of this project; those of other programs have no checksum."""
+    return content[-len(MARK) - DIGEST_BYTES : -DIGEST_BYTES] == MARK
+
+
+def verify_checksum(content: bytes, path: str | Path) -> None:
+    """Raises ArchiveError if the checksum at the end is not that of the bytes before it."""
+    expected = content[-DIGEST_BYTES:].decode("ascii", "replace")
+    found = hashlib.sha256(memoryview(content)[:-DIGEST_BYTES]).hexdigest()
+    if found != expected:
+        raise ArchiveError(f"{path}: found SHA-256 {found[:9]}..., expected {expected[:9]}...: the file was altered")

@@ -1,0 +1,194 @@
+"""models/ as the installed package vmunet, through torch.hub, and in folders of huggingface_hub."""
+
+import json
+import subprocess
+import sys
+import types
+import zipfile
+
+import pytest
+import torch
+
+import models
+from models.hub import HubMixin
+from tests.tiny import NETWORK, ROOT, write_packed_weights
+
+SMALL = {"vmunet": NETWORK, "vmunetv2": dict(depths=(1, 1, 1, 1), dims=(32, 64, 128, 256), d_state=4), "ultralight": {}}
+
+
+def small(name, **options):
+    torch.manual_seed(0)
+    return models.NETWORKS[name].network(**SMALL[name] | options)
+
+
+def assert_same(network, other):
+    assert type(network) is type(other)
+    state, expected = network.state_dict(), other.state_dict()
+    assert list(state) == list(expected)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
+
+
+# ---- installed
+
+USE = """
+import sys
+import torch, vmunet
+
+assert not {"models", "utils", "configs", "datasets"} & sys.modules.keys()
+network = vmunet.VMUNet(depths=(1, 1, 1, 1), depths_decoder=(1, 1, 1, 1), dims=(8, 16, 32, 64), d_state=4)
+images = torch.rand(2, 3, 32, 32)
+network(images).sum().backward()
+assert all(p.grad is not None for p in network.parameters())
+compiled = torch.compile(network.eval(), backend="aot_eager", fullgraph=True)
+torch.testing.assert_close(compiled(images), network(images))
+loaded = vmunet.load(sys.argv[1])
+assert loaded.predict(images).shape == (2, 1, 32, 32) and not loaded.training
+
+sys.path.append(sys.argv[2])  # the repository: both in one process
+import models
+again = models.load(sys.argv[1])
+assert type(again) is not type(loaded)
+torch.testing.assert_close(again(images), loaded(images))
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of a copy of what it is made from: a build leaves folders beside its sources."""
+    pytest.importorskip("setuptools", minversion="77")
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    for path in [*ROOT.glob("models/**/*.py"), *ROOT.glob("models/**/*.cu"), *map(ROOT.joinpath, PROJECT_FILES)]:
+        target = source / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    pip(*"wheel --no-deps --no-build-isolation --wheel-dir".split(), folder, source)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+PROJECT_FILES = ("pyproject.toml", "LICENSE", "docs/library.md", "train.py", "utils/files.py")
+
+
+def pip(*arguments):
+    options = ["--disable-pip-version-check", "--quiet"]
+    subprocess.run([sys.executable, "-m", "pip", *map(str, arguments), *options], check=True)
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"vmunet"}
+    sources = [*ROOT.glob("models/**/*.py"), *ROOT.glob("models/**/*.cu")]
+    assert {f"vmunet/{path.relative_to(ROOT / 'models').as_posix()}" for path in sources} <= names
+
+
+@pytest.mark.slow
+def test_the_package_works_without_the_repository_and_beside_it(wheel, tmp_path):
+    pip("install", "--no-deps", "--target", tmp_path / "site", wheel)
+    network = small("vmunet")
+    write_packed_weights(tmp_path / "a.h5", network.state_dict(), {"network": "vmunet", **NETWORK}, {})
+    environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", USE, str(tmp_path / "a.h5"), str(ROOT)]
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment)
+
+
+# ---- a network from a file
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_load_finds_the_network_of_a_file(name, tmp_path):
+    """By its configuration or, as with checkpoints of the originals, by its weights."""
+    network = small(name, num_classes=2)
+    torch.save({"model_state_dict": network.state_dict()}, tmp_path / "original.pth")
+    values = {"network": name, "num_classes": 2, "scan_backend": "cuda", "compile": True, **SMALL[name]}
+    torch.save({"model": network.state_dict(), "config": values}, tmp_path / "ours.pth")
+    for file in ("original.pth", "ours.pth"):
+        loaded = models.load(tmp_path / file)
+        assert_same(loaded, network)
+        assert not loaded.training and loaded.num_classes == 2
+        assert {m.scan_backend for m in loaded.modules() if hasattr(m, "scan_backend")} == {"auto"}
+
+
+def test_load_says_what_does_not_fit(tmp_path):
+    path, weights = tmp_path / "a.pth", small("vmunet").state_dict()
+    with pytest.raises(FileNotFoundError, match="a.pth: found no such file, expected one with weights"):
+        models.load(path)
+    torch.save({"weight": torch.ones(3)}, path)
+    with pytest.raises(ValueError, match="a.pth: found no tensor final_conv.weight, expected the weights of a VM-UNet"):
+        models.load(path)
+    torch.save({"model": weights, "config": {"network": "vmunet", "depths": [1, 1]}}, path)
+    with pytest.raises(ValueError, match=r"a.pth: the configuration stored in it can't be used: .* depths \[1, 1\]"):
+        models.load(path)
+    torch.save({"model": weights, "config": {"network": "vmunet", "dims": [2**12 * 2**i for i in range(4)]}}, path)
+    with pytest.raises(ValueError, match="a.pth: found"):  # and no memory taken for it
+        models.load(path)
+
+
+# ---- torch.hub
+
+
+def test_torch_hub_has_the_networks():
+    def load(name, **options):
+        return torch.hub.load(str(ROOT), name, source="local", **options)
+
+    assert load("vmunet", **NETWORK, num_classes=3)(torch.rand(1, 1, 32, 32)).shape == (1, 3, 32, 32)
+    assert sum(p.numel() for p in load("ultralight").parameters()) == 49_457
+    assert isinstance(load("vmunetv2", **SMALL["vmunetv2"]), models.VMUNetV2)
+
+
+def test_torch_hub_does_not_take_another_repositorys_models_for_its_own(monkeypatch, tmp_path):
+    other = types.ModuleType("models")
+    other.__file__ = str(tmp_path / "models" / "__init__.py")
+    monkeypatch.setitem(sys.modules, "models", other)
+    with pytest.raises(ImportError, match="found a package 'models' of .*expected none; pip install"):
+        torch.hub.load(str(ROOT), "vmunet", source="local")
+
+
+@pytest.mark.slow
+def test_torch_hub_has_the_shipped_weights():
+    network = torch.hub.load(str(ROOT), "isic17", source="local")
+    expected = models.load(ROOT / "pretrained_weights/vmunet_isic17.h5")
+    images = torch.rand(1, 3, 64, 64) * 255
+    assert torch.equal(network.predict(images), expected.predict(images))
+
+
+# ---- huggingface_hub
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_folder_of_huggingface_hub_gives_the_network_back(name, tmp_path):
+    pytest.importorskip("huggingface_hub")
+    network = small(name, num_classes=2, scan_backend="torch")
+    network.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert "scan_backend" not in json.loads((tmp_path / "config.json").read_text())
+    assert "library_name: vmunet" in (tmp_path / "README.md").read_text()
+    loaded = type(network).from_pretrained(tmp_path)
+    assert_same(loaded, network)
+    assert not loaded.training and loaded.num_classes == 2
+
+
+def test_weights_of_another_network_are_not_matched_in_part(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    small("ultralight").save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        models.VMUNet.from_pretrained(tmp_path, **NETWORK)
+
+
+def test_without_huggingface_hub_the_error_says_what_to_install():
+    """In another process: whether it is there is asked when the package is imported."""
+    code = """
+import sys
+sys.modules["huggingface_hub"] = None
+from models import UltraLightVMUNet
+for call in (UltraLightVMUNet.from_pretrained, UltraLightVMUNet().save_pretrained):
+    try:
+        call("folder")
+    except ImportError as error:
+        print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.count("found no huggingface_hub, expected it and safetensors: pip install") == 2
+    assert hasattr(HubMixin, "push_to_hub")
