@@ -38,6 +38,7 @@ bench: $(VENV)/installed  ## measure speed and memory on this machine: ten minut
 	$(PY) -m benchmarks.scan
 	$(PY) -m benchmarks.model
 	$(PY) -m benchmarks.training
+	$(PY) -m benchmarks.pipeline
 	@if $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(PY) benchmarks/gpu.py; fi
 
 clean:  ## remove the virtual environment and the caches; data, weights and results stay

@@ -33,6 +33,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,6 +60,7 @@ from utils.runs.claimed import claimed
 from utils.runs.command_line import run_command
 from utils.runs.flags import parse_flags
 from utils.runs.shipped import SHIPPED, find_checkpoint, is_checkpoint
+from utils.threads import InOrder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -164,7 +166,12 @@ def predict_all(
     left_out: Sequence[LeftOut],
     config: PredictConfig,
 ) -> list[LeftOut]:
-    """Predicts the inputs and saves their results; returns those that went wrong, which cost nothing but themselves."""
+    """Predicts the inputs and saves their results; returns those that went wrong, which cost nothing but themselves.
+
+    Results are drawn, compressed and written by threads while the next ones are predicted. Of volumes there is one such
+    thread, because of their size."""
+    from utils.machine.device import available_cpus
+
     folder, failed = Path(config.output), list[LeftOut]()
     bar = tqdm(total=len(todo), desc="predict", unit="input", disable=None)  # none where nobody watches
     saved, said = 0, time.monotonic()
@@ -176,25 +183,33 @@ def predict_all(
         log.error("left out: %s", about_it, exc_info=error if config.debug else None)
         bar.update()
 
-    try:
-        for item, result in predictor.predict_all(todo, report):
-            try:
-                if config.dicom_seg and item.format == "dicom":
-                    from inference.dicom_seg import save_dicom_seg
+    def finish(item: Input, result: "Prediction") -> list[dict[str, Any]]:
+        return save(item, names[item], result, predictor, truth, config)
 
-                    save_dicom_seg(folder / "dicom_seg" / f"{names[item]}.dcm", result, predictor.sha256[:12])
-                finish(item, names[item], result, folder, table, truth, config.overlays)
-            except Exception as error:
-                if error_number(error) in DISK:
-                    raise
-                discard(folder, names[item])
-                report(item, error)
-            else:
-                saved += 1
-                bar.update()
-            if bar.disable and time.monotonic() > said + 60:
-                said = time.monotonic()
-                log.info("%d of %d inputs", saved + len(failed), len(todo))
+    def finished(arguments: tuple[Input, "Prediction"], saving: Future) -> None:
+        nonlocal saved, said
+        item, _ = arguments
+        try:
+            rows = saving.result()
+        except Exception as error:
+            if error_number(error) in DISK:
+                raise
+            discard(folder, names[item])
+            report(item, error)
+        else:
+            log_dice(rows, names[item])
+            table.add(names[item], item.path, rows)
+            saved += 1
+            bar.update()
+        if bar.disable and time.monotonic() > said + 60:
+            said = time.monotonic()
+            log.info("%d of %d inputs", saved + len(failed), len(todo))
+
+    threads = 1 if any(item.is_volume for item in todo) else available_cpus()
+    try:
+        with InOrder(threads, finished) as saver:
+            for item, result in predictor.predict_all(todo, report):
+                saver.submit(result.nbytes, finish, item, result)
     except KeyboardInterrupt:
         count = saved + len(failed)
         log.error("stopped after %d of %d inputs; --existing skip goes on with the others", count, len(todo))
@@ -270,26 +285,38 @@ def check_dicom_seg(inputs: Sequence[Input]) -> None:
 # ---- one input
 
 
-def finish(
-    item: Input, name: str, result: "Prediction", folder: Path, table: Table, truth: "Truth | None", overlays: bool
-) -> None:
-    """Compares a result with the expert's mask, if there is one, saves it and adds it to the table."""
+def save(
+    item: Input, name: str, result: "Prediction", predictor: "Predictor", truth: "Truth | None", config: PredictConfig
+) -> list[dict[str, Any]]:
+    """Compares a result with the expert's mask, if there is one, and saves it. Returns its rows of the table."""
+    folder = Path(config.output)
+    if config.dicom_seg and item.format == "dicom":
+        from inference.dicom_seg import save_dicom_seg
+
+        save_dicom_seg(folder / "dicom_seg" / f"{name}.dcm", result, predictor.sha256[:12])
     rows, mask = result.structures(), None
     if truth is not None:
         mask = truth.read(item, result)
-        add_dice(rows, result, mask, name)
-    result.save(folder, name, overlays, mask)
-    table.add(name, item.path, rows)
+        add_dice(rows, result, mask)
+    result.save(folder, name, config.overlays, mask)
+    return rows
 
 
-def add_dice(rows: list[dict[str, Any]], result: "Prediction", truth: "np.ndarray", name: str) -> None:
-    """Adds each structure's Dice score to its row, and to the log; it is left empty where neither mask has it."""
+def add_dice(rows: list[dict[str, Any]], result: "Prediction", truth: "np.ndarray") -> None:
+    """Adds each structure's Dice score to its row; it is left empty where neither mask has it."""
     from inference.truth import dice
 
     for row in rows:
         score = dice(result.mask, truth, row["class"])
         row["dice"] = "" if score is None else score
-        log.info("%s, %s: %s", name, row["structure"], "in neither mask" if score is None else f"Dice {score:.3f}")
+
+
+def log_dice(rows: Sequence[dict[str, Any]], name: str) -> None:
+    """Writes the Dice scores of a result, if there are any, to the log."""
+    for row in rows:
+        if "dice" in row:
+            text = "in neither mask" if row["dice"] == "" else f"Dice {row['dice']:.3f}"
+            log.info("%s, %s: %s", name, row["structure"], text)
 
 
 def parse(config_class: type[PredictConfig]) -> PredictConfig:

@@ -56,6 +56,7 @@ def run_all(options: argparse.Namespace, flags: list[str]) -> None:
     waiting = [row for row in options.rows if len(epochs_of(options.output / row)) < options.until]
     places = [gpu for _ in range(options.together) for gpu in options.gpus]
     running: dict[str, tuple[str, subprocess.Popen]] = {}
+    ended: set[str] = set()  # rows whose process was told to end
     try:
         while waiting or running:
             while waiting and places:
@@ -63,9 +64,9 @@ def run_all(options: argparse.Namespace, flags: list[str]) -> None:
                 running[row] = gpu, start(row, gpu, options.output, flags)
             time.sleep(1)
             for row, (gpu, process) in list(running.items()):
-                if process.poll() is None and len(epochs_of(options.output / row)) >= options.until:
+                if row not in ended and len(epochs_of(options.output / row)) >= options.until:
                     process.send_signal(signal.SIGTERM)  # the batch is finished, everything saved
-                    process.wait()
+                    ended.add(row)
                 if process.poll() is not None:
                     print(
                         f"{row}: {len(epochs_of(options.output / row))} epochs, exit {process.returncode}", flush=True

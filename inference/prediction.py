@@ -15,7 +15,8 @@ from PIL import Image
 from inference.pictures import Picture
 from inference.volumes import Volume
 from utils.files import write_atomically
-from utils.plots import class_colours, draw_class_outlines, draw_labels, draw_outlines, make_montage
+from utils.plots import PNG, class_colours, draw_class_outlines, draw_labels, draw_outlines
+from utils.volume_plots import draw_volume
 
 
 @dataclass
@@ -29,6 +30,13 @@ class Prediction:
     spacing: np.ndarray | None  # mm, in the order of the mask's axes; None if unknown
     colours: Sequence[str] = ()  # of the same classes, such as "#ff0000"; (): the usual ones
     disagreement: np.ndarray | None = None  # float32, as the mask: see inference.member.agree; None for one member
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        values = self.source.slices if isinstance(self.source, Volume) else self.source.pixels
+        arrays = (self.mask, self.probabilities, self.disagreement, values)
+        return sum(array.nbytes for array in arrays if array is not None)
 
     def structures(self) -> list[dict[str, Any]]:
         """A row for each structure: pixels, their share; where the spacing is known mm2 (images) or ml (volumes); of
@@ -53,15 +61,14 @@ class Prediction:
         ]
 
     def overlay(self, truth: np.ndarray | None = None) -> Image.Image:
-        """A PIL image: the outlines of one class, the colours of several; of a volume a sheet of slices.
+        """A PIL image: the outlines of one class, the colours of several; of a volume three planes above its slices.
 
         truth  class numbers (H, W) of an expert's mask, of images: outlined too, in green for one class"""
         if isinstance(self.source, Volume):
-            buffer = io.BytesIO()
-            spacing = None if self.spacing is None else self.spacing.tolist()
-            figure = make_montage(self.source.slices, self.mask, self.class_names, spacing, colours=self.colours)
-            figure.savefig(buffer, format="png", dpi=100)
-            return Image.open(buffer, formats=("PNG",))
+            colours = class_colours(len(self.class_names), self.colours)
+            return Image.fromarray(
+                draw_volume(self.source.slices, self.mask, self.class_names, colours, spacing=self.spacing)
+            )
         if len(self.class_names) == 1:
             return Image.fromarray(draw_outlines(self.source.pixels, self.mask, truth))
         picture = draw_labels(self.source.pixels, self.mask, colours=self.colours)
@@ -118,7 +125,7 @@ def _write(path: Path, content: bytes) -> None:
 
 def _png(picture: Image.Image, exif: bytes) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format="png", exif=exif)
+    picture.save(buffer, **PNG, exif=exif)
     return buffer.getvalue()
 
 

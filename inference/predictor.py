@@ -1,9 +1,9 @@
 """A trained network, ready for images and volumes of any size."""
 
 import dataclasses
-import itertools
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -30,8 +30,8 @@ from utils.volume import predict_volume
 
 log = logging.getLogger("vmunet")
 
-READ_AHEAD = 16  # images that are read while others are predicted
-LARGEST_PICTURES = 500_000_000  # bytes of images in one batch
+READ_AHEAD = 16  # images that are read while others are predicted, beside those of the next batch
+LARGEST_PICTURES = 500_000_000  # bytes of images in one batch, and of those read ahead
 LARGEST_GROUP = 16  # slices whose probabilities are made at once
 
 Named = str | os.PathLike[str]  # see utils.runs.shipped.find_checkpoint
@@ -145,15 +145,18 @@ class Predictor:
         self, inputs: Iterable[Input], on_error: Callable[[Input, Exception], None] | None
     ) -> Iterator[tuple[Input, Picture | Volume]]:
         """Pairs (Input, what it holds). Images are read in other threads before it is their turn."""
-        remaining, waiting = iter(inputs), list[tuple[Input, Future | None]]()
+        remaining, waiting = iter(inputs), deque[tuple[Input, Future | None]]()
         with ThreadPoolExecutor(min(8, available_cpus())) as pool:
             while True:
-                for item in itertools.islice(remaining, READ_AHEAD - len(waiting)):
+                while len(waiting) < READ_AHEAD + self.network.batch_size and _bytes_read(waiting) < LARGEST_PICTURES:
+                    item = next(remaining, None)
+                    if item is None:
+                        break
                     # volumes are large: they are read when it is their turn
                     waiting.append((item, None if item.is_volume else pool.submit(self._read, item)))
                 if not waiting:
                     return
-                item, reading = waiting.pop(0)
+                item, reading = waiting.popleft()
                 try:
                     source = self._read(item) if reading is None else reading.result()
                 except Exception as error:  # of any library, for files that nobody thought of
@@ -320,6 +323,12 @@ class Predictor:
             return mask, None, None
         probs, disagreement = self._agreed([member.resized(answers[0], slices.shape[1:])])
         return mask, probs.swapaxes(0, 1), disagreement
+
+
+def _bytes_read(waiting: Iterable[tuple[Input, Future | None]]) -> int:
+    """Of the pictures that are read already."""
+    done = (reading for _, reading in waiting if reading is not None and reading.done())
+    return sum(reading.result().pixels.nbytes for reading in done if reading.exception() is None)
 
 
 def _picture_of_array(array: np.ndarray) -> Picture:

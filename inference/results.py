@@ -36,7 +36,7 @@ class Table:
     def add(self, name: str, path: Path, rows: list[dict[str, Any]]) -> None:
         self.rows += [{"name": name, "input": printable(path), **row} for row in rows]
         self.unsaved += 1
-        if self.unsaved >= 50:
+        if self.unsaved >= max(50, len(self.rows) // 20):  # a share: the file is written as a whole
             try:
                 self.save()
             except OSError as error:  # such as of a table that is open elsewhere; it is saved again at the end

@@ -30,7 +30,7 @@ from datasets.nifti import (
 from datasets.synapse import ORIENTATION, h5_array
 from inference.dicom import read_series
 from inference.inputs import Input
-from inference.itk import import_simpleitk
+from inference.itk import Image, read_image
 from utils.files import reading
 
 log = logging.getLogger("vmunet")
@@ -157,11 +157,8 @@ def _read_nifti(item: Input) -> Stored:
 
 
 def _read_itk(item: Input) -> Stored:
-    sitk = import_simpleitk()
-    image = sitk.ReadImage(str(item.path))
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        raise ValueError(f"found {image.GetNumberOfComponentsPerPixel()} values a pixel, expected grey values")
-    array = sitk.GetArrayFromImage(image).T
+    image = read_image(item.path)
+    array = image.array
     with open(item.path, "rb") as file:  # SimpleITK gives 1 mm and no turn where the header says nothing
         header = file.read(HEADER)
     if item.path.name.lower().endswith(".nrrd"):
@@ -175,7 +172,7 @@ def _read_itk(item: Input) -> Stored:
         header = header.split(b"ElementDataFile")[0]
         measured = re.search(rb"^Element(Spacing|Size)\b", header, re.MULTILINE) is not None
         placed = re.search(rb"^(TransformMatrix|Rotation|Orientation)\b", header, re.MULTILINE) is not None
-    measured = measured and image.GetDimension() == 3  # one slice has no thickness
+    measured = measured and array.ndim == 3  # one slice has no thickness
     return Stored(array[..., None] if array.ndim == 2 else array, _affine(image), measured, placed)
 
 
@@ -184,10 +181,10 @@ def _read_dicom(item: Input) -> Stored:
     return Stored(stack.values, stack.affine, stack.measured, stack.placed, modality=stack.modality)
 
 
-def _affine(image: Any) -> np.ndarray:
-    """NIfTI's affine of a SimpleITK image, whose axes point left and back where NIfTI's point right and front."""
-    dimensions = image.GetDimension()
+def _affine(image: Image) -> np.ndarray:
+    """NIfTI's affine of an image whose axes point left and back where NIfTI's point right and front."""
+    dimensions = len(image.spacing)
     affine = np.eye(4)
-    affine[:dimensions, :dimensions] = np.reshape(image.GetDirection(), (dimensions, dimensions)) * image.GetSpacing()
-    affine[:dimensions, 3] = image.GetOrigin()
+    affine[:dimensions, :dimensions] = image.direction * image.spacing
+    affine[:dimensions, 3] = image.origin
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine

@@ -32,9 +32,9 @@ from datasets.transforms import RandomGenerator  # noqa: E402
 from datasets.volume_sources import read_arrays  # noqa: E402
 from inference.inputs import search  # noqa: E402
 from inference.volumes import read_volume  # noqa: E402
+from models.weights.packed import pack_weights  # noqa: E402
 from utils.files import read_rows  # noqa: E402
 from utils.runs.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
-from utils.runs.packed import pack_weights  # noqa: E402
 from utils.runs.weights import read_checkpoint  # noqa: E402
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (9, 7, 3), dtype=np.uint8)
@@ -97,14 +97,6 @@ def dicom(number=0, compressed=False):
     stored = io.BytesIO()
     file.save_as(stored, enforce_file_format=True)
     return stored.getvalue()
-
-
-def itk(ending):
-    import SimpleITK
-
-    path = Path(tempfile.mkdtemp(), f"a{ending}")
-    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(PIXELS.astype(np.int16), isVector=False), str(path), True)
-    return path.read_bytes()
 
 
 def archive():
@@ -178,9 +170,6 @@ READERS = {  # name of the file, a good one, what reads it
 if importlib.util.find_spec("pydicom"):
     READERS["dicom"] = "a.dcm", dicom(), as_input
     READERS["dicom_rle"] = "a.dcm", dicom(compressed=True), as_input
-if importlib.util.find_spec("SimpleITK"):
-    READERS["mha"] = "a.mha", itk(".mha"), as_input
-    READERS["nrrd"] = "a.nrrd", itk(".nrrd"), as_input
 
 
 def altered(content, rng):

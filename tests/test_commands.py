@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,12 @@ from datasets.demo import make_demo_isic, make_demo_synapse
 from datasets.loaders import ISIC_FOLDERS, SYNAPSE_FOLDERS
 from predict import Predictor
 from tests.inference.networks import save_trained
-from tests.tiny import ROOT, TRAINING_FLAGS
+from tests.tiny import ROOT, TRAINING, TRAINING_FLAGS
 from utils.files import read_rows
 from utils.repository import RESULTS
+from utils.runs.batches import Batches
 from utils.runs.checkpoint import save_checkpoint
-from utils.runs.command_line import run_command
+from utils.runs.command_line import run_command, run_with
 
 SCRIPTS = ("train.py", "train_synapse.py", "export.py", "experiments.py")
 
@@ -328,3 +330,26 @@ def test_a_network_of_one_channel_trains_on_grey_images_and_predicts(tmp_path, c
     assert result.mask.shape == (40, 40)
     stored = np.array(Image.open(run / "predictions" / "0.png").resize((40, 40), Image.NEAREST)) > 0
     assert np.mean(stored == (np.asarray(result.mask) > 0)) > 0.8
+
+
+def test_when_a_stopped_command_ends_its_loaders_are_gone(tmp_path, monkeypatch):
+    """The end of a program waits 5 s for each worker of a loader that still lives, such as in a traceback."""
+    loaders = []
+
+    class Seen(Batches):
+        def __init__(self, loader, *rest):
+            loaders.append(weakref.ref(loader))
+            super().__init__(loader, *rest)
+
+    def stopped(progress, *args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        finish_epoch(progress, *args)
+
+    finish_epoch = train.Progress.finish_epoch
+    monkeypatch.setattr("utils.runs.progress.Batches", Seen)
+    monkeypatch.setattr(train.Progress, "finish_epoch", stopped)
+    data = make_demo_isic(tmp_path / "data", size=40, train=6, val=3, test=1)
+    values = TRAINING | dict(dataset="demo", data_path=str(data), epochs=2, work_dir=str(tmp_path / "runs"))
+    with pytest.raises(SystemExit) as end:
+        run_with(train.main, ISICConfig(**values))
+    assert end.value.code == 75 and [loader() for loader in loaders] == [None]

@@ -24,7 +24,7 @@ from models.vmunet import VMUNet
 from tests.tiny import NETWORK, ROOT, TRAINING, TRAINING_FLAGS
 from utils.errors import NonFiniteLossError
 from utils.losses import BceDiceWithLogitsLoss
-from utils.runs import usage
+from utils.runs import checkpoint, usage
 from utils.runs.batches import Batches
 
 SMALL = TRAINING | dict(dataset="demo", batch_size=5, epochs=2)
@@ -145,11 +145,29 @@ def test_a_stopped_run_goes_on_bit_for_bit(script, make, data, tmp_path, monkeyp
     assert (stopped / "metrics.json").read_text(encoding="utf-8") == (whole / "metrics.json").read_text()
 
 
+def test_checkpoints_wait_until_there_is_work_to_lose(data, tmp_path, monkeypatch):
+    """The first and the last epoch are saved, and every one if nothing may be lost; best.pth is the best of those that
+    latest.pth knows."""
+    written, write = [], checkpoint.write_latest
+
+    def look(folder, packed):
+        write(folder, packed)
+        latest, best = (torch.load(folder / name, weights_only=True) for name in ("latest.pth", "best.pth"))
+        assert latest["best"]["epoch"] == best["epoch"]
+        written.append(latest["epoch"])
+
+    monkeypatch.setattr(checkpoint, "write_latest", look)
+    for interval, expected in ((60, [1, 4]), (0, [1, 2, 3, 4])):
+        written.clear()
+        train.main(isic(data, tmp_path / str(interval), epochs=4, checkpoint_interval=interval))
+        assert written == expected
+
+
 def test_only_testing_gives_the_runs_own_scores(data, tmp_path):
     scores = train.main(isic(data, tmp_path / "run", epochs=1))
-    checkpoint = the_run(tmp_path / "run") / "checkpoints" / "best.pth"
+    best = the_run(tmp_path / "run") / "checkpoints" / "best.pth"
     missing = "pretrained_weights/not_there.pth"
-    again = train.main(isic(data, tmp_path / "test", test_only=str(checkpoint), load_ckpt_path=missing))
+    again = train.main(isic(data, tmp_path / "test", test_only=str(best), load_ckpt_path=missing))
     assert again == scores
     assert not list((the_run(tmp_path / "test") / "checkpoints").iterdir())
 

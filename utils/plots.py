@@ -8,6 +8,7 @@ import colorsys
 import io
 import os
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 from PIL import Image
-from scipy.ndimage import binary_erosion
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -30,6 +30,8 @@ from utils.files import read_rows, write_atomically
 Colour = tuple[int, int, int]
 Sample = tuple[str, ArrayLike, ArrayLike, ArrayLike]  # title, image, truth, prediction
 
+# How PNG files are compressed: photographs become as small as with Pillow's own settings, in a fourth of the time.
+PNG: dict[str, Any] = {"format": "PNG", "compress_level": 1, "compress_type": zlib.Z_RLE}
 TRUTH, PREDICTION = (0, 200, 80), (255, 60, 40)
 DICE_OF_CLASS = ("dsc ", "dice_transunet ")  # how columns of metrics.csv begin, before the name of a class
 CLASS_COLOURS = [  # of class 1, 2, ...: told apart by people with any kind of colour vision
@@ -89,14 +91,22 @@ def save_figure(path: str | Path, figure: Figure) -> None:
 
 def for_display(image: ArrayLike) -> np.ndarray:
     """Any image as uint8 (H, W, 3), its darkest value black and its brightest white; one colour becomes mid-grey."""
-    image = np.asarray(image, dtype=np.float64)
-    if image.ndim == 3:
-        image = image.transpose(1, 2, 0)
+    image = np.asarray(image)
+    image = image.transpose(1, 2, 0) if image.ndim == 3 else image[..., None]
+    low, high = float(image.min()), float(image.max())
+    if image.dtype == np.uint8:
+        levels = np.arange(256).clip(low, high)  # each is computed once instead of in every pixel
+        shown = _stretched(levels, low, high).take(image)
     else:
-        image = image[..., None]
-    low, high = image.min(), image.max()
-    scaled = (image - low) / (high - low) if high > low else np.full_like(image, 0.5)
-    return np.broadcast_to((scaled * 255).round().astype(np.uint8), (*image.shape[:2], 3)).copy()
+        shown = _stretched(image, low, high)
+    return np.broadcast_to(shown, (*image.shape[:2], 3)).copy()
+
+
+def _stretched(values, low, high):
+    """Values from low to high as 0..255, uint8."""
+    values = np.asarray(values, dtype=np.float64)
+    scaled = (values - low) / (high - low) if high > low else np.full_like(values, 0.5)
+    return (scaled * 255).round().astype(np.uint8)
 
 
 def draw_outlines(image: ArrayLike, prediction: ArrayLike | None = None, truth: ArrayLike | None = None) -> np.ndarray:
@@ -104,27 +114,38 @@ def draw_outlines(image: ArrayLike, prediction: ArrayLike | None = None, truth: 
     picture = for_display(image)
     for mask, colour in ((truth, TRUTH), (prediction, PREDICTION)):
         if mask is not None:
-            mask = _flat(mask) > 0.5
-            width = max(1, min(mask.shape) // 150)  # visible when a large picture is made small
-            picture[mask & ~binary_erosion(mask, iterations=width)] = colour
+            picture[_outline(_flat(mask) > 0.5)] = colour
     return picture
+
+
+def _outline(mask):
+    """The pixels of a mask (H, W) that are near its border; those of the picture's edge count as border.
+
+    The same as with scipy's binary_erosion, but several times faster."""
+    inside = mask
+    for _ in range(max(1, min(mask.shape) // 150)):  # visible when a large picture is made small
+        smaller = np.zeros_like(inside)
+        smaller[1:-1, 1:-1] = inside[1:-1, 1:-1] & inside[:-2, 1:-1] & inside[2:, 1:-1]
+        smaller[1:-1, 1:-1] &= inside[1:-1, :-2] & inside[1:-1, 2:]
+        inside = smaller
+    return mask & ~inside
 
 
 def draw_labels(image: ArrayLike, labels: ArrayLike, opacity: float = 0.55, colours: Sequence[str] = ()) -> np.ndarray:
     """The image, uint8 (H, W, 3), under the colours of its classes; class 0 is left as it is."""
     picture, labels = for_display(image), _flat(labels).astype(int)
     of_class = np.array([(0, 0, 0), *class_colours(labels.max(), colours)])
-    coloured = (1 - opacity) * picture + opacity * of_class[labels]
-    return np.where(labels[..., None] > 0, coloured.round().astype(np.uint8), picture)
+    there = labels > 0
+    coloured = (1 - opacity) * picture[there] + opacity * of_class[labels[there]]
+    picture[there] = coloured.round().astype(np.uint8)
+    return picture
 
 
 def draw_class_outlines(image: ArrayLike, labels: ArrayLike, colours: Sequence[str] = ()) -> np.ndarray:
     """The image, uint8 (H, W, 3), with the outline of each class from 1 on in its colour."""
     picture, labels = for_display(image), _flat(labels).astype(int)
-    width = max(1, min(labels.shape) // 150)
     for number, colour in enumerate(class_colours(labels.max(), colours), 1):
-        mask = labels == number
-        picture[mask & ~binary_erosion(mask, iterations=width)] = colour
+        picture[_outline(labels == number)] = colour
     return picture
 
 
@@ -171,35 +192,6 @@ def save_panels(
     save_figure(path, make_panels(samples, class_names, colours))
 
 
-def make_montage(
-    slices: np.ndarray,
-    labels: np.ndarray,
-    class_names: Sequence[str],
-    spacing: Sequence[float] | None = None,
-    shown: int = 12,
-    colours: Sequence[str] = (),
-) -> Figure:
-    """A figure of slices of a volume (S, H, W), values in 0..1, under the colours of its classes.
-
-    Shows `shown` slices, evenly spaced from the first to the last that holds a class, or from all if none does. With
-    the `spacing` in mm along the axes, pixels are drawn in their true proportions."""
-    found = np.flatnonzero(np.any(labels > 0, axis=(1, 2)))
-    first, last = (found[0], found[-1]) if len(found) else (0, len(slices) - 1)
-    numbers = np.unique(np.linspace(first, last, min(shown, last - first + 1)).round().astype(int))
-    columns = min(4, len(numbers))
-    rows = -(-len(numbers) // columns)
-    aspect = 1 if spacing is None else spacing[1] / spacing[2]
-    figure = Figure(figsize=(2.6 * columns, 2.6 * rows * aspect * labels.shape[1] / labels.shape[2] + 0.4))
-    figure.set_layout_engine("constrained")
-    for axis in figure.subplots(rows, columns, squeeze=False).flat:
-        axis.set_axis_off()
-    for axis, number in zip(figure.axes, numbers, strict=False):
-        axis.imshow(draw_labels(slices[number], labels[number], colours=colours), aspect=aspect)
-        axis.set_title(f"slice {number}", fontsize="small")
-    add_class_legend(figure, class_names, colours)
-    return figure
-
-
 def add_class_legend(figure: Figure, class_names: Sequence[str], colours: Sequence[str] = ()) -> None:
     """Puts the names of the classes below a figure, in as many columns as its width holds, and makes room for them."""
     canvas = FigureCanvasAgg(figure)
@@ -223,8 +215,8 @@ def class_patches(class_names: Sequence[str], colours: Sequence[str] = ()) -> li
 
 
 def save_picture(path: str | Path, picture: np.ndarray) -> None:
-    """Writes a uint8 array, (H, W) or (H, W, 3), as the image file that the ending of `path` names."""
-    Image.fromarray(picture).save(path)
+    """Writes a uint8 array, (H, W) or (H, W, 3), as a PNG file."""
+    Image.fromarray(picture).save(path, **PNG)
 
 
 def _drawable(text):

@@ -2,6 +2,8 @@
 
 import json
 import locale
+import os
+import signal
 
 import h5py
 import nibabel
@@ -334,20 +336,22 @@ def test_results_are_never_overwritten_unasked(binary, folder, tmp_path):
 
 
 def test_a_stop_leaves_whole_files_and_can_be_continued(binary, folder, tmp_path, monkeypatch):
-    saved, save = [], Prediction.save
+    save = Prediction.save
 
-    def stopped(self, *args):
-        if len(saved) == 2:
-            raise KeyboardInterrupt
-        saved.append(args)
-        save(self, *args)
+    def interrupted(self, output, name, *args):
+        save(self, output, name, *args)
+        if name.endswith("3"):  # of 1 to 5
+            os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Prediction, "save", stopped)
+        patch.setattr(Prediction, "save", interrupted)
         with pytest.raises(SystemExit) as stop:
-            run(binary, folder / "isic/val/images", output=tmp_path)
+            run(binary, folder / "isic/val/images", output=tmp_path, batch_size=1)
     assert stop.value.code == 130
-    assert len(read_rows(tmp_path / "structures.csv")) == 2
+    saved = {row["name"] for row in read_rows(tmp_path / "structures.csv")}
+    assert saved <= {path.stem for path in (tmp_path / "masks").iterdir()} and len(saved) >= 2
+    for path in [*(tmp_path / "masks").iterdir(), *(tmp_path / "overlays").iterdir()]:
+        read(path)
     assert not list(tmp_path.rglob("*.tmp"))
     run(binary, folder / "isic/val/images", output=tmp_path, existing="skip")
     assert len(read_rows(tmp_path / "structures.csv")) == len(list((tmp_path / "masks").iterdir())) == 5

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from datasets.intensities import scale_hu, to_unit
+from inference import itk
 from inference.inputs import Input
 from inference.prediction import Prediction
 from inference.volumes import read_volume
@@ -149,6 +150,14 @@ def test_a_mask_of_metaimage_and_nrrd_lies_on_its_image(tmp_path, ending):
     for get in ("GetSpacing", "GetOrigin", "GetDirection"):
         np.testing.assert_allclose(getattr(mask, get)(), getattr(image, get)(), atol=1e-5)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(mask), HU.T)
+
+
+@pytest.mark.parametrize("damage", ["os.abort()", "os._exit(3)"])
+def test_a_file_that_ends_its_native_reader_costs_only_itself(damage, tmp_path, monkeypatch):
+    (tmp_path / "reader.py").write_text(f"import os\n{damage}\n")
+    monkeypatch.setattr(itk, "__file__", str(tmp_path / "reader.py"))
+    with pytest.raises(ValueError, match="a.mha cannot be read: SimpleITK ended with status .*the file is damaged"):
+        read_volume(Input(tmp_path / "a.mha", "itk"))
 
 
 def test_a_nrrd_header_without_spacings_gives_no_volume(tmp_path):

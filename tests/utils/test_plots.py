@@ -94,18 +94,6 @@ def test_a_picture_is_saved_as_it_is(tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "naïve name.png")), picture)
 
 
-@pytest.mark.parametrize("slices, names", [(1, 8), (2, 8), (12, 8), (1, 1), (3, 20)])
-def test_the_legend_of_a_montage_fits(slices, names):
-    labels = np.random.default_rng(0).integers(0, names + 1, (slices, 32, 32))
-    figure = plots.make_montage(labels / names, labels, [f"left part of organ {n}" for n in range(names)])
-    figure.canvas.draw()
-    (legend,) = figure.legends
-    box = legend.get_window_extent()
-    assert len(legend.get_texts()) == names
-    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
-    assert all(axis.get_window_extent().y0 >= box.y1 for axis in figure.axes)
-
-
 def test_tensorboard_gets_scalars_and_panels(tmp_path):
     writer = plots.EventWriter(tmp_path)
     writer.add_scalar("loss/train", 0.5, 3)
