@@ -128,7 +128,7 @@ def measure_checkpoints(folder: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     report = common.start(__doc__, "pipeline")
-    with tempfile.TemporaryDirectory(dir=".") as name:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_photographs(folder / "photographs", PHOTOGRAPHS)
         networks = (("small", save_small(folder / "small.pth")), ("isic17", "isic17"))

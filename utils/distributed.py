@@ -59,6 +59,9 @@ def process_group(device: torch.device, timeout: timedelta = timedelta(minutes=1
         dist.init_process_group("gloo", timeout=timeout)
     try:
         yield
+        # All leave together, long after their last exchange of values: a thread of gloo lets go of its tensors, for
+        # which it needs Python's lock, while the main thread holds that lock and waits for it to end.
+        barrier()
     except RuntimeError as error:
         # what gloo raises has no class of its own
         if isinstance(error, dist.DistError) or "gloo" in str(error):
