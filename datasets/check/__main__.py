@@ -16,6 +16,7 @@ without a partner, sizes or values that do not fit, equal pixels in two parts). 
 flag. The unusual (empty masks, similar images in two parts) is a warning and leaves the status at 0.
 """
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,11 @@ from typing import Annotated
 
 import tyro
 
+from configs.config_setting_synapse import SynapseConfig
 from datasets.check.images import check_images
 from datasets.check.report import join
 from datasets.check.synapse import check_synapse, is_synapse
+from datasets.classes import with_classes
 from utils.files import write_atomically, write_rows
 from utils.repository import RESULTS
 from utils.runs.command_line import run_command
@@ -48,7 +51,10 @@ def main(options: Check) -> int:
         raise FileNotFoundError(f"{folder} is not a folder; expected one with data to train on (data/README.md)")
     output = Path(options.output or RESULTS / f"check_{folder.resolve().name}")
     if is_synapse(folder):
-        sections = check_synapse(folder, options.num_classes or 9, output, options.thumbnails)
+        known = SynapseConfig(dataset="own", data_path=str(folder))
+        if options.num_classes:
+            known = dataclasses.replace(known, num_classes=options.num_classes)
+        sections = check_synapse(folder, with_classes(known).structures, output, options.thumbnails)
     else:
         sections = check_images(folder, options.num_classes, options.mask_values, output, options.thumbnails)
     report = join(sections)

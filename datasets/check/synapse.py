@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from configs.config_setting_synapse import ORGANS
 from datasets.check.contact_sheet import Cell, save_sheet, spread
 from datasets.check.report import Section, in_several, tally
 from datasets.intensities import OVERSHOOT
@@ -45,8 +44,10 @@ class Kind(NamedTuple):
     choose_cells: Callable  # [Seen] -> [Cell]
 
 
-def check_synapse(folder: Path, num_classes: int, output: Path, thumbnails: int) -> list[Section]:
-    """The report on all listed files of a folder. Writes a contact sheet of each list into `output`."""
+def check_synapse(folder: Path, class_names: list[str], output: Path, thumbnails: int) -> list[Section]:
+    """The report on all listed files of a folder with the classes 1, 2, ... of these names. Writes a contact sheet of
+    each list into `output`."""
+    num_classes = len(class_names) + 1
     output.mkdir(parents=True, exist_ok=True)
     list_dirs = sorted(path for path in (folder / "lists").glob("*") if (path / "train.txt").is_file())
     of_lists = []
@@ -60,7 +61,6 @@ def check_synapse(folder: Path, num_classes: int, output: Path, thumbnails: int)
                 if found:
                     seen.setdefault(list_name, []).extend(found)
                 of_lists.append(section)
-    class_names = list(ORGANS) if num_classes == len(ORGANS) + 1 else [f"class {c}" for c in range(1, num_classes)]
     save_sheets(output, seen, class_names, thumbnails)
     return [
         check_lists(folder, list_dirs),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
+from datasets.check.__main__ import Check, main
 from datasets.intensities import Scaling
 from datasets.prepare_volumes import PrepareVolumes, prepare
 from datasets.synapse import SynapseSlices, SynapseVolumes
@@ -349,3 +350,10 @@ def test_nan_outside_the_field_of_view_becomes_0_and_changes_nothing_else():
     for scaling in (Scaling("window", 10, 90), Scaling("percentiles", 1, 99)):
         scaled = scaling(with_nan, "x")
         np.testing.assert_array_equal(scaled, np.concatenate([np.zeros(500, np.float32), scaling(values, "x")]))
+
+
+def test_a_look_at_the_folder_knows_its_classes(tmp_path):
+    prepare(options(make_pairs(tmp_path / "raw"), out=str(tmp_path / "out"), class_names=("atrium", "valve")))
+    main(Check(folder=str(tmp_path / "out"), output=str(tmp_path / "report")))
+    text = (tmp_path / "report/report.txt").read_text(encoding="utf-8")
+    assert "atrium" in text and "valve" in text and "Problems: none" in text
