@@ -34,10 +34,15 @@ def with_classes(config: Config) -> Config:
     if folder is None or not folder.is_dir():
         return config
     path, record = preparation(folder)
-    if config.of_volumes and config.test_only is None and config.num_classes == SynapseConfig.num_classes:
-        config = dataclasses.replace(config, num_classes=prepared_number(path, record) or config.num_classes)
-    if not config.class_names:
-        config = dataclasses.replace(config, class_names=prepared_names(path, record, config.num_classes))
+    names = prepared_names(path, record)
+    unsaid = config.of_volumes and config.test_only is None and config.num_classes == SynapseConfig.num_classes
+    if names and unsaid:
+        config = dataclasses.replace(config, num_classes=len(names) + 1)
+    if names and not config.class_names:
+        if len(names) != max(1, config.num_classes - 1):
+            expected = f"expected --num-classes {len(names) + 1} for the {len(names)} classes of {path}"
+            raise ValueError(f"--num-classes {config.num_classes}: {expected} and the background")
+        config = dataclasses.replace(config, class_names=names)
     if config.of_volumes and "intensities" in record:
         config = dataclasses.replace(config, **prepared_values(path, record))
     if config.num_classes > 1 and not config.of_volumes and not config.structure_colours:
@@ -56,27 +61,12 @@ def preparation(folder: Path) -> tuple[Path, dict[str, Any]]:
     return path, record if isinstance(record, dict) else {}
 
 
-def stored_names(path: Path, record: dict[str, Any]) -> tuple[str, ...]:
+def prepared_names(path: Path, record: dict[str, Any]) -> tuple[str, ...]:
     """The class_names of a preparation.json, () without them."""
     names = record.get("class_names", ())
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path}: found {names!r} as class_names, expected a list of texts")
     return tuple(names)
-
-
-def prepared_number(path: Path, record: dict[str, Any]) -> int | None:
-    """num_classes of a preparation.json, the background counted; None where it names no classes."""
-    names = stored_names(path, record)
-    return len(names) + 1 if names else None
-
-
-def prepared_names(path: Path, record: dict[str, Any], num_classes: int) -> tuple[str, ...]:
-    """The class_names of a preparation.json, () without them. Raises ValueError for another number of them."""
-    names = stored_names(path, record)
-    if names and len(names) != max(1, num_classes - 1):
-        expected = f"expected --num-classes {len(names) + 1} for the {len(names)} classes of {path}"
-        raise ValueError(f"--num-classes {num_classes}: {expected} and the background")
-    return names
 
 
 def prepared_values(path: Path, record: dict[str, Any]) -> dict[str, Any]:
@@ -87,8 +77,7 @@ def prepared_values(path: Path, record: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"{path}: found other intensities or orientation than prepare_volumes writes: {error}"
         ) from error
-    values = {"scaling": scaling.kind, "scaling_range": (scaling.low, scaling.high)}
-    return values | {"orientation": orientation}
+    return {"scaling": scaling.kind, "scaling_range": (scaling.low, scaling.high), "orientation": orientation}
 
 
 def palette_colours(folder: Path, num_classes: int) -> tuple[str, ...]:

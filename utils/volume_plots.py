@@ -99,16 +99,9 @@ def draw_planes(
     return _with_legend(page, class_names, colours, truth is not None, "" if spacing is not None else "not to scale")
 
 
-def draw_volume(
-    image: np.ndarray,
-    prediction: np.ndarray,
-    class_names: Sequence[str],
-    colours: Sequence[Colour],
-    truth: np.ndarray | None = None,
-    spacing: Sequence[float] | np.ndarray | None = None,
-) -> np.ndarray:
-    """`draw_planes` above `draw_mosaic`."""
-    pictures = [draw(image, prediction, class_names, colours, truth, spacing) for draw in (draw_planes, draw_mosaic)]
+def draw_volume(*volume: Any, **options: Any) -> np.ndarray:
+    """`draw_planes` above `draw_mosaic`, of the arguments that both take."""
+    pictures = [draw(*volume, **options) for draw in (draw_planes, draw_mosaic)]
     width = max(picture.shape[1] for picture in pictures)
     return np.concatenate([np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0))) for picture in pictures])
 

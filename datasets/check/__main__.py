@@ -16,7 +16,6 @@ without a partner, sizes or values that do not fit, equal pixels in two parts). 
 flag. The unusual (empty masks, similar images in two parts) is a warning and leaves the status at 0.
 """
 
-import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,10 +50,9 @@ def main(options: Check) -> int:
         raise FileNotFoundError(f"{folder} is not a folder; expected one with data to train on (data/README.md)")
     output = Path(options.output or RESULTS / f"check_{folder.resolve().name}")
     if is_synapse(folder):
-        known = SynapseConfig(dataset="own", data_path=str(folder))
-        if options.num_classes:
-            known = dataclasses.replace(known, num_classes=options.num_classes)
-        sections = check_synapse(folder, with_classes(known).structures, output, options.thumbnails)
+        number = options.num_classes or SynapseConfig.num_classes
+        config = with_classes(SynapseConfig(dataset="own", data_path=str(folder), num_classes=number))
+        sections = check_synapse(folder, config.structures, output, options.thumbnails)
     else:
         sections = check_images(folder, options.num_classes, options.mask_values, output, options.thumbnails)
     report = join(sections)
