@@ -45,6 +45,22 @@ class Execution:
         return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
 
+class Arriving:
+    """A number on its way from the device to the CPU. Reading it waits for what the device was given before, not for what
+    it was given since: the CPU sees the loss while a GPU is busy with the backward pass, and has the next step ready."""
+
+    def __init__(self, number: torch.Tensor):
+        self.number = number.detach().to("cpu", non_blocking=number.is_cuda)
+        self.event = torch.cuda.Event() if number.is_cuda else None
+        if self.event is not None:
+            self.event.record(torch.cuda.current_stream(number.device))
+
+    def item(self) -> float:
+        if self.event is not None:
+            self.event.synchronize()
+        return self.number.item()
+
+
 def train_one_epoch(
     model: torch.nn.Module,
     batches: Batches,
@@ -69,13 +85,14 @@ def train_one_epoch(
         with execution.autocast():
             logits = model(images)
         loss = criterion(logits, targets)
-        value = loss.item()
+        arriving = Arriving(loss)
+        first = batches.done // together * together  # of the batches that share this optimizer step
+        group = min(together, len(batches) - first)
+        scaler.scale(loss / group).backward()
+        value = arriving.item()
         batches.record(value)
         if not math.isfinite(value):
             raise NonFiniteLossError(f"the loss is {value} at batch {batches.done} of the epoch: {', '.join(names)}")
-        first = (batches.done - 1) // together * together  # of the batches that share this optimizer step
-        group = min(together, len(batches) - first)
-        scaler.scale(loss / group).backward()
         step_is_due = batches.done == first + group
         if step_is_due:
             if execution.clip_grad_norm is not None:
@@ -107,7 +124,7 @@ def evaluate(
     One class: pixels from `threshold` on are foreground. Several: the most probable class. Raises Stopped after a batch
     if a signal asked for it."""
     model.eval()
-    rows = []
+    seen = []  # names, losses and counts of each batch, on the device until the end: it need not wait in between
     bar = tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=execution.without_bar)
     for images, targets, names in bar:
         if execution.stop.number:
@@ -124,9 +141,12 @@ def evaluate(
             counts = class_counts_per_image(probs.argmax(1), targets, logits.shape[1])
         # every image counts once, whatever the batches: the published validation runs images one by one
         losses = torch.vmap(lambda *pair: criterion(*(t[None] for t in pair)))(logits, targets)
-        rows += zip(names, losses.tolist(), counts.cpu(), strict=True)
+        seen.append((names, losses, counts))
         on_batch(images, targets, probs, names)
     execution.stop.check()
+    rows = []
+    for names, losses, counts in seen:
+        rows += zip(names, losses.tolist(), counts.cpu(), strict=True)
     rows = sorted(gather_over_ranks(rows), key=lambda row: row[0])
     names, losses, counts = zip(*rows, strict=True)
     return {"loss": sum(losses) / len(losses), **summarize(torch.stack(counts))}, list(zip(names, counts, strict=True))
