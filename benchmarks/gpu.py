@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TRITON_CACHE_DIR", "/tmp/vmunet-triton-cache")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself to the bit only so
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch  # noqa: E402
@@ -25,7 +26,14 @@ import triton  # noqa: E402
 
 from benchmarks.common import Report  # noqa: E402
 from benchmarks.on_gpu.ceilings import measure_ceilings  # noqa: E402
-from benchmarks.on_gpu.checks import cases, check_determinism, check_gated, check_graphs, check_scan  # noqa: E402
+from benchmarks.on_gpu.checks import (  # noqa: E402
+    cases,
+    check_determinism,
+    check_gated,
+    check_graphs,
+    check_layers,
+    check_scan,
+)
 from benchmarks.on_gpu.inputs import STAGES, shape_of  # noqa: E402
 from benchmarks.on_gpu.model import time_model  # noqa: E402
 from benchmarks.on_gpu.times import time_others, time_stages  # noqa: E402
@@ -90,6 +98,7 @@ def main() -> None:
         attempt(check_scan, scan, report)
         attempt(check_gated, scan, report)
         attempt(check_determinism, scan, report)
+        attempt(check_layers, report)
         attempt(check_graphs, scan, report)
     if "time" in options.parts:
         attempt(time_stages, scan, exp2_rate, report)

@@ -21,7 +21,7 @@ LAYERS = [
     ["engine"],
     ["engine_synapse"],
     ["inference", "cross_validation"],
-    ["train", "train_synapse", "predict", "export", "experiments", "hubconf"],
+    ["train", "train_synapse", "predict", "app", "export", "experiments", "hubconf"],
     ["configs.config_own"],  # a config to copy, which is a script too: it calls train.main
     ["benchmarks"],
     ["tests"],
@@ -33,7 +33,6 @@ KERNELS = {  # which may be longer
     "models/cross_scan/cpu_kernels.py",
     "models/cross_scan/cuda_kernels.cu",
     "models/cross_scan/triton_kernels.py",
-    "models/vmunet/layer_norm_kernels.py",
 }
 
 

@@ -13,6 +13,10 @@ from models.cross_scan import torch_loop
 from models.cross_scan.inputs import GatedInputs, ScanInputs
 from models.cuda_graphs import GraphedModel
 from models.family import NETWORKS, build_network
+from models.vmunet.conv_silu import convolve, convolve_backward
+from models.vmunet.layer_norm import layer_norm, layer_norm_backward
+
+LAYER_BOUND = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 1e-3}
 
 ODD_SHAPES = [  # b, H, W, I, R, N
     (1, 7, 13, 40, 3, 16),
@@ -155,9 +159,46 @@ def check_determinism(scan: ModuleType, report: Report) -> None:
     report.table("determinism", rows)
 
 
+def check_layers(report: Report) -> None:
+    """LayerNorm, and the convolution with SiLU, against double precision: relative errors."""
+    rows = []
+    for channels in (8, 24, 40, 96, 384, 768, 1536, 3072):
+        for x_type, y_type in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float16,) * 2):
+            x = (3 + 2 * torch.randn(37, channels, device="cuda")).to(x_type)
+            weight, bias = torch.randn(2, channels, device="cuda")
+            y = layer_norm(x, weight, bias, EPS, y_type)
+            grad = torch.randn_like(y)
+            leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
+            exact = F.layer_norm(leaves[0], leaves[0].shape[-1:], *leaves[1:], EPS)
+            found = (y, *layer_norm_backward(grad, x, weight, EPS))
+            wanted = (exact, *torch.autograd.grad(exact, leaves, grad.double()))
+            rows.append(layer_row("LayerNorm", (37, channels), x_type, found, wanted))
+    for shape in ((2, 7, 5, 70), (3, 1, 9, 32), (2, 64, 64, 192), (1, 8, 8, 1536)):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            x = torch.randn(shape, device="cuda").to(dtype)
+            weight, bias = torch.randn(shape[-1], 1, 3, 3, device="cuda"), torch.randn(shape[-1], device="cuda")
+            grad = torch.randn_like(x)
+            leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
+            maps = leaves[0].permute(0, 3, 1, 2)
+            exact = F.silu(F.conv2d(maps, *leaves[1:], padding=1, groups=shape[-1])).permute(0, 2, 3, 1)
+            found = (convolve(x, weight, bias), *convolve_backward(grad, x, weight, bias))
+            wanted = (exact, *torch.autograd.grad(exact, leaves, grad.double()))
+            rows.append(layer_row("conv, SiLU", shape, dtype, found, wanted))
+    report.table("layers", rows)
+
+
+def layer_row(name: str, shape: tuple, dtype: torch.dtype, found: tuple, exact: tuple) -> dict:
+    errors = [relative(f, e) for f, e in zip(found, exact, strict=True)]
+    ok = all(error < LAYER_BOUND[f.dtype] for error, f in zip(errors, found, strict=True))
+    row = {"layer": name, "shape": str(shape), "dtype": short(dtype), "ok": "ok" if ok else "WRONG"}
+    return row | dict(zip(("y", "dx", "d_weight", "d_bias"), errors, strict=True))
+
+
 def check_graphs(scan: ModuleType, report: Report) -> None:
     """Losses of four training steps and of inference of each network, as usual and through CUDA graphs: the same to the
-    bit."""
+    bit where the network `repeats` itself at all. VM-UNetV2 does not: the backward of PyTorch's adaptive pooling adds
+    in any order."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
     images = torch.randn(4, 3, 64, 64, device="cuda")
     masks = torch.rand(4, 1, 64, 64, device="cuda").round()
 
@@ -179,9 +220,11 @@ def check_graphs(scan: ModuleType, report: Report) -> None:
             found.append(model.eval()(images).float().square().mean().item())
         return found
 
-    rows = [
-        {"network": network, "usual": usual, "graphs": graph, "same": usual == graph}
-        for network in NETWORKS
-        for usual, graph in zip(losses(network, graphed=False), losses(network, graphed=True), strict=True)
-    ]
+    rows = []
+    for network in NETWORKS:
+        runs = [losses(network, graphed) for graphed in (False, False, True)]
+        for usual, again, graph in zip(*runs, strict=True):
+            row = {"network": network, "usual": usual, "graphs": graph}
+            rows.append(row | {"repeats": usual == again, "same": usual == graph})
+    torch.use_deterministic_algorithms(False)
     report.table("CUDA graphs", rows)

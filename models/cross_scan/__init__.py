@@ -93,7 +93,7 @@ def _wants_grad(tensors: Iterable[Tensor | None]) -> bool:
 
 
 # The choice looks at the machine, so it is made while a model is being compiled and not in the compiled code.
-resolve = torch.compiler.assume_constant_result(backends.resolve)
+resolve = backends.constant_for_compiler(backends.resolve)
 
 
 def check_inputs(inputs: ScanInputs) -> None:

@@ -3,7 +3,9 @@
 import functools
 import importlib
 import logging
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any, TypeVar
 
 import torch
 
@@ -11,6 +13,7 @@ from . import reference
 from .inputs import present
 
 log = logging.getLogger("vmunet")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 MODULES = {
     "cuda": "cuda_scan",
@@ -26,6 +29,12 @@ PREFERENCE = ("cuda", "triton", "mamba_ssm", "cpu", "torch")
 DIFFERENTIABLE = {"mamba_ssm", "reference", "exportable"}
 FUSED = {"cuda", "triton"}  # have `gated_forward` and `gated_backward`: the scan with the norm and the gate after it
 SELF_TEST_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+def constant_for_compiler(function: Function) -> Function:
+    """torch.compiler.assume_constant_result, which imports the compiler: a second or two of every command's start."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 @functools.cache

@@ -4,16 +4,14 @@
 // lane is a channel. It works on tiles of 16 steps, a state at a time, with all rows of the tile in the lane's registers:
 // the recurrence needs no other lane. What belongs to a tile but to no state (the steps delta, the output) is shared out
 // by steps. What all channels share (B, C, low-rank steps, packed by Triton's `pack_kernel`) and the rows of the next
-// tile arrive in shared memory while a tile is computed. The names and layouts are those of `triton_kernels.py`.
+// tile arrive in shared memory while a tile is computed. The names and layouts are those of `triton_kernels.py`, save that
+// sums over the channels of a block are 16 bits wide where the results will be.
 //
 // Compiled for an ELEMENT (bf16, fp16 or float), the type of x, y and their gradients (the state is float in any case), a
 // rank R of the steps, and 1, 2 or 4 WARPS.
 
-typedef unsigned int u32;
-typedef long long i64;
+#include "elements.cuh"
 
-struct bf16 { unsigned short bits; };
-struct fp16 { unsigned short bits; };
 typedef ELEMENT element;
 
 constexpr int T = 16;  // steps in a tile, and between two kept states
@@ -27,32 +25,12 @@ constexpr int THREADS = WARPS * LANES;
 constexpr int TILE = T * LANES;  // numbers in a tile of one row for each step
 constexpr int FORWARD_BLOCKS = WARPS == 1 ? 12 : WARPS == 2 ? 10 : 6;  // in a multiprocessor, so many registers
 constexpr int BACKWARD_BLOCKS = 12 / WARPS;
-constexpr u32 ALL = 0xffffffff;
-constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
-constexpr bool EXACT = sizeof(element) == 4;  // sums over channels in float; otherwise their items are rounded to bf16
+constexpr bool EXACT = sizeof(element) == 4;  // sums over channels in float; otherwise items and sums are rounded to bf16
+constexpr int RANKS = R % WARPS == 0 && R / WARPS < GROUP ? R / WARPS : GROUP;  // low-rank steps finished together
 
-__device__ __forceinline__ float to_float(float v) { return v; }
-__device__ __forceinline__ float to_float(bf16 v) { return __uint_as_float((u32)v.bits << 16); }
-__device__ __forceinline__ float to_float(fp16 v) {
-    float result;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(v.bits));
-    return result;
-}
-__device__ __forceinline__ void assign(float& to, float v) { to = v; }
-__device__ __forceinline__ void assign(bf16& to, float v) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(v)); }
-__device__ __forceinline__ void assign(fp16& to, float v) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(v)); }
-
-__device__ __forceinline__ float exp2_(float v) {
-    float result;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
-    return result;
-}
-
-__device__ __forceinline__ float reciprocal(float v) {
-    float result;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
-    return result;
-}
+template <bool> struct Partial { typedef bf16 type; };
+template <> struct Partial<true> { typedef float type; };
+typedef Partial<EXACT>::type partial;  // a sum over the channels of a block, on its way to `sum_blocks_kernel`
 
 // log(1 + exp(z)) as in `triton_kernels.softplus`, and its derivative
 __device__ __forceinline__ float softplus(float z, float& derivative) {
@@ -247,6 +225,75 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) scan_savin
     scan<true>(x, packed, weights, D, bias, starts, planes, H, W, I, chunk, tiles, slots, stride);
 }
 
+// ---- what a chunk hands on when nothing was handed to it, and the sum of its steps
+//
+// Forward: the end state, v = x, into slot (chunk + 1) * stride of ends (b, 4, slots, N, I). BACKWARDS: the gradient of the
+// state before the chunk, v = gradient of y, into slot chunk - 1. totals (b, 4, chunks, I).
+
+template <bool BACKWARDS>
+__device__ __forceinline__ void hand_out(
+    const element* v, const float* packed, const float* weights, const float* bias, float* ends, float* totals, int H,
+    int W, int I, int chunk, int tiles, int slots, int stride) {
+    const int lane = (u32)threadIdx.x % LANES, warp = (u32)threadIdx.x / LANES, d = blockIdx.x * LANES + lane;
+    const int b = blockIdx.z / 4, k = blockIdx.z % 4, L = H * W, number = blockIdx.y + (BACKWARDS ? 1 : 0);
+    const int first = number * chunk, last = min(first + chunk, L), chunks = (L + chunk - 1) / chunk;
+    const float one_by_H = 1.0f / H;
+    float* const weight = shared + lane;                            // (R, 32)
+    float* const deltas = weight + R * LANES;                       // (T, 32)
+    float* const tile = deltas + TILE - lane;                       // (rows, T)
+    element* const v_tile = (element*)(tile + ROWS * T);            // (T, 32)
+    const u32 of_v = (u32)(b * L) * (u32)I + blockIdx.x * LANES, of_packed = (u32)(blockIdx.z * tiles) * (ROWS * T);
+    weights += k * (N + R) * I + d;
+    const float offset = bias[k * I + d];
+    float rate[STATES], h[STATES], total = 0.0f;
+#pragma unroll
+    for (int i = 0; i < STATES; i++) rate[i] = weights[(warp * STATES + i) * I], h[i] = 0.0f;
+    for (int j = warp; j < R; j += WARPS) weight[j * LANES] = weights[(N + j) * I];
+
+    const int count = (last - first + T - 1) / T;
+    for (int turn = 0; turn < count; turn++) {
+        const int step = first + (BACKWARDS ? count - 1 - turn : turn) * T;
+        __syncthreads();  // the tile before is done
+        load_packed(tile, packed, of_packed + (u32)step * ROWS);
+        load_rows(v_tile, v, of_v, pixel_at(k, step + lane % T, last, L, H, W, one_by_H), I);
+        wait_for_copies();
+        float z[STEPS];
+        raw_steps(z, offset, tile + 2 * N * T + warp * STEPS, weight);
+#pragma unroll
+        for (int t = 0; t < STEPS; t++) {
+            const int s = warp * STEPS + t;
+            float derivative, delta = softplus(z[t], derivative);
+            deltas[s * LANES] = step + s < last ? delta : 0.0f;
+        }
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < T; i++) {
+            const int t = BACKWARDS ? T - 1 - i : i;
+            const float delta = deltas[t * LANES], u = to_float(v_tile[t * LANES + lane]);
+            total += delta;
+#pragma unroll
+            for (int j = 0; j < STATES; j++) {
+                const float decay = exp2_(delta * rate[j]);
+                const int n = warp * STATES + j;
+                h[j] = BACKWARDS ? decay * fmaf(u, tile[(N + n) * T + t], h[j]) : fmaf(decay, h[j], delta * u * tile[n * T + t]);
+            }
+        }
+    }
+    const int slot = BACKWARDS ? number - 1 : (number + 1) * stride;
+#pragma unroll
+    for (int j = 0; j < STATES; j++) ends[(((i64)blockIdx.z * slots + slot) * N + warp * STATES + j) * I + d] = h[j];
+    if (warp == 0) totals[((i64)blockIdx.z * chunks + number) * I + d] = total;
+}
+#define ENDS_ARGUMENTS                                                                                                 \
+    const element *v, const float *packed, const float *weights, const float *bias, float *ends, float *totals, int H, \
+        int W, int I, int chunk, int tiles, int slots, int stride
+extern "C" __global__ void __launch_bounds__(THREADS) ends_kernel(ENDS_ARGUMENTS) {
+    hand_out<false>(v, packed, weights, bias, ends, totals, H, W, I, chunk, tiles, slots, stride);
+}
+extern "C" __global__ void __launch_bounds__(THREADS) ends_backwards_kernel(ENDS_ARGUMENTS) {
+    hand_out<true>(v, packed, weights, bias, ends, totals, H, W, I, chunk, tiles, slots, stride);
+}
+
 // ---- sums over the 32 channels of a warp
 //
 // A lane holds p[0..15], the items of its channel at 16 steps; wanted is the sum over the lanes for each step. Packed in
@@ -274,6 +321,9 @@ __device__ __forceinline__ u32 pack(float low, float high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
     return result;
 }
+
+__device__ __forceinline__ void store4(float* to, float4 v) { *(float4*)to = v; }
+__device__ __forceinline__ void store4(bf16* to, float4 v) { *(uint2*)to = {pack(v.x, v.y), pack(v.z, v.w)}; }
 
 __device__ __forceinline__ void multiply(float4& c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -326,7 +376,7 @@ __device__ __forceinline__ void finish_sums(float* to, int count, const float* s
 
 extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_backward_kernel(
     const element* grad, const element* x, const float* packed, const float* weights, const float* D, const float* bias,
-    const float* starts, const float* carry_in, element* dx, float* blocks_out, float* parameters_out, int H, int W,
+    const float* starts, const float* carry_in, element* dx, partial* blocks_out, float* parameters_out, int H, int W,
     int I, int chunk, int tiles, int slots) {
     const int lane = (u32)threadIdx.x % LANES, warp = (u32)threadIdx.x / LANES, d = blockIdx.x * LANES + lane;
     const int b = blockIdx.z / 4, k = blockIdx.z % 4, L = H * W, batch = gridDim.z / 4;
@@ -482,11 +532,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_back
 #pragma unroll
             for (int t = 0; t < T; t++) d_z[t] = d_zs[t * LANES];
 #pragma unroll 1
-            for (int begin = GROUP * warp; begin < R; begin += GROUP * WARPS) {
+            for (int begin = RANKS * warp; begin < R; begin += RANKS * WARPS) {
 #pragma unroll
-                for (int i = 0; i < GROUP; i++) {
+                for (int i = 0; i < RANKS; i++) {
                     const int j = begin + i;
-                    if (j < R) {
+                    if (R % RANKS == 0 || j < R) {
                         float r[T], item[T], w = weight[j * LANES], total = d_weight[j * LANES];
                         read16(r, tile + (2 * N + j) * T);
 #pragma unroll
@@ -498,7 +548,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_back
                         begin_sum(scratch, i, item, selector, lane);
                     }
                 }
-                finish_sums(sums + 2 * N + begin, R - begin, scratch, lane);
+                finish_sums(sums + 2 * N + begin, min(RANKS, R - begin), scratch, lane);
             }
         }
         __syncthreads();
@@ -506,7 +556,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_back
 #pragma unroll
         for (int i = 0; i < PIECES; i += THREADS) {
             u32 at = i + threadIdx.x;
-            if (at < PIECES) *(float4*)(blocks_out + (of_block + (u32)step * ROWS + 4 * at)) = ((const float4*)sums)[at];
+            if (at < PIECES) store4(blocks_out + (of_block + (u32)step * ROWS + 4 * at), ((const float4*)sums)[at]);
         }
     }
     for (int n = warp * STATES; n < (warp + 1) * STATES; n++) parameters_out[n * I] = d_rates[n * LANES];

@@ -1,151 +1,291 @@
-"""Backend "cuda": `triton_scan` with its two slow kernels, the recurrence and its backward, in CUDA C++.
+"""Backend "cuda": the scan with the norm and the gate after it, forward and backward, in CUDA C++.
 
-Triton decides itself how a tile lies in registers and passes every sum over channels through shared memory;
-`cuda_kernels.cu` does neither, and needs less than half the time (`benchmarks/GPU_NOTES.md`). It is compiled on first
-use, in about a second for each rank, by NVRTC, which PyTorch's CUDA builds bring along: no CUDA toolkit is needed.
-Where the kernels do not fit (other than 16 states, channels that are no multiple of 32) Triton's run."""
+The recurrence is in `cuda_kernels.cu`, what surrounds it in `cuda_around.cu`. Triton, whose kernels define the
+layouts, decides itself how a tile lies in registers, needs twice the time (`benchmarks/GPU_NOTES.md`), and takes most
+of a minute to compile; NVRTC takes seconds. Where these kernels do not fit (other than 16 states, channels that are no
+multiple of 32) Triton's run."""
 
-import ctypes
-import functools
-from pathlib import Path
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from . import triton_scan
-
-try:
-    from cuda.bindings import driver, nvrtc
-
-    IMPORT_ERROR = None
-except ImportError as error:
-    IMPORT_ERROR = error
+from . import nvrtc, triton_scan
+from .inputs import GatedInputs, ScanInputs
+from .nvrtc import ELEMENTS, aligned
 
 NAME = "cuda"
-SOURCE = Path(__file__).with_name("cuda_kernels.cu")
-ELEMENTS = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "fp16"}
+IMPORT_ERROR = nvrtc.IMPORT_ERROR
+SOURCE = nvrtc.HEADER.with_name("cuda_kernels.cu")
+AROUND = nvrtc.HEADER.with_name("cuda_around.cu")
+SCANS = ("scan_kernel", "scan_saving_kernel", "scan_backward_kernel", "ends_kernel", "ends_backwards_kernel")
+OTHERS = ("pack_kernel", "hand_on_kernel", "hand_on_backwards_kernel", "sum_planes_kernel", "sum_blocks_kernel")
+OTHERS += ("sum_parameters_kernel", "gate_kernel", "gate_saving_kernel", "gate_backward_kernel")
+
+# the kernels' own numbers
+T = 16  # steps in a tile, and between two kept states
+STATES = 16
 CHANNELS = 32  # of a block of threads
+SCRATCH = 4 * 144  # numbers of four sums on their way
+PACK_THREADS, PACK_TILES = 256, 4
+SUM_THREADS = 256
+MOST_CHANNELS = 3072  # whose sums fit into 48 KiB
+MOST_SHARED_BYTES = 96 << 10
+MOST_STEPS = 1 << 22
+
 # Warps of a block, by the rank of the steps: the fastest of 1, 2 and 4 at batch 32 on an H200 (GPU_NOTES.md).
 FORWARD_WARPS = {6: 2}
 BACKWARD_WARPS = {12: 4, 48: 4}
 OTHER_FORWARD_WARPS, OTHER_BACKWARD_WARPS = 1, 2
-STATES = 16
-SCRATCH = 4 * 144  # numbers of four sums on their way, as in the kernels
-MOST_SHARED_BYTES = 96 << 10
-MOST_STEPS = 1 << 22
+# With fewer warps of 32 channels in all, the steps are cut into chunks, none shorter than SHORTEST_CHUNK.
+ENOUGH_WARPS, SHORTEST_CHUNK = 512, 32
+GATE_BLOCKS = 528  # that share all tokens in the gate's backward: four for each multiprocessor of the largest GPUs
 
 saved_shape = triton_scan.saved_shape
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     """None if the kernels can run, otherwise why not."""
-    if IMPORT_ERROR is not None:
-        return f"{IMPORT_ERROR} (`pip install cuda-bindings`; PyTorch's CUDA builds bring it)"
-    if device.type != "cuda":
-        return "it needs an NVIDIA GPU"
-    if torch.version.hip is not None:
-        return "it is for NVIDIA GPUs, not AMD's"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "it needs an NVIDIA GPU of compute capability 8.0 or later"
-    return triton_scan.why_not(device, dtype)
+    return nvrtc.why_not(device) or triton_scan.why_not(device, dtype)
 
 
-def compile_source(dtype: torch.dtype, rank: int, warps: int, capability: int) -> bytes:
-    """The machine code of the kernels for a dtype, a rank of the steps and a compute capability such as 90."""
-    program = _checked(nvrtc.nvrtcCreateProgram(SOURCE.read_bytes(), SOURCE.name.encode(), 0, [], []))
-    defines = dict(ELEMENT=ELEMENTS[dtype], R=rank, WARPS=warps)
-    options = [f"--gpu-architecture=sm_{capability}", "-std=c++17", *(f"-D{name}={v}" for name, v in defines.items())]
-    (error,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
-    if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
-        _checked(nvrtc.nvrtcGetProgramLog(program, log))
-        raise RuntimeError(f"{SOURCE.name} could not be compiled for sm_{capability}: {log.decode(errors='replace')}")
-    code = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program))
-    _checked(nvrtc.nvrtcGetCUBIN(program, code))
-    return code
+class Problem:
+    """Sizes, packed inputs and launches of one call."""
 
+    def __init__(self, inputs: ScanInputs, backwards: bool = False):
+        x, dt_weight = inputs.x, inputs.dt_weight
+        self.b, self.H, self.W, self.I = x.shape
+        assert dt_weight is not None  # or `fits` says no
+        self.R, self.L = dt_weight.shape[-1], self.H * self.W
+        self.tiles = -(-self.L // T)
+        self.x, self.D, self.dt_bias = aligned(x), inputs.D.contiguous(), inputs.dt_bias.contiguous()
+        self.backwards = backwards
+        self.chunk = self._chunk()
+        self.chunks = -(-self.L // self.chunk)
+        self.rows = 2 * STATES + self.R
+        self.packed = x.new_empty(self.b, 4, self.tiles, self.rows, T, dtype=torch.float32)
+        self.weights = x.new_empty(4, STATES + self.R, self.I, dtype=torch.float32)
+        self._pack(inputs)
 
-def _checked(result):
-    error, *values = result
-    if int(error) != 0:
-        raise RuntimeError(f"CUDA driver: {error}")
-    return values[0] if values else None
+    def _chunk(self):
+        """Steps in a chunk: all of them if that occupies the GPU."""
+        warps = self.b * 4 * self.I // CHANNELS
+        if warps >= ENOUGH_WARPS or self.L < 2 * SHORTEST_CHUNK:
+            return self.tiles * T
+        wanted = -(-2 * ENOUGH_WARPS // warps)
+        return max(SHORTEST_CHUNK, -(-self.L // wanted + T - 1) // T * T)
 
+    def _launch(self, name, shared_floats, shared_elements, chunks, *arguments):
+        """Launches a kernel of `cuda_kernels.cu`, which is told all sizes after the tensors."""
+        warps = warps_of_block(self.R, self.backwards)
+        defines = defines_of_scan(self.x.dtype, self.R, self.backwards)
+        kernels = nvrtc.functions(SOURCE, SCANS, defines, self.x.device.index, MOST_SHARED_BYTES)
+        shared = 4 * shared_floats + self.x.element_size() * shared_elements
+        nvrtc.launch(kernels[name], (self.I // CHANNELS, chunks, 4 * self.b), 32 * warps, arguments, shared)
 
-@functools.cache
-def _kernels(device_index, dtype, rank, warps):
-    """The kernels by their names, on one GPU."""
-    major, minor = torch.cuda.get_device_capability(device_index)
-    module = _checked(driver.cuModuleLoadData(compile_source(dtype, rank, warps, 10 * major + minor)))
-    found = {}
-    for name in ("scan_kernel", "scan_saving_kernel", "scan_backward_kernel"):
-        found[name] = _checked(driver.cuModuleGetFunction(module, name.encode()))
-        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        _checked(driver.cuFuncSetAttribute(found[name], attribute, MOST_SHARED_BYTES))
-    return found
+    def _pack(self, inputs):
+        # pixels evenly spaced and the last axis dense: so are the slices of one projection; anything else is copied
+        maps = (t.flatten(0, 2) for t in (inputs.dt, inputs.B, inputs.C))
+        dt, B, C = (t if t.stride(-1) == 1 else t.contiguous() for t in maps)
+        strides = (stride for t in (dt, B, C) for stride in t.stride()[:2])
+        blocks = -(-self.tiles // PACK_TILES)
+        of_weights = -(-(STATES + self.R) * self.I // PACK_THREADS)
+        dt_weight = inputs.dt_weight.contiguous()
+        parameters = (inputs.A.contiguous(), dt_weight, self.packed, self.weights)
+        sizes = (*strides, self.H, self.W, self.tiles, blocks)
+        around(
+            self.x,
+            self.R,
+            "pack_kernel",
+            (blocks + of_weights, self.b * 4, 1),
+            PACK_THREADS,
+            dt,
+            B,
+            C,
+            *parameters,
+            *sizes,
+        )
 
-
-class Problem(triton_scan.Problem):
-    """Launches the CUDA kernels where they fit: 16 states, a multiple of 32 channels, low-rank steps."""
-
-    def warps(self, backwards: bool) -> int:
-        return CHANNELS // 32 if self._fits() else super().warps(backwards)
-
-    def _fits(self):
-        most = 4 * self.b * self.tiles * triton_scan.T * max(self.I, self.I // CHANNELS * (2 * self.N + self.R))
-        shape_fits = self.N == STATES and self.I % CHANNELS == 0 and self.R > 0
-        return shape_fits and self.L < MOST_STEPS and most < 1 << 32 and self._shared(True) <= MOST_SHARED_BYTES
-
-    def _warps_of_block(self, backwards):
-        if backwards:
-            return BACKWARD_WARPS.get(self.R, OTHER_BACKWARD_WARPS)
-        return FORWARD_WARPS.get(self.R, OTHER_FORWARD_WARPS)
-
-    def _shared(self, backwards):
-        """Bytes of shared memory; the kernels' first lines say what for."""
-        rows, tile, warps = 2 * self.N + self.R, CHANNELS * triton_scan.T, self._warps_of_block(backwards)
-        floats = self.R * CHANNELS + tile + 2 * rows * triton_scan.T
-        if backwards:
-            floats += self.R * CHANNELS + 6 * tile + warps * 2 * SCRATCH + rows * triton_scan.T
-            return 4 * floats + 4 * tile * self.x.element_size()
-        return 4 * (floats + warps * tile) + 2 * tile * self.x.element_size()
-
-    def _launch(self, name, backwards, tensors, integers):
-        warps = self._warps_of_block(backwards)
-        kernel = _kernels(self.x.device.index, self.x.dtype, self.R, warps)[name]
-        values = (*(t.data_ptr() for t in tensors), *integers)
-        types = (ctypes.c_void_p,) * len(tensors) + (ctypes.c_int,) * len(integers)
-        stream = torch.cuda.current_stream(self.x.device).cuda_stream
-        grid, block = (self.blocks, self.chunks, 4 * self.b), (32 * warps, 1, 1)
-        shared = self._shared(backwards)
-        _checked(driver.cuLaunchKernel(kernel, *grid, *block, shared, stream, (values, types), 0))
+    def hand_on(self, v: Tensor, ends: Tensor, slots: int, stride: int) -> None:
+        """Fills `ends` with what each chunk is handed: states, or in the backward gradients of states."""
+        totals = self.weights.new_empty(self.b, 4, self.chunks, self.I)
+        tensors = (v, self.packed, self.weights, self.dt_bias, ends, totals)
+        sizes = (self.H, self.W, self.I, self.chunk, self.tiles, slots, stride)
+        floats, tile = self.R * CHANNELS + CHANNELS * T + self.rows * T, CHANNELS * T
+        name = "_backwards_kernel" if self.backwards else "_kernel"
+        self._launch(f"ends{name}", floats, tile, self.chunks - 1, *tensors, *sizes)
+        grid = (self.I // CHANNELS, STATES, self.b * 4)
+        around(self.x, self.R, f"hand_on{name}", grid, CHANNELS, self.weights, totals, ends, self.chunks, slots, stride)
 
     def scan(self, starts: Tensor, planes: Tensor, slots: int, stride: int, save: bool) -> None:
-        if not self._fits():
-            return super().scan(starts, planes, slots, stride, save)
+        """The recurrence: `planes` and, with `save`, the kept states."""
         tensors = (self.x, self.packed, self.weights, self.D, self.dt_bias, starts, planes)
         sizes = (self.H, self.W, self.I, self.chunk, self.tiles, slots, stride)
-        self._launch("scan_saving_kernel" if save else "scan_kernel", False, tensors, sizes)
+        name = "scan_saving_kernel" if save else "scan_kernel"
+        self._launch(name, *shared_memory(self.R, False), self.chunks, *tensors, *sizes)
 
     def scan_backward(
-        self,
-        grad_y: Tensor,
-        saved: Tensor,
-        carry: Tensor,
-        planes: Tensor,
-        d_dt: Tensor,
-        partials: Tensor,
-        parameters: Tensor,
+        self, grad_y: Tensor, saved: Tensor, carry: Tensor, planes: Tensor, partials: Tensor, parameters: Tensor
     ) -> None:
-        if not self._fits():
-            return super().scan_backward(grad_y, saved, carry, planes, d_dt, partials, parameters)
-        inputs = (grad_y, self.x, self.packed, self.weights, self.D, self.dt_bias, saved)
-        filled = (carry, planes, partials, parameters)
+        """The recurrence's backward; see `triton_kernels.scan_backward_kernel` for what it fills."""
+        inputs = (grad_y, self.x, self.packed, self.weights, self.D, self.dt_bias, saved, carry)
         sizes = (self.H, self.W, self.I, self.chunk, self.tiles, saved.shape[2])
-        self._launch("scan_backward_kernel", True, inputs + filled, sizes)
+        filled = (planes, partials, parameters)
+        self._launch("scan_backward_kernel", *shared_memory(self.R, True), self.chunks, *inputs, *filled, *sizes)
+
+    def sum_planes(self, planes: Tensor) -> Tensor:
+        """(4, b, H, W, I) -> (b, H, W, I)."""
+        out = planes.new_empty(planes.shape[1:])
+        vectors = out.numel() * out.element_size() // 16
+        around(
+            self.x, self.R, "sum_planes_kernel", (-(-vectors // SUM_THREADS), 1, 1), SUM_THREADS, planes, out, vectors
+        )
+        return out
 
 
-forward = functools.partial(triton_scan.forward, problem=Problem)
-backward = functools.partial(triton_scan.backward, problem=Problem)
-gated_forward = functools.partial(triton_scan.gated_forward, problem=Problem)
-gated_backward = functools.partial(triton_scan.gated_backward, problem=Problem)
+def around(x: Tensor, R: int, name: str, grid: nvrtc.Grid, threads: int, *arguments: Tensor | int | float) -> None:
+    """Launches a kernel of `cuda_around.cu` for maps like x."""
+    kernels = nvrtc.functions(AROUND, OTHERS, defines_around(x.dtype, R, x.shape[-1]), x.device.index)
+    nvrtc.launch(kernels[name], grid, threads, arguments)
+
+
+def defines_of_scan(dtype: torch.dtype, R: int, backwards: bool) -> nvrtc.Defines:
+    """What `cuda_kernels.cu` is compiled for."""
+    return ("ELEMENT", ELEMENTS[dtype]), ("R", R), ("WARPS", warps_of_block(R, backwards))
+
+
+def defines_around(dtype: torch.dtype, R: int, I: int) -> nvrtc.Defines:
+    """What `cuda_around.cu` is compiled for."""
+    return ("ELEMENT", ELEMENTS[dtype]), ("R", R), ("I", I)
+
+
+def compile_ahead(sizes: Iterable[tuple[int, int]], dtype: torch.dtype, device: torch.device) -> None:
+    """Begins to compile what scans of `sizes`, (channels I, rank R), will need, side by side and in the background."""
+    capability = nvrtc.capability(device)
+    for I, R in sorted(set(sizes), reverse=True):  # those that take longest first
+        for backwards in (True, False):
+            nvrtc.compile_ahead(SOURCE, defines_of_scan(dtype, R, backwards), capability)
+        nvrtc.compile_ahead(AROUND, defines_around(dtype, R, I), capability)
+
+
+def fits(inputs: ScanInputs) -> bool:
+    """Whether the kernels are made for such inputs."""
+    (b, H, W, I), N = inputs.x.shape, inputs.A.shape[-1]
+    R, L = 0 if inputs.dt_weight is None else inputs.dt_weight.shape[-1], H * W
+    if N != STATES or R == 0 or I % CHANNELS != 0 or I > MOST_CHANNELS or L >= MOST_STEPS:
+        return False
+    most = 4 * b * -(-L // T) * T * max(I, I // CHANNELS * (2 * N + R))  # offsets have 32 bits
+    floats, elements = shared_memory(R, True)
+    return most < 1 << 32 and 4 * floats + inputs.x.element_size() * elements <= MOST_SHARED_BYTES
+
+
+def warps_of_block(R: int, backwards: bool) -> int:
+    """Warps that share the states of 32 channels."""
+    return BACKWARD_WARPS.get(R, OTHER_BACKWARD_WARPS) if backwards else FORWARD_WARPS.get(R, OTHER_FORWARD_WARPS)
+
+
+def shared_memory(R: int, backwards: bool) -> tuple[int, int]:
+    """Floats and elements in a block's shared memory; the kernels' first lines say what for."""
+    rows, tile, warps = 2 * STATES + R, CHANNELS * T, warps_of_block(R, backwards)
+    floats = R * CHANNELS + tile + 2 * rows * T
+    if backwards:
+        return floats + R * CHANNELS + 6 * tile + warps * 2 * SCRATCH + rows * T, 4 * tile
+    return floats + warps * tile, 2 * tile
+
+
+def _scan(inputs, save):
+    """The problem, the planes (4, b, H, W, I) of y, and what is kept."""
+    p, x = Problem(inputs), inputs.x
+    planes = x.new_empty(4, *x.shape)
+    saved = p.weights.new_empty(saved_shape(inputs) if save else (0,))
+    starts, stride = saved, p.chunk // T
+    if not save:
+        starts, stride = p.weights.new_empty(p.b, 4, p.chunks, STATES, p.I), 1
+    slots = starts.shape[2]
+    if p.chunks > 1:
+        p.hand_on(p.x, starts, slots, stride)
+    p.scan(starts, planes, slots, stride, save)
+    return p, planes, saved
+
+
+def forward(inputs: ScanInputs, save: bool = True) -> tuple[Tensor, Tensor]:
+    """y (b, H, W, I) and the kept states, empty without `save`."""
+    if not fits(inputs):
+        return triton_scan.forward(inputs, save)
+    with torch.cuda.device_of(inputs.x):
+        p, planes, saved = _scan(inputs, save)
+        return p.sum_planes(planes), saved
+
+
+def backward(grad_y: Tensor, saved: Tensor, inputs: ScanInputs) -> ScanInputs:
+    """The gradients of the inputs."""
+    if not fits(inputs):
+        return triton_scan.backward(grad_y, saved, inputs)
+    x = inputs.x
+    with torch.cuda.device_of(x):
+        p = Problem(inputs, backwards=True)
+        grad_y, new = aligned(grad_y), p.weights.new_empty
+        carry = p.weights.new_zeros(p.b, 4, p.chunks, STATES, p.I)
+        if p.chunks > 1:
+            p.hand_on(grad_y, carry, p.chunks, 1)
+        planes = x.new_empty(4, *x.shape)
+        blocks = p.I // CHANNELS
+        # half the bytes where the results are 16 bits wide
+        wide = torch.float32 if x.dtype == torch.float32 else torch.bfloat16
+        partials = new(blocks, p.b, 4, p.tiles, T, p.rows, dtype=wide)
+        parameters = new(p.b, 4, p.chunks, STATES + p.R + 2, p.I)
+        p.scan_backward(grad_y, saved, carry, planes, partials, parameters)
+        dx = p.sum_planes(planes)
+        d_dt, dB, dC = (t.new_empty(t.shape) for t in (inputs.dt, inputs.B, inputs.C))
+        grid = (p.tiles, p.b * 4, 1)
+        around(p.x, p.R, "sum_blocks_kernel", grid, SUM_THREADS, partials, dB, dC, d_dt, blocks, p.H, p.W, p.tiles)
+        dA, d_weight, dD, d_bias = new(4, p.I, STATES), new(4, p.I, p.R), new(4, p.I), new(4, p.I)
+        grid = (-(-p.I // 128), STATES + p.R + 2, 4)
+        around(p.x, p.R, "sum_parameters_kernel", grid, 128, parameters, dA, d_weight, dD, d_bias, p.b, p.chunks)
+        return ScanInputs(x=dx, dt=d_dt, B=dB, C=dC, A=dA, D=dD, dt_bias=d_bias, dt_weight=d_weight)
+
+
+def gated_forward(inputs: GatedInputs, eps: float, save: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """LayerNorm(scan) * SiLU(z): (out, y, saved). y, the scan itself, and the kept states are empty without `save`."""
+    if not fits(inputs.scan):
+        return triton_scan.gated_forward(inputs, eps, save)
+    x = inputs.x
+    with torch.cuda.device_of(x):
+        p, planes, saved = _scan(inputs.scan, save)
+        out, y, z = x.new_empty(x.shape), x.new_empty(x.shape if save else (0,)), _even(inputs.z)
+        tokens = out.numel() // p.I
+        grid, name = (-(-tokens // gate_warps(p.I)), 1, 1), "gate_saving_kernel" if save else "gate_kernel"
+        norm = (inputs.norm_weight, inputs.norm_bias)
+        around(p.x, p.R, name, grid, 32 * gate_warps(p.I), planes, z, *norm, y, out, tokens, z.stride(0), float(eps))
+        return out, y, saved
+
+
+def gated_backward(grad: Tensor, y: Tensor, saved: Tensor, inputs: GatedInputs, eps: float) -> GatedInputs:
+    """The gradients of the inputs."""
+    if not fits(inputs.scan):
+        return triton_scan.gated_backward(grad, y, saved, inputs, eps)
+    x, dt_weight = inputs.x, inputs.dt_weight
+    assert dt_weight is not None
+    I, R = x.shape[-1], dt_weight.shape[-1]
+    with torch.cuda.device_of(x):
+        grad, z = aligned(grad), _even(inputs.z)
+        tokens, warps = y.numel() // I, gate_warps(I)
+        blocks = min(GATE_BLOCKS, -(-tokens // warps))
+        dy, dz = y.new_empty(y.shape), inputs.z.new_empty(inputs.z.shape)
+        parts = y.new_empty(blocks, 2, I, dtype=torch.float32)
+        tensors = (grad, y, z, inputs.norm_weight, inputs.norm_bias, dy, dz, parts)
+        around(x, R, "gate_backward_kernel", (blocks, 1, 1), 32 * warps, *tensors, tokens, z.stride(0), float(eps))
+        d_weight, d_bias = parts[:, 0].sum(0), parts[:, 1].sum(0)  # outputs may not share memory
+    return backward(dy, saved, inputs.scan).gated(dz, d_weight, d_bias)
+
+
+def gate_warps(I: int) -> int:
+    """Warps of a block of the gate's kernels."""
+    return 8 if I <= 384 else 4 if I <= 768 else 2
+
+
+def _even(t):
+    """(b, H, W, I) as (b H W, I) with dense channels in vectors of 16 bytes: a view where possible."""
+    t = t.flatten(0, 2)
+    aligned = t.stride(-1) == 1 and t.stride(0) * t.element_size() % 16 == 0 and t.data_ptr() % 16 == 0
+    return t if aligned else t.contiguous()

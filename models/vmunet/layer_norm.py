@@ -1,23 +1,26 @@
-"""LayerNorm over the last axis; on NVIDIA GPUs in one Triton kernel for each direction.
+"""LayerNorm over the last axis; on NVIDIA GPUs in one CUDA kernel for each direction.
 
 PyTorch's kernels give every row a block of threads of its own, which at the network's end, with two million rows of 24
-channels in a batch, cost more than all its matmuls. Here a program takes as many rows as fill it."""
+channels in a batch, cost more than all its matmuls. Here a warp takes as many rows as fill it."""
 
 import functools
 import logging
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cross_scan import triton_scan
-from ..cross_scan.backends import describe_failure
+from ..cross_scan import nvrtc
+from ..cross_scan.backends import constant_for_compiler, describe_failure
 from ..cross_scan.operator import NAMESPACE
 
-if triton_scan.IMPORT_ERROR is None:
-    from . import layer_norm_kernels as kernels
-
 log = logging.getLogger("vmunet")
+
+SOURCE = Path(__file__).with_suffix(".cu")
+KERNELS = ("layer_norm_kernel", "layer_norm_backward_kernel")
+MOST_CHANNELS = 3072  # whose sums fit into 48 KiB
+BLOCKS = 528  # that share all rows in the backward: four for each multiprocessor of the largest GPUs
 
 
 class LayerNorm(nn.LayerNorm):
@@ -31,7 +34,8 @@ class LayerNorm(nn.LayerNorm):
         self.for_matmul = for_matmul
 
     def forward(self, x: Tensor) -> Tensor:
-        if not x.is_cuda or x.dtype == torch.float64 or not kernels_work("cuda"):
+        fits = x.is_cuda and x.dtype in nvrtc.ELEMENTS and x.shape[-1] % 8 == 0 and x.shape[-1] <= MOST_CHANNELS
+        if not fits or not kernels_work(str(x.device)):
             return super().forward(x)
         autocast = torch.is_autocast_enabled(x.device.type)
         dtype = torch.get_autocast_dtype(x.device.type) if autocast and self.for_matmul else x.dtype
@@ -40,36 +44,37 @@ class LayerNorm(nn.LayerNorm):
         return layer_norm(x, self.weight, self.bias, self.eps, dtype)
 
 
-@torch.compiler.assume_constant_result
-def kernels_work(device_type: str) -> bool:
-    """Whether Triton's kernels run and agree with PyTorch's on a tiny input. The log says why not."""
-    return _try_kernels(device_type)
+@constant_for_compiler
+def kernels_work(device: str) -> bool:
+    """Whether the kernels run there and agree with PyTorch on a tiny input. The log says why not."""
+    return _try_kernels(device)
 
 
 @functools.cache
-def _try_kernels(device_type):
+def _try_kernels(name):
+    device = torch.device(name)
+    reason = nvrtc.why_not(device)
     try:
-        x = torch.arange(48.0, device=device_type).view(2, 24)
-        weight, bias = torch.ones_like(x[0]), torch.zeros_like(x[0])
-        error = (layer_norm(x, weight, bias, 1e-5, x.dtype) - F.layer_norm(x, (24,))).abs().max().item()
-    except Exception as failure:  # without Triton, without the C compiler that it needs, or on a card it does not know
-        log.warning("LayerNorm: PyTorch's, which is slower; Triton's ended with %s", describe_failure(failure))
-        return False
-    if not error < 1e-5:
-        log.warning("LayerNorm: PyTorch's, which is slower; Triton's is off by %.1e", error)
-    return error < 1e-5
+        if reason is None:
+            x = torch.arange(48.0).view(2, 24)
+            weight, bias = torch.ones(24, device=device), torch.zeros(24, device=device)
+            found = layer_norm(x.to(device), weight, bias, 1e-5, x.dtype).cpu()
+            error = (found - F.layer_norm(x, (24,))).abs().max().item()
+            reason = None if error < 1e-5 else f"is off by {error:.1e}"
+    except Exception as failure:  # whatever a compiler or a driver raises
+        reason = f"ended with {describe_failure(failure)}"
+    if reason is not None:
+        log.warning("LayerNorm: PyTorch's, which is slower; the CUDA kernel: %s", reason)
+    return reason is None
 
 
 @torch.library.custom_op(f"{NAMESPACE}::layer_norm", mutates_args=())
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """LayerNorm of x (..., C) in float32, rounded to `dtype`."""
-    x = x.contiguous()
+    x = nvrtc.aligned(x)
     out = torch.empty_like(x, dtype=dtype)
-    rows, width, length, programs = _grid(x)
-    with torch.cuda.device_of(x):
-        kernels.layer_norm_kernel[(programs,)](
-            x, weight, bias, out, rows, x.shape[-1], eps, BT=length, BI=width, num_warps=4
-        )
+    rows = x.numel() // x.shape[-1]
+    _launch("layer_norm_kernel", x, dtype, -(-rows // rows_of_block(x, dtype)), x, weight, bias, out, rows, float(eps))
     return out
 
 
@@ -81,14 +86,12 @@ def _(x, weight, bias, eps, dtype):
 @torch.library.custom_op(f"{NAMESPACE}::layer_norm_backward", mutates_args=())
 def layer_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias."""
-    x, grad = x.contiguous(), grad.contiguous()
+    x, grad = nvrtc.aligned(x), nvrtc.aligned(grad)
     dx = torch.empty_like(x)
-    rows, width, length, programs = _grid(x, most=528)
-    parts = x.new_empty(programs, 2, x.shape[-1], dtype=torch.float32)  # of weight and bias
-    with torch.cuda.device_of(x):
-        kernels.layer_norm_backward_kernel[(programs,)](
-            grad, x, weight, dx, parts, rows, x.shape[-1], eps, BT=length, BI=width, num_warps=4
-        )
+    rows = x.numel() // x.shape[-1]
+    blocks = min(BLOCKS, -(-rows // rows_of_block(x, grad.dtype)))
+    parts = x.new_empty(blocks, 2, x.shape[-1], dtype=torch.float32)  # of weight and bias
+    _launch("layer_norm_backward_kernel", x, grad.dtype, blocks, grad, x, weight, dx, parts, rows, float(eps))
     d_weight, d_bias = parts.sum(0).unbind(0)
     return dx, d_weight.clone(), d_bias.clone()
 
@@ -111,9 +114,21 @@ def _backward(ctx, grad):
 layer_norm.register_autograd(_backward, setup_context=_setup)
 
 
-def _grid(x, most=None):
-    """Rows, the power of two that holds their channels, rows of a step of a program, and programs."""
-    rows, width = x.numel() // x.shape[-1], kernels.next_power_of_2(x.shape[-1])
-    length = max(1, 2048 // width)
-    programs = -(-rows // length)
-    return rows, width, length, programs if most is None else min(most, programs)
+def warps_of_block(channels: int) -> int:
+    """As the kernels have it."""
+    return 8 if channels <= 384 else 4 if channels <= 768 else 2
+
+
+def rows_of_block(x: Tensor, result: torch.dtype) -> int:
+    """Rows that a block of threads has at a time; as the kernels have it."""
+    channels = x.shape[-1]
+    vectors = channels // (4 if torch.float32 in (x.dtype, result) else 8)
+    group = min(32, 1 << (vectors - 1).bit_length())
+    return warps_of_block(channels) * 32 // group
+
+
+def _launch(name, x, result, blocks, *arguments):
+    defines = (("C", x.shape[-1]), ("X", nvrtc.ELEMENTS[x.dtype]), ("Y", nvrtc.ELEMENTS[result]))
+    with torch.cuda.device_of(x):
+        kernels = nvrtc.functions(SOURCE, KERNELS, defines, x.device.index)
+        nvrtc.launch(kernels[name], (blocks, 1, 1), 32 * warps_of_block(x.shape[-1]), arguments)

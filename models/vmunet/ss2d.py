@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..cross_scan import gated_cross_scan
 from ..cross_scan.reference import inverse_softplus
+from .conv_silu import conv_silu
 
 
 class SS2D(nn.Module):
@@ -48,7 +49,7 @@ class SS2D(nn.Module):
         weight_x, weight_z = self.in_proj.weight.chunk(2)
         z = F.linear(x, weight_z)  # (B, H, W, I), the gate
         x = F.linear(x, weight_x)
-        x = F.silu(self.conv2d(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)  # (B, H, W, I), channels last throughout
+        x = conv_silu(x, self.conv2d)  # (B, H, W, I), channels last throughout
         projected = F.linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (4, -1))
         dt, B, C = projected.split(self.split, -1)  # (B, H, W, 4, R or N)
         A, D = -self.A_logs.exp().view(4, -1, self.A_logs.shape[1]), self.Ds.view(4, -1)

@@ -22,7 +22,7 @@ def inner_name(name: str) -> str:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel and torch.compile: names in checkpoints must not depend on them."""
+    """The model inside GraphedModel and torch.compile: names in checkpoints must not depend on them."""
     while True:
         inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
         if inner is None:

@@ -6,15 +6,21 @@ import subprocess
 import pytest
 import torch
 
-from models.cross_scan import cross_selective_scan, cuda_scan, reference, triton_scan
+from models.cross_scan import cross_selective_scan, cuda_scan, nvrtc, reference, triton_scan
+from models.vmunet import conv_silu, layer_norm
 
 if cuda_scan.IMPORT_ERROR is not None or triton_scan.IMPORT_ERROR is not None:
     pytest.skip(f"needs {cuda_scan.IMPORT_ERROR or triton_scan.IMPORT_ERROR}", allow_module_level=True)
 
 import triton  # noqa: E402
 
-MOST_STACK = {"scan_kernel": 64, "scan_saving_kernel": 64, "scan_backward_kernel": 128}  # bytes of a thread
 SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10}  # bytes that the blocks of a multiprocessor share
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("VMUNET_CACHE", str(tmp_path / "cache"))
+    nvrtc.compile_ahead.cache_clear()
 
 
 def usage(code, folder):
@@ -27,52 +33,105 @@ def usage(code, folder):
 
 
 @pytest.mark.parametrize(
-    "dtype, rank, warps, capability",
+    "dtype, rank, backwards, capability",
     [
-        (torch.bfloat16, 6, 2, 90),
-        (torch.bfloat16, 48, 4, 90),
-        (torch.float32, 12, 1, 80),
-        (torch.float16, 24, 2, 80),
+        (torch.bfloat16, 6, True, 90),
+        (torch.bfloat16, 48, True, 90),
+        (torch.float32, 12, False, 80),
+        (torch.float16, 24, True, 80),
     ],
 )
-def test_every_kernel_compiles_and_keeps_its_tiles_in_registers(tmp_path, dtype, rank, warps, capability):
-    found = usage(cuda_scan.compile_source(dtype, rank, warps, capability), tmp_path)
-    assert set(found) == set(MOST_STACK)
+def test_the_scans_compile_and_keep_their_tiles_in_registers(tmp_path, dtype, rank, backwards, capability):
+    defines = cuda_scan.defines_of_scan(dtype, rank, backwards)
+    found = usage(nvrtc.compile_source(cuda_scan.SOURCE, defines, capability), tmp_path)
+    assert set(found) == set(cuda_scan.SCANS)
+    warps = cuda_scan.warps_of_block(rank, backwards)
     for name, (registers, stack) in found.items():
-        assert stack <= MOST_STACK[name], (name, stack)
+        assert stack <= (128 if "backward" in name else 64), (name, stack)
         assert registers * 32 * warps <= 65536 / (8 / warps)  # at least eight warps at a time
 
 
-def problem(I, N, R, b=1, side=4, dtype=torch.bfloat16):
-    """What a call's launches know, without a GPU: the sizes."""
-    p = object.__new__(cuda_scan.Problem)
-    p.b, p.I, p.N, p.R, p.L, p.tiles = b, I, N, R, side * side, -(-side * side // triton_scan.T)
-    p.x = torch.empty(0, dtype=dtype)
-    return p
+@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("dtype, capability", [(torch.bfloat16, 90), (torch.float32, 80)])
+def test_what_surrounds_the_scan_compiles(tmp_path, stage, dtype, capability):
+    defines = cuda_scan.defines_around(dtype, 6 << stage, 192 << stage)
+    found = usage(nvrtc.compile_source(cuda_scan.AROUND, defines, capability), tmp_path)
+    assert set(found) == set(cuda_scan.OTHERS)
+    assert all(stack <= 64 for _, stack in found.values())
+
+
+@pytest.mark.parametrize("channels, x, y", [(24, "bf16", "bf16"), (96, "float", "bf16"), (1536, "float", "float")])
+def test_layer_norm_compiles(tmp_path, channels, x, y):
+    code = nvrtc.compile_source(layer_norm.SOURCE, (("C", channels), ("X", x), ("Y", y)), 80)
+    assert set(usage(code, tmp_path)) == set(layer_norm.KERNELS)
+
+
+@pytest.mark.parametrize("element", ["float", "bf16", "fp16"])
+def test_the_convolution_compiles_and_keeps_its_window_in_registers(tmp_path, element):
+    found = usage(nvrtc.compile_source(conv_silu.SOURCE, (("ELEMENT", element),), 90), tmp_path)
+    assert set(found) == set(conv_silu.KERNELS)
+    assert all(stack == 0 for _, stack in found.values())
+
+
+def inputs_of(I, N, R, b=1, side=4, dtype=torch.bfloat16):
+    """Inputs of a shape, without memory."""
+    small = reference.make_inputs(1, 1, 1, I, N, R)
+    return small._replace(x=small.x.to(dtype).expand(b, side, side, I))
 
 
 @pytest.mark.parametrize("stage", range(4))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_networks_stages_fit_and_share_a_multiprocessor(stage, dtype):
-    p = problem(I=192 << stage, N=16, R=6 << stage, b=32, side=64 >> stage, dtype=dtype)
-    assert p._fits()
-    for capability in SHARED_MEMORY:
-        assert 2 * (p._shared(backwards=True) + 1024) <= SHARED_MEMORY[capability]
+    R = 6 << stage
+    assert cuda_scan.fits(inputs_of(I=192 << stage, N=16, R=R, b=32, side=64 >> stage, dtype=dtype))
+    floats, elements = cuda_scan.shared_memory(R, backwards=True)
+    for most in SHARED_MEMORY.values():
+        assert 2 * (4 * floats + dtype.itemsize * elements + 1024) <= most
 
 
 def test_other_shapes_are_left_to_triton():
-    assert not problem(I=192, N=8, R=6)._fits()
-    assert not problem(I=40, N=16, R=3)._fits()
-    assert not problem(I=64, N=16, R=0)._fits()
-    assert not problem(I=192, N=16, R=6, b=4096, side=256)._fits()  # offsets of more than 32 bits
+    assert not cuda_scan.fits(inputs_of(I=192, N=8, R=6))
+    assert not cuda_scan.fits(inputs_of(I=40, N=16, R=3))
+    assert not cuda_scan.fits(reference.make_inputs(1, 2, 2, 64, 16))  # without a low rank
+    assert not cuda_scan.fits(inputs_of(I=192, N=16, R=6, b=4096, side=256))  # offsets of more than 32 bits
 
 
-def test_a_source_that_does_not_compile_says_why(tmp_path, monkeypatch):
+def test_python_and_kernels_agree_on_their_numbers():
+    """Sizes that both files name."""
+    scan, around = cuda_scan.SOURCE.read_text(encoding="utf-8"), cuda_scan.AROUND.read_text(encoding="utf-8")
+    assert f"constexpr int T = {cuda_scan.T};" in scan and f"constexpr int N = {cuda_scan.STATES};" in scan
+    assert f"T = {cuda_scan.T}, N = {cuda_scan.STATES}, LANES = {cuda_scan.CHANNELS};" in around
+    assert f"PACK_THREADS = {cuda_scan.PACK_THREADS}, PACK_TILES = {cuda_scan.PACK_TILES};" in around
+    assert f"SUM_THREADS = {cuda_scan.SUM_THREADS};" in around
+    lines = {path: path.read_text(encoding="utf-8") for path in (layer_norm.SOURCE, conv_silu.SOURCE)}
+    assert "WARPS = C <= 384 ? 8 : C <= 768 ? 4 : 2;" in lines[layer_norm.SOURCE]
+    assert [layer_norm.warps_of_block(channels) for channels in (24, 384, 768, 1536)] == [8, 8, 4, 2]
+    assert "GATE_WARPS = I <= 384 ? 8 : I <= 768 ? 4 : 2;" in around
+    assert [cuda_scan.gate_warps(channels) for channels in (192, 384, 768, 1536)] == [8, 8, 4, 2]
+    assert f"WARPS = {conv_silu.WARPS}, LANES = 32, CHANNELS = 2 * LANES;" in lines[conv_silu.SOURCE]
+
+
+def test_what_was_compiled_is_kept(tmp_path, monkeypatch):
+    defines = (("ELEMENT", "float"),)
+    code = nvrtc.compile_source(conv_silu.SOURCE, defines, 90)
+    nvrtc.compile_ahead.cache_clear()
+    monkeypatch.setattr(nvrtc.nvrtc, "nvrtcCompileProgram", None)  # in another process, say
+    assert nvrtc.compile_source(conv_silu.SOURCE, defines, 90) == code
+    with pytest.raises(TypeError):
+        nvrtc.compile_source(conv_silu.SOURCE, (("ELEMENT", "bf16"),), 90)
+
+
+def test_a_cache_that_can_not_be_written_costs_nothing_else(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VMUNET_CACHE", str(tmp_path / "file"))
+    assert nvrtc.compile_source(conv_silu.SOURCE, (("ELEMENT", "float"),), 90)
+
+
+def test_a_source_that_does_not_compile_says_why(tmp_path):
     broken = tmp_path / "broken.cu"
     broken.write_text("__global__ void kernel() { nonsense; }")
-    monkeypatch.setattr(cuda_scan, "SOURCE", broken)
     with pytest.raises(RuntimeError, match='broken.cu could not be compiled for sm_90.*"nonsense" is undefined'):
-        cuda_scan.compile_source(torch.float32, 6, 2, 90)
+        nvrtc.compile_source(broken, (), 90)
 
 
 def test_it_says_why_it_can_not_run():

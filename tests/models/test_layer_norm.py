@@ -1,77 +1,64 @@
-"""The channels-last LayerNorm: on CPUs PyTorch's, on GPUs Triton's, which run here in the interpreter."""
-
-import json
+"""The channels-last LayerNorm and the convolution with SiLU: on CPUs PyTorch's, on GPUs CUDA kernels, which
+`benchmarks/gpu.py --check` holds against double precision."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-import models.vmunet.layer_norm as layer_norm_module
-from models.cross_scan import triton_scan
-from models.vmunet.layer_norm import LayerNorm, kernels_work, layer_norm, layer_norm_backward
-from tests.interpreter import run_interpreted
-
-CASES = {  # shape, dtype of the input, of the output
-    "fewer channels than a power of two": ((2, 3, 5, 24), torch.float32, torch.float32),
-    "more rows than a program holds": ((150, 24), torch.float32, torch.float32),
-    "one row": ((1, 96), torch.float32, torch.float32),
-    "rounded to 16 bits": ((3, 4, 40), torch.float32, torch.float16),
-    "16 bits in": ((3, 4, 40), torch.float16, torch.float32),
-}
-TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3}
+from models.vmunet import conv_silu as conv_silu_module
+from models.vmunet import layer_norm as layer_norm_module
+from models.vmunet.conv_silu import conv_silu
+from models.vmunet.layer_norm import LayerNorm
 
 
-def relative(found, expected):
-    return ((found.double() - expected).norm() / expected.norm()).item()
-
-
-def errors(shape, dtype, out):
-    random = torch.Generator().manual_seed(0)
-    x = (3 + 2 * torch.randn(shape, generator=random)).to(dtype)
-    weight, bias = (torch.randn(shape[-1], generator=random) for _ in range(2))
-    grad = torch.randn(shape, generator=random).to(out)
-    y = layer_norm(x, weight, bias, 1e-5, out)
-    assert y.dtype == out
-    leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
-    expected = F.layer_norm(leaves[0], shape[-1:], leaves[1], leaves[2], 1e-5)
-    wanted = torch.autograd.grad(expected, leaves, grad.double())
-    found = layer_norm_backward(grad, x, weight, 1e-5)
-    return [relative(*pair) for pair in zip((y, *found), (expected, *wanted), strict=True)]
-
-
-@pytest.fixture(scope="module")
-def interpreted():
-    if triton_scan.IMPORT_ERROR is not None:
-        pytest.skip(f"needs Triton: {triton_scan.IMPORT_ERROR}")
-    return run_interpreted(__file__)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_kernels_agree_with_double_precision(interpreted, case):
-    y, dx, d_weight, d_bias = interpreted[case]
-    _, dtype, out = CASES[case]
-    assert y <= TOLERANCE[out] and dx <= TOLERANCE[dtype]
-    assert d_weight <= 1e-6 and d_bias <= 1e-6
-
-
-def test_on_a_cpu_it_is_pytorchs():
+def test_on_a_cpu_layer_norm_is_pytorchs():
     norm = LayerNorm(24, for_matmul=True)
     x = torch.randn(2, 3, 24)
     assert torch.equal(norm(x), F.layer_norm(x, (24,)))
 
 
-def test_without_a_c_compiler_it_is_pytorchs_and_the_log_says_so(monkeypatch, caplog):
+def test_on_a_cpu_the_convolution_is_pytorchs():
+    conv = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+    x = torch.randn(2, 4, 5, 6)
+    found = conv_silu(x, conv)
+    assert torch.equal(found, F.silu(conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("module", [layer_norm_module, conv_silu_module])
+def test_without_the_kernels_it_is_pytorchs_and_the_log_says_so(module, caplog):
+    module._try_kernels.cache_clear()
+    choose = torch.compile(lambda x: x + module.kernels_work("cpu"), backend="eager", fullgraph=True)
+    assert torch.equal(choose(torch.zeros(2)), torch.zeros(2))  # a constant for the compiler
+    module._try_kernels.cache_clear()
+    assert caplog.text.count("PyTorch's, which is slower; the CUDA kernel: ") == 1
+
+
+@pytest.mark.parametrize("module", [layer_norm_module, conv_silu_module])
+def test_a_driver_that_fails_is_passed_over(module, caplog, monkeypatch):
     def fail(*_):
-        raise RuntimeError("Failed to find C compiler.")
+        raise RuntimeError("CUDA: CUDA_ERROR_NO_BINARY_FOR_GPU")
 
-    monkeypatch.setattr(layer_norm_module, "layer_norm", fail)
-    layer_norm_module._try_kernels.cache_clear()
-    choose = torch.compile(lambda x: x + kernels_work("cpu"), backend="eager", fullgraph=True)  # a constant for it
-    assert torch.equal(choose(torch.zeros(2)), torch.zeros(2))
-    layer_norm_module._try_kernels.cache_clear()
-    assert caplog.text.count("ended with RuntimeError: Failed to find C compiler.") == 1
+    monkeypatch.setattr(module.nvrtc, "why_not", lambda device: None)
+    monkeypatch.setattr(module, "_launch", fail)
+    module._try_kernels.cache_clear()
+    assert not module.kernels_work("cpu")
+    module._try_kernels.cache_clear()
+    assert "ended with RuntimeError: CUDA: CUDA_ERROR_NO_BINARY_FOR_GPU" in caplog.text
 
 
-if __name__ == "__main__":
-    assert kernels_work("cpu")
-    print(json.dumps({case: errors(*arguments) for case, arguments in CASES.items()}))
+@pytest.mark.parametrize("operator", ["layer_norm", "conv_silu"])
+def test_the_compiler_knows_the_operators_shapes(operator):
+    with torch.device("meta"):
+        x, weight, bias = torch.empty(2, 3, 4, 8), torch.empty(8, 1, 3, 3), torch.empty(8)
+        if operator == "layer_norm":
+            out = layer_norm_module.layer_norm(x, bias, bias, 1e-5, torch.bfloat16)
+            grads = layer_norm_module.layer_norm_backward(out, x, bias, 1e-5)
+            expected = (x, bias, bias)
+            assert out.dtype == torch.bfloat16
+        else:
+            out = conv_silu_module.convolve(x, weight, bias)
+            grads = conv_silu_module.convolve_backward(out, x, weight, bias)
+            expected = (x, weight, bias)
+    assert out.shape == x.shape
+    assert [g.shape for g in grads] == [t.shape for t in expected]

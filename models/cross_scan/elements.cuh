@@ -1,0 +1,67 @@
+// What the CUDA kernels share: the types of maps, conversion to float and back, vectors of 16 bytes, sums over lanes.
+
+typedef unsigned int u32;
+typedef unsigned short u16;
+typedef long long i64;
+
+struct bf16 { u16 bits; };
+struct fp16 { u16 bits; };
+
+constexpr u32 ALL = 0xffffffff;
+constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
+
+__device__ __forceinline__ float to_float(float v) { return v; }
+__device__ __forceinline__ float to_float(bf16 v) { return __uint_as_float((u32)v.bits << 16); }
+__device__ __forceinline__ float to_float(fp16 v) {
+    float result;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(v.bits));
+    return result;
+}
+__device__ __forceinline__ void assign(float& to, float v) { to = v; }
+__device__ __forceinline__ void assign(bf16& to, float v) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(v)); }
+__device__ __forceinline__ void assign(fp16& to, float v) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(v)); }
+
+template <typename E> __device__ __forceinline__ float rounded(float v) {
+    E e;
+    assign(e, v);
+    return to_float(e);
+}
+
+__device__ __forceinline__ float exp2_(float v) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
+    return result;
+}
+
+__device__ __forceinline__ float reciprocal(float v) {
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
+    return result;
+}
+
+__device__ __forceinline__ float sigmoid(float v) {
+    float e = exp2_(-LOG2_E * fabsf(v));
+    return (v >= 0.0f ? 1.0f : e) * reciprocal(1.0f + e);
+}
+
+// COUNT neighbouring numbers, read and written at once
+template <typename E, int COUNT> struct alignas(COUNT * sizeof(E)) Vector { E of[COUNT]; };
+
+template <int COUNT, typename E> __device__ __forceinline__ void load(float (&to)[COUNT], const E* from) {
+    Vector<E, COUNT> v = *(const Vector<E, COUNT>*)from;
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) to[i] = to_float(v.of[i]);
+}
+template <int COUNT, typename E> __device__ __forceinline__ void store(E* to, const float (&from)[COUNT]) {
+    Vector<E, COUNT> v;
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) assign(v.of[i], from[i]);
+    *(Vector<E, COUNT>*)to = v;
+}
+
+// The sum over groups of GROUP neighbouring lanes, in all of them
+template <int GROUP> __device__ __forceinline__ float sum_over(float v) {
+#pragma unroll
+    for (int distance = GROUP / 2; distance > 0; distance /= 2) v += __shfl_xor_sync(ALL, v, distance);
+    return v;
+}

@@ -1,0 +1,107 @@
+"""SiLU of a depthwise 3x3 convolution, as SS2D has it; on NVIDIA GPUs in one CUDA kernel, its backward in two.
+
+cuDNN's convolution, the bias and SiLU pass seven times over a map of all inner channels, their backward nine times;
+these kernels do with two and five."""
+
+import functools
+import logging
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..cross_scan import nvrtc
+from ..cross_scan.backends import constant_for_compiler, describe_failure
+from ..cross_scan.operator import NAMESPACE
+
+log = logging.getLogger("vmunet")
+
+SOURCE = Path(__file__).with_suffix(".cu")
+KERNELS = ("conv_silu_kernel", "conv_silu_backward_kernel", "conv_transposed_kernel")
+WARPS, CHANNELS = 8, 64  # rows and channels of a block of threads
+
+
+def conv_silu(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """SiLU(conv(x)) of a channels-last map (B, H, W, I) by a depthwise convolution of kernel 3 and padding 1."""
+    if x.is_cuda and x.dtype in nvrtc.ELEMENTS and x.shape[-1] % 2 == 0 and kernels_work(str(x.device)):
+        assert conv.bias is not None
+        return convolve(x, conv.weight, conv.bias)
+    return F.silu(conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+
+
+@constant_for_compiler
+def kernels_work(device: str) -> bool:
+    """Whether the kernels run there and agree with PyTorch's on a tiny map. The log says why not."""
+    return _try_kernels(device)
+
+
+@functools.cache
+def _try_kernels(name):
+    device = torch.device(name)
+    reason = nvrtc.why_not(device)
+    try:
+        if reason is None:
+            weight, bias = torch.linspace(-1, 1, 36).view(4, 1, 3, 3), torch.ones(4)
+            x = torch.linspace(-3, 3, 60).view(1, 3, 5, 4)
+            convolved = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=4)
+            found = convolve(*(t.to(device) for t in (x, weight, bias))).cpu()
+            error = (found - F.silu(convolved).permute(0, 2, 3, 1)).abs().max().item()
+            reason = None if error < 1e-5 else f"is off by {error:.1e}"
+    except Exception as failure:  # whatever a compiler or a driver raises
+        reason = f"ended with {describe_failure(failure)}"
+    if reason is not None:
+        log.warning("depthwise convolution: PyTorch's, which is slower; the CUDA kernel: %s", reason)
+    return reason is None
+
+
+@torch.library.custom_op(f"{NAMESPACE}::conv_silu", mutates_args=())
+def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """SiLU of the convolution of x (B, H, W, I) with weight (I, 1, 3, 3), float32, zeros around."""
+    x = nvrtc.aligned(x)
+    out = torch.empty_like(x)
+    _launch("conv_silu_kernel", x, x, weight.contiguous(), bias.contiguous(), out)
+    return out
+
+
+@convolve.register_fake
+def _(x, weight, bias):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::conv_silu_backward", mutates_args=())
+def convolve_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias."""
+    x, weight = nvrtc.aligned(x), weight.contiguous()
+    I = x.shape[-1]
+    d_sum, dx = torch.empty_like(x), torch.empty_like(x)
+    parts = x.new_empty(-(-x.shape[0] * x.shape[1] // WARPS), 10, I, dtype=torch.float32)
+    _launch("conv_silu_backward_kernel", x, nvrtc.aligned(grad), x, weight, bias.contiguous(), d_sum, parts)
+    _launch("conv_transposed_kernel", x, d_sum, weight, dx)
+    sums = parts.sum(0)
+    return dx, sums[:9].t().reshape(weight.shape).contiguous(), sums[9].clone()
+
+
+@convolve_backward.register_fake
+def _(grad, x, weight, bias):
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return dx, torch.empty_like(weight), torch.empty_like(bias)
+
+
+def _launch(name, x, *tensors):
+    B, H, W, I = x.shape
+    grid = (-(-B * H // WARPS), -(-I // CHANNELS), 1)
+    with torch.cuda.device_of(x):
+        kernels = nvrtc.functions(SOURCE, KERNELS, (("ELEMENT", nvrtc.ELEMENTS[x.dtype]),), x.device.index)
+        nvrtc.launch(kernels[name], grid, 32 * WARPS, (*tensors, B * H, H, W, I))
+
+
+def _setup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, grad):
+    return convolve_backward(grad, *ctx.saved_tensors)
+
+
+convolve.register_autograd(_backward, setup_context=_setup)
