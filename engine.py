@@ -3,12 +3,13 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from tqdm import tqdm
 
+from utils import distributed
 from utils.distributed import gather_over_ranks
 from utils.errors import NonFiniteLossError
 from utils.metrics import class_counts_per_image, confusion_counts_per_image, summarize
@@ -32,8 +33,24 @@ class Execution:
     def __post_init__(self):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
-    def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.device, non_blocking=True)
+    def on_device(self, batches: Iterable) -> Iterator[tuple]:
+        """The batches of (images, targets, names) on the device. A GPU gets the next batch while it computes on one."""
+        if self.device.type != "cuda":
+            for images, targets, names in batches:
+                yield images.to(self.device), targets.to(self.device), names
+            return
+        here, aside, coming = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device), None
+        for images, targets, names in batches:
+            with torch.cuda.stream(aside):
+                batch = images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True), names
+            if coming is not None:
+                yield coming
+            here.wait_stream(aside)
+            for tensor in batch[:2]:
+                tensor.record_stream(here)
+            coming = batch
+        if coming is not None:
+            yield coming
 
     @property
     def without_bar(self) -> bool | None:
@@ -46,8 +63,9 @@ class Execution:
 
 
 class Arriving:
-    """A number on its way from the device to the CPU. Reading it waits for what the device was given before, not for what
-    it was given since: the CPU sees the loss while a GPU is busy with the backward pass, and has the next step ready."""
+    """A number on its way from the device to the CPU. Reading it waits for what the device was given before, not for
+    what it was given since: the CPU sees the loss while a GPU is busy with the backward pass, and has the next step
+    ready in time."""
 
     def __init__(self, number: torch.Tensor):
         self.number = number.detach().to("cpu", non_blocking=number.is_cuda)
@@ -79,9 +97,8 @@ def train_one_epoch(
     bar = tqdm(
         batches, "train", len(batches), initial=batches.done, unit="batch", leave=False, disable=execution.without_bar
     )
-    for images, targets, names in bar:
+    for images, targets, names in execution.on_device(bar):
         start = time.perf_counter()
-        images, targets = execution.to_device(images), execution.to_device(targets)
         with execution.autocast():
             logits = model(images)
         loss = criterion(logits, targets)
@@ -95,6 +112,7 @@ def train_one_epoch(
             raise NonFiniteLossError(f"the loss is {value} at batch {batches.done} of the epoch: {', '.join(names)}")
         step_is_due = batches.done == first + group
         if step_is_due:
+            distributed.add_gradients(model)
             if execution.clip_grad_norm is not None:
                 scaler.unscale_(optimizer)
                 torch.nn.utils.clip_grad_norm_(model.parameters(), execution.clip_grad_norm)
@@ -124,12 +142,12 @@ def evaluate(
     One class: pixels from `threshold` on are foreground. Several: the most probable class. Raises Stopped after a batch
     if a signal asked for it."""
     model.eval()
+    distributed.copy_from_main(model.buffers())  # the averages of BatchNorm, which each rank has from its own images
     seen = []  # names, losses and counts of each batch, on the device until the end: it need not wait in between
     bar = tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=execution.without_bar)
-    for images, targets, names in bar:
+    for images, targets, names in execution.on_device(bar):
         if execution.stop.number:
             break
-        images, targets = execution.to_device(images), execution.to_device(targets)
         with execution.autocast():
             logits = model(images)
         logits = logits.float()

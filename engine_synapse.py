@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from engine import Execution, train_one_epoch
-from utils.distributed import gather_over_ranks
+from utils.distributed import copy_from_main, gather_over_ranks
 from utils.volume import evaluate_volume, summarize_cases
 
 __all__ = ["evaluate", "train_one_epoch"]
@@ -29,6 +29,7 @@ def evaluate(
 
     Raises Stopped after a case if a signal asked for it."""
     model.eval()
+    copy_from_main(model.buffers())  # the averages of BatchNorm, which each rank has from its own slices
 
     def network(slices):
         with execution.autocast():

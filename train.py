@@ -93,6 +93,7 @@ def train(run, config, model, criterion, execution):
     with progress.saved_when_stopped():
         for epoch in progress.epochs():
             start, lr = time.perf_counter(), progress.lr
+            val_loader.begin()
             loss = train_one_epoch(model, progress.batches, progress.optimizer, criterion, execution, progress.on_step)
             usage = progress.batches.usage(execution.device)
             panels = Panels(config)

@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from configs.base import DEPTHS, BaseConfig
 from configs.check import check_network, flag
 from models.baselines import Baseline
 from models.cost import measure_cost
-from models.cross_scan import backends
+from models.cross_scan import backends, cuda_scan
 from models.cuda_graphs import GraphedModel
 from models.family import NETWORKS, build_network
 from models.network import SegmentationNetwork
 from models.vmunet.pretrained import HOW_TO_GET_VMAMBA, load_pretrained
+from models.vmunet.ss2d import SS2D
 from utils import distributed
 from utils.machine.fast_matmul import use_fast_matmuls, warn_of_slow_bf16
 from utils.machine.memory import keep_freed_memory
@@ -95,8 +95,8 @@ def prepare(model: nn.Module, config: Any, device: torch.device, note: Note = lo
     Run.note, is told the device and the backend."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
     try:
-        scans = config.network in NETWORKS
-        backend = backends.resolve(config.scan_backend, device.type, dtype) if scans else "none"
+        has_scans = config.network in NETWORKS
+        backend = backends.resolve(config.scan_backend, device.type, dtype) if has_scans else "none"
     except RuntimeError as error:
         raise ValueError(f"--scan-backend {config.scan_backend}: {error}") from error
     processor = platform.processor() or platform.machine()
@@ -104,6 +104,9 @@ def prepare(model: nn.Module, config: Any, device: torch.device, note: Note = lo
     processes = f"{torch.get_num_threads()} CPU threads, {distributed.world_size()} processes"
     note("device", f"device {device} ({hardware}), {processes}, {config.precision}, scan backend {backend}")
     note("scan", backend, level=None)  # the line of the device names it
+    if backend == cuda_scan.NAME:
+        scans = (module for module in model.modules() if isinstance(module, SS2D))
+        cuda_scan.compile_ahead(((scan.out_norm.weight.numel(), scan.split[0]) for scan in scans), dtype, device)
     if device.type == "cpu":
         keep_freed_memory()
         if config.precision == "fp32":
@@ -113,8 +116,7 @@ def prepare(model: nn.Module, config: Any, device: torch.device, note: Note = lo
     model = model.to(device)
     if config.compile:
         model.compile()
-    if distributed.world_size() > 1:
-        model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
-    elif config.cuda_graphs and backend in backends.FUSED and config.accumulation_steps == 1 and not config.compile:
+    distributed.copy_from_main(model.state_dict().values())
+    if config.cuda_graphs and backend in backends.FUSED and config.accumulation_steps == 1 and not config.compile:
         model = GraphedModel(model)
     return model

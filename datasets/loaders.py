@@ -4,12 +4,14 @@ The same seed gives the same batches for any number of workers. The batches of s
 of one.
 """
 
+import atexit
 import itertools
 import logging
 import os
 import random
 import shutil
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -147,11 +149,36 @@ def check_foreground(dataset: CachedDataset, folder: str | Path) -> None:
 
 
 class Loader(DataLoader):
-    """A DataLoader whose workers can't be killed by a signal to the run while they start."""
+    """A DataLoader whose workers can't be killed by a signal to the run while they start, can begin early, and leave
+    when the run ends."""
+
+    begun: Iterator | None = None  # a pass that the workers prepare already
+
+    def begin(self) -> None:
+        """Lets the workers prepare the first batches of the next pass now, which then need not wait for them."""
+        if self.num_workers and self.begun is None:
+            self.begun = self._start()
 
     def __iter__(self):
+        batches, self.begun = self.begun or self._start(), None
+        return batches
+
+    def _start(self):
+        new_workers = self.num_workers > 0 and self._iterator is None
         with signals_held():
-            return super().__iter__()
+            batches = super().__iter__()
+        if new_workers:
+            # Called before what PyTorch has registered for its workers: where something still holds the loader at the
+            # end of the program, such as a traceback or a profiler, it would wait five seconds for each of them.
+            atexit.register(dismiss_workers, weakref.ref(batches))
+        return batches
+
+
+def dismiss_workers(batches: weakref.ref) -> None:
+    """Tells the workers that prepare the batches to leave, and waits for them."""
+    found = batches()
+    if found is not None:
+        found._shutdown_workers()
 
 
 def make_loader(dataset: CachedDataset, config: BaseConfig, shuffle: bool, rank: int, world_size: int) -> Loader:

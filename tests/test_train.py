@@ -243,6 +243,12 @@ def test_clipping_bounds_the_step():
     assert 0 < (after - before).norm().item() <= 1.001e-3
 
 
+def test_on_a_cpu_batches_are_handed_on_as_they_are():
+    parts = [(torch.rand(2, 1), torch.rand(2, 1), ["a", "b"]), (torch.rand(1, 1), torch.rand(1, 1), ["c"])]
+    handed = list(Execution(torch.device("cpu")).on_device(iter(parts)))
+    assert all(ours is theirs for batch, part in zip(handed, parts, strict=True) for ours, theirs in zip(batch, part))
+
+
 def run_script(script, processes, flags):
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, *(torchrun if processes > 1 else []), script, *flags]

@@ -4,7 +4,7 @@ torchrun --nproc_per_node=2 train.py
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -105,13 +105,30 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        # Every rank computes the same loss of the same sums; the factor undoes DDP's division by the number of ranks.
-        return grad * dist.get_world_size()
+        return grad  # of the same loss in every rank, with respect to the rank's own part of the sum
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """Sums of the ranks' `values` (any shape), in float64, for a loss that DistributedDataParallel trains with."""
+    """Sums of the ranks' `values` (any shape), in float64, for a loss whose gradients are added by `add_gradients`."""
     return _SumOverRanks.apply(values.double()).to(values.dtype) if connected() else values
+
+
+def add_gradients(model: torch.nn.Module) -> None:
+    """Replaces each gradient by the sum over the ranks, in one exchange, which works after a CUDA graph too."""
+    if connected():
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        together = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(together)
+        parts = together.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [part.view(g.shape) for part, g in zip(parts, gradients, strict=True)])
+
+
+@torch.no_grad()
+def copy_from_main(tensors: Iterable[torch.Tensor]) -> None:
+    """Overwrites the tensors with those of the main process."""
+    if connected():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
 
 def largest(number: int) -> int:

@@ -1,8 +1,8 @@
 """The losses of the original, and the one its ISIC training needs on logits.
 
-Under DistributedDataParallel every loss is the loss of the global batch: the ranks add up their sums before anything
-is divided, so that each rank returns the same number, and the gradient that DDP averages over the ranks is the gradient
-one process would get, however unevenly the images are shared out. Evaluation takes no gradient and stays on its rank.
+In several processes every loss is the loss of the global batch: the ranks add up their sums before anything is divided,
+so that each rank returns the same number, and the ranks' gradients add up to the gradient that one process would get,
+however unevenly the images are shared out. Evaluation takes no gradient and stays on its rank.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,8 @@ def global_sums(values: torch.Tensor) -> torch.Tensor:
 
 def batch_mean(values: torch.Tensor) -> torch.Tensor:
     """Mean of one value per image, (B,) -> scalar, over the images of the global batch."""
-    total, images = global_sums(torch.stack([values.sum(), values.new_tensor(len(values))]))
+    count = values.new_full((), len(values))  # made on the device: a number sent there would wait for what it computes
+    total, images = global_sums(torch.stack([values.sum(), count]))
     return total / images
 
 

@@ -1,4 +1,5 @@
 import itertools
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from datasets.loaders import (
     build_isic_loaders,
     build_synapse_loaders,
     choose_workers,
+    dismiss_workers,
     synapse_folders,
 )
 from datasets.transforms import run_angle
@@ -122,6 +124,27 @@ def test_isic_batches_do_not_depend_on_workers_and_cache(isic, cached):
     parallel, _ = build_isic_loaders(isic_config(isic, num_workers=2, cache=cached))
     for epoch in (1, 2, 1):
         assert_equal_batches(batches(plain, epoch), batches(parallel, epoch))
+
+
+def test_a_pass_that_was_begun_early_has_the_same_batches(isic):
+    _, plain = build_isic_loaders(isic_config(isic, batch_size=2))
+    _, early = build_isic_loaders(isic_config(isic, batch_size=2, num_workers=2))
+    workers = set()
+    for _ in range(2):
+        early.begin()
+        early.begin()  # which it has
+        assert_equal_batches(plain, early)
+        workers |= {worker.pid for worker in early._iterator._workers}
+    assert len(workers) == 2  # the same ones throughout
+
+
+def test_workers_leave_although_something_still_holds_their_loader(isic):
+    loader, _ = build_isic_loaders(isic_config(isic, num_workers=2))
+    source = iter(loader)
+    next(source)
+    workers = list(source._workers)
+    dismiss_workers(weakref.ref(source))
+    assert not any(worker.is_alive() for worker in workers)
 
 
 def test_loading_leaves_the_global_generators_alone(isic):

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch.nn.parallel import DistributedDataParallel
 
+from utils import distributed
 from utils.losses import (
     BceDiceLoss,
     BceDiceWithLogitsLoss,
@@ -131,12 +131,16 @@ def train_on_share(rank, folder):
     results = {}
     for kind in ("binary", "classes"):
         model, images, targets, criterion = make_step(kind)
-        replica = DistributedDataParallel(model)
-        loss = criterion(replica(images[rank::2]), targets[rank::2])
+        loss = criterion(model(images[rank::2]), targets[rank::2])
         loss.backward()
+        distributed.add_gradients(model)
         with torch.no_grad():
-            local = criterion(replica(images[rank::2]), targets[rank::2])
+            local = criterion(model(images[rank::2]), targets[rank::2])
         results[kind] = loss.detach(), [p.grad for p in model.parameters()], local
+    norm = torch.nn.BatchNorm2d(1)
+    norm(torch.full((1, 1, 2, 2), rank + 1.0))
+    distributed.copy_from_main(norm.buffers())
+    results["averages"] = norm.running_mean
     torch.save(results, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -154,3 +158,5 @@ def test_two_processes_with_uneven_shares_give_one_process_loss_and_gradient(tmp
             torch.testing.assert_close(grads, [p.grad for p in model.parameters()], rtol=1e-10, atol=1e-14)
             share = criterion(model(images[rank::2]), targets[rank::2]).detach()
             torch.testing.assert_close(local, share, msg="without a gradient a rank stays by itself")
+    for results in ranks:  # rank 0 has seen ones
+        torch.testing.assert_close(results["averages"], torch.tensor([0.1]))
