@@ -99,6 +99,19 @@ def draw_planes(
     return _with_legend(page, class_names, colours, truth is not None, "" if spacing is not None else "not to scale")
 
 
+def draw_slice(
+    image: np.ndarray,
+    prediction: np.ndarray,
+    number: int,
+    colours: Sequence[Colour],
+    spacing: Sequence[float] | np.ndarray | None = None,
+    side: int = SIDE,
+) -> np.ndarray:
+    """One slice, `side` pixels on its longer side, with the window of the whole volume."""
+    aspect = 1.0 if spacing is None else float(spacing[1] / spacing[2])
+    return _draw(image[number], prediction[number], colours, _window(image), None, aspect, side)
+
+
 def draw_volume(*volume: Any, **options: Any) -> np.ndarray:
     """`draw_planes` above `draw_mosaic`, of the arguments that both take."""
     pictures = [draw(*volume, **options) for draw in (draw_planes, draw_mosaic)]
@@ -138,12 +151,13 @@ def _draw(
     window: tuple[float, float],
     truth: np.ndarray | None,
     aspect: float,
+    side: int = SIDE,
 ) -> np.ndarray:
     """One slice, its pixels stretched to their proportions: `aspect` is the height of a pixel over its width."""
     low, high = window
     grey = (np.clip((image - low) / (high - low), 0, 1) * 255).astype(np.uint8)
     rows, columns = grey.shape
-    scale = SIDE / max(rows * aspect, columns)
+    scale = side / max(rows * aspect, columns)
     size = max(1, round(columns * scale)), max(1, round(rows * aspect * scale))
     picture = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR))
     picture = np.repeat(picture[..., None], 3, -1).astype(np.float32)
