@@ -246,7 +246,8 @@ def test_clipping_bounds_the_step():
 def test_on_a_cpu_batches_are_handed_on_as_they_are():
     parts = [(torch.rand(2, 1), torch.rand(2, 1), ["a", "b"]), (torch.rand(1, 1), torch.rand(1, 1), ["c"])]
     handed = list(Execution(torch.device("cpu")).on_device(iter(parts)))
-    assert all(ours is theirs for batch, part in zip(handed, parts, strict=True) for ours, theirs in zip(batch, part))
+    for batch, part in zip(handed, parts, strict=True):
+        assert all(ours is theirs for ours, theirs in zip(batch, part, strict=True))
 
 
 def run_script(script, processes, flags):

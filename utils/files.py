@@ -64,8 +64,9 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         width, height = file.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"it has {width}x{height} pixels, expected at most {MAX_PIXELS}")
-        if file.format not in ("JPEG", "MPO") and getattr(file, "n_frames", 1) > 1:  # MPO: a JPEG with a phone's extras
-            raise ValueError(f"it holds {file.n_frames} pictures, expected one")
+        pictures = getattr(file, "n_frames", 1)
+        if file.format not in ("JPEG", "MPO") and pictures > 1:  # MPO: a JPEG with a phone's extras
+            raise ValueError(f"it holds {pictures} pictures, expected one")
         if file.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
             raise ValueError(f"its colours are {file.mode}, expected grey or RGB")
         bits = bits_of_sample(file)

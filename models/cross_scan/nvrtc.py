@@ -91,9 +91,10 @@ def _cache_file(text, header, options):
 def _keep(path, code):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(code)
-        os.replace(file.name, path)  # whole or not at all: other processes may look for it
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            written = Path(folder, path.name)
+            written.write_bytes(code)
+            os.replace(written, path)  # whole or not at all: other processes may look for it
     except OSError as error:
         log.debug("compiled kernels are not kept: %s", error)
 
