@@ -1,8 +1,9 @@
 """CUDA C++ kernels without a CUDA toolkit: compiled on first use by NVRTC, which PyTorch's CUDA builds bring along.
 
 What was compiled is kept on disk, in `$VMUNET_CACHE` or the user's cache folder, under a hash of everything it depends
-on: source, options, compiler. A cache that can't be written costs the seconds of compiling, nothing else."""
+on: source, options, compiler. A cache that can't be read or written costs the seconds of compiling, nothing else."""
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -26,7 +27,7 @@ except ImportError as error:
 
 log = logging.getLogger("vmunet")
 ELEMENTS = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "fp16"}
-TYPES = {Tensor: ctypes.c_void_p, torch.nn.Parameter: ctypes.c_void_p, int: ctypes.c_int, float: ctypes.c_float}
+TYPES = {int: ctypes.c_int, float: ctypes.c_float}
 HEADER = Path(__file__).with_name("elements.cuh")
 Grid = tuple[int, int, int]
 Defines = tuple[tuple[str, Any], ...]
@@ -67,7 +68,7 @@ def _compile(source, defines, capability):
     text, header = source.read_bytes(), HEADER.read_bytes()
     options = [f"--gpu-architecture=sm_{capability}", "-std=c++17", *(f"-D{name}={value}" for name, value in defines)]
     kept = _cache_file(text, header, options)
-    if kept.is_file():
+    with contextlib.suppress(OSError):  # not there, or not to be read
         return kept.read_bytes()
     program = checked(nvrtc.nvrtcCreateProgram(text, source.name.encode(), 1, [header], [HEADER.name.encode()]))
     (error,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
@@ -82,7 +83,7 @@ def _compile(source, defines, capability):
 
 
 def _cache_file(text, header, options):
-    folder = os.environ.get("VMUNET_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    folder = os.environ.get("VMUNET_CACHE") or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     version = checked(nvrtc.nvrtcVersion())
     key = hashlib.sha256(repr((text, header, options, version)).encode()).hexdigest()
     return Path(folder, "vmunet", f"{key[:32]}.cubin")
@@ -141,6 +142,6 @@ def launch(
 ) -> None:
     """Launches a kernel on PyTorch's current stream of the current GPU; tensors are handed over as pointers."""
     values = tuple(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
-    types = tuple(TYPES[type(a)] for a in arguments)
+    types = tuple(ctypes.c_void_p if isinstance(a, Tensor) else TYPES[type(a)] for a in arguments)
     stream = torch.cuda.current_stream().cuda_stream
     checked(driver.cuLaunchKernel(kernel, *grid, threads, 1, 1, shared_bytes, stream, (values, types), 0))
