@@ -397,7 +397,12 @@ def test_too_little_memory_ends_with_advice(allocate, command, made, monkeypatch
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are forked")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_worker_killed_by_the_system_is_explained(command, made, monkeypatch):
-    monkeypatch.setattr(ISICDataset, "__getitem__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    sample = ISICDataset.__getitem__
+
+    def killed(self, index):  # the worker of the training, which alone augments; that of the validation has begun too
+        return os.kill(os.getpid(), signal.SIGKILL) if self.augment else sample(self, index)
+
+    monkeypatch.setattr(ISICDataset, "__getitem__", killed)
     flags = ["--num-workers", "1"]
     refused(command, train, made / "isic", "DataLoader worker (pid", "try fewer --num-workers", flags=flags)
 
