@@ -1,8 +1,9 @@
 // What surrounds the recurrence of `cuda_kernels.cu`: packing its inputs, adding up its results, the norm and the gate.
-// Layouts are those of `triton_kernels.py`, which says what each kernel does, save that sums over the channels of a block may be
-// in 16 bits.
+// Layouts are those of `triton_kernels.py`, which says what each kernel does, save that sums over the channels of a block
+// are 16 bits wide where the results are.
 //
-// Compiled for an ELEMENT (bf16, fp16 or float), the type of maps and their gradients, a rank R of the steps and I channels.
+// Compiled for an ELEMENT (bf16, fp16 or float), the type of maps and their gradients, a rank R of the steps and I
+// channels.
 
 #include "elements.cuh"
 
@@ -64,11 +65,13 @@ extern "C" __global__ void __launch_bounds__(PACK_THREADS) pack_kernel(
     for (int i = threadIdx.x; i < STEPS * ROWS; i += PACK_THREADS) {
         const int tile = i / (ROWS * T), row = i / T % ROWS;
         if (blockIdx.x * PACK_TILES + tile < tiles)
-            packed[((i64)bk * tiles + blockIdx.x * PACK_TILES) * (ROWS * T) + i] = buffer[(tile * T + i % T) * PITCH + row];
+            packed[((i64)bk * tiles + blockIdx.x * PACK_TILES) * (ROWS * T) + i] =
+                buffer[(tile * T + i % T) * PITCH + row];
     }
 }
 
-// The scan over the chunks, in place: ends (b, 4, slots, N, I) as left by `ends_kernel`, then with what each chunk was handed.
+// The scan over the chunks, in place: ends (b, 4, slots, N, I) as left by `ends_kernel`, then with what each chunk was
+// handed.
 template <bool BACKWARDS>
 __device__ __forceinline__ void hand_on(
     const float* weights, const float* totals, float* ends, int chunks, int slots, int stride) {
@@ -116,7 +119,8 @@ extern "C" __global__ void __launch_bounds__(SUM_THREADS) sum_planes_kernel(
     store(out + at * PER, sum);
 }
 
-// Adds the blocks of channels, partials (blocks, b, 4, tiles, T, ROWS), and takes the three gradients apart, (b, L, 4, N or R).
+// Adds the blocks of channels, partials (blocks, b, 4, tiles, T, ROWS), and takes the three gradients apart, (b, L, 4, N
+// or R).
 // A block of threads has one tile of one image and direction.
 extern "C" __global__ void __launch_bounds__(SUM_THREADS) sum_blocks_kernel(
     const partial* __restrict__ partials, element* __restrict__ dB, element* __restrict__ dC, element* __restrict__ dr,
@@ -203,8 +207,8 @@ __device__ __forceinline__ float normalize(float (&v)[PIECES][PER], float eps) {
 // LayerNorm(y) * SiLU(z) of y, the sum of the planes (4, tokens, I) rounded to their type
 template <bool SAVE>
 __device__ __forceinline__ void gate(
-    const element* planes, const element* z, const float* weight, const float* bias, element* y, element* out, int tokens,
-    int z_row, float eps) {
+    const element* planes, const element* z, const float* weight, const float* bias, element* y, element* out,
+    int tokens, int z_row, float eps) {
     const int lane = threadIdx.x % LANES;
     const i64 token = (i64)blockIdx.x * GATE_WARPS + threadIdx.x / LANES;
     if (token >= tokens) return;
@@ -233,7 +237,8 @@ __device__ __forceinline__ void gate(
 }
 #define GATE_ARGUMENTS                                                                                                \
     const element *__restrict__ planes, const element *__restrict__ z, const float *__restrict__ weight,             \
-        const float *__restrict__ bias, element *__restrict__ y, element *__restrict__ out, int tokens, int z_row, float eps
+        const float *__restrict__ bias, element *__restrict__ y, element *__restrict__ out, int tokens, int z_row,   \
+        float eps
 extern "C" __global__ void __launch_bounds__(GATE_THREADS) gate_kernel(GATE_ARGUMENTS) {
     gate<false>(planes, z, weight, bias, y, out, tokens, z_row, eps);
 }
@@ -244,8 +249,8 @@ extern "C" __global__ void __launch_bounds__(GATE_THREADS) gate_saving_kernel(GA
 // Its gradients; parts (blocks, 2, I): those of weight and bias over the block's tokens
 extern "C" __global__ void __launch_bounds__(GATE_THREADS) gate_backward_kernel(
     const element* __restrict__ grad, const element* __restrict__ y, const element* __restrict__ z,
-    const float* __restrict__ weight, const float* __restrict__ bias, element* __restrict__ dy, element* __restrict__ dz,
-    float* __restrict__ parts, int tokens, int z_row, float eps) {
+    const float* __restrict__ weight, const float* __restrict__ bias, element* __restrict__ dy,
+    element* __restrict__ dz, float* __restrict__ parts, int tokens, int z_row, float eps) {
     __shared__ float of_warps[GATE_WARPS][2][I];
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
     float d_w[PIECES][PER], d_c[PIECES][PER];

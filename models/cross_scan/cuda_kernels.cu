@@ -275,7 +275,8 @@ __device__ __forceinline__ void hand_out(
             for (int j = 0; j < STATES; j++) {
                 const float decay = exp2_(delta * rate[j]);
                 const int n = warp * STATES + j;
-                h[j] = BACKWARDS ? decay * fmaf(u, tile[(N + n) * T + t], h[j]) : fmaf(decay, h[j], delta * u * tile[n * T + t]);
+                h[j] = BACKWARDS ? decay * fmaf(u, tile[(N + n) * T + t], h[j])
+                                 : fmaf(decay, h[j], delta * u * tile[n * T + t]);
             }
         }
     }

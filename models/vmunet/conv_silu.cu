@@ -1,4 +1,5 @@
-// Depthwise 3x3 convolution with zero padding, bias and SiLU of channels-last maps, forward and backward; see `conv_silu.py`.
+// Depthwise 3x3 convolution with zero padding, bias and SiLU of channels-last maps, forward and backward; see
+// `conv_silu.py`.
 //
 // A lane owns two neighbouring channels and walks along a row of the map with the 3x3 window in its registers, so that
 // every number is read three times instead of nine. A block's warps take neighbouring rows.
@@ -55,8 +56,8 @@ __device__ __forceinline__ void load_weights(Two (&weight)[9], const float* from
     }
 }
 
-// Calls visit(column, window) for all columns of the row; the window's taps are in the order of the weights. AHEAD columns
-// are on their way from memory while one is visited.
+// Calls visit(column, window) for all columns of the row; the window's taps are in the order of the weights. AHEAD
+// columns are on their way from memory while one is visited.
 template <typename Visit>
 __device__ __forceinline__ void walk(const element* map, const Place& place, int W, int I, Visit visit) {
     constexpr int AHEAD = 4;

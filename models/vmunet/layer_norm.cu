@@ -1,5 +1,5 @@
-// LayerNorm over C channels, forward and backward; see `layer_norm.py`. Rows are shared out to groups of lanes, as many as a
-// row has vectors of channels, so that a warp takes eight rows of 24 channels at once.
+// LayerNorm over C channels, forward and backward; see `layer_norm.py`. Rows are shared out to groups of lanes, as many
+// as a row has vectors of channels, so that a warp takes eight rows of 24 channels at once.
 //
 // Compiled for C, and the types X of the input and Y of the result. All sums are in float.
 
@@ -8,7 +8,8 @@
 constexpr int LANES = 32, WARPS = C <= 384 ? 8 : C <= 768 ? 4 : 2;  // as many as fit, with their sums, into 48 KiB
 constexpr int PER = sizeof(X) == 4 || sizeof(Y) == 4 ? 4 : 8;  // channels of a vector
 constexpr int VECTORS = C / PER;
-constexpr int GROUP = VECTORS > 16 ? 32 : VECTORS > 8 ? 16 : VECTORS > 4 ? 8 : VECTORS > 2 ? 4 : VECTORS > 1 ? 2 : 1;  // lanes of a row
+// lanes of a row
+constexpr int GROUP = VECTORS > 16 ? 32 : VECTORS > 8 ? 16 : VECTORS > 4 ? 8 : VECTORS > 2 ? 4 : VECTORS > 1 ? 2 : 1;
 constexpr int PIECES = (VECTORS + GROUP - 1) / GROUP;  // vectors of a lane
 constexpr int ROWS = WARPS * LANES / GROUP;            // of a block at a time
 static_assert(C % PER == 0, "");
@@ -54,7 +55,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * LANES) layer_norm_kernel(
             load(w[p], weight + (p * GROUP + member) * PER);
             load(c[p], bias + (p * GROUP + member) * PER);
         }
-    for (i64 first = (i64)blockIdx.x * ROWS; first < rows; first += (i64)gridDim.x * ROWS) {  // all lanes take part in the sums
+    for (i64 first = (i64)blockIdx.x * ROWS; first < rows; first += (i64)gridDim.x * ROWS) {
+        const bool active = first + threadIdx.x / GROUP < rows;  // all lanes take part in the sums
         const i64 row = min(first + threadIdx.x / GROUP, (i64)rows - 1);
         float v[PIECES][PER];
         load_normal(v, x + row * C, member, eps);
@@ -62,7 +64,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * LANES) layer_norm_kernel(
         for (int p = 0; p < PIECES; p++) {
 #pragma unroll
             for (int i = 0; i < PER; i++) v[p][i] = fmaf(v[p][i], w[p][i], c[p][i]);
-            if (p * GROUP + member < VECTORS && first + threadIdx.x / GROUP < rows) store(out + row * C + (p * GROUP + member) * PER, v[p]);
+            if (active && p * GROUP + member < VECTORS) store(out + row * C + (p * GROUP + member) * PER, v[p]);
         }
     }
 }
