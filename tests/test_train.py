@@ -19,7 +19,7 @@ import train_synapse
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
 from datasets.demo import make_demo_isic, make_demo_synapse
-from engine import Execution, train_one_epoch
+from engine import Arriving, Execution, train_one_epoch
 from models.vmunet import VMUNet
 from tests.tiny import NETWORK, ROOT, TRAINING, TRAINING_FLAGS
 from utils.errors import NonFiniteLossError
@@ -248,6 +248,11 @@ def test_on_a_cpu_batches_are_handed_on_as_they_are():
     handed = list(Execution(torch.device("cpu")).on_device(iter(parts)))
     for batch, part in zip(handed, parts, strict=True):
         assert all(ours is theirs for ours, theirs in zip(batch, part, strict=True))
+
+
+def test_an_arriving_number_is_the_number():
+    loss = torch.tensor(0.25, requires_grad=True) * 3
+    assert Arriving(loss).item() == 0.75
 
 
 def run_script(script, processes, flags):

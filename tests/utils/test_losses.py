@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from engine import Execution, evaluate, train_one_epoch
 from utils import distributed
 from utils.losses import (
     BceDiceLoss,
@@ -16,6 +17,7 @@ from utils.losses import (
     GT_BceDiceLoss,
     nDiceLoss,
 )
+from utils.runs.batches import Batches
 
 
 @pytest.fixture
@@ -124,6 +126,38 @@ def make_step(kind):
     return model, images, torch.randint(classes, (5, 6, 6), generator=generator), CeDiceLoss(classes, [1, 1])
 
 
+class OnShares(torch.nn.Module):
+    """In one process: each rank's share of a batch goes through the network by itself, as BatchNorm sees it."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        parts = {rank: self.network(images[rank::2]) for rank in range(2)}
+        return torch.stack([parts[i % 2][i // 2] for i in range(len(images))])
+
+
+def train_an_epoch(wrap, shares):
+    """Three batches of five images, two for each step, through a network with BatchNorm; then an evaluation.
+
+    Returns the mean losses of both, and the state of the network before and after the evaluation."""
+    generator = torch.Generator().manual_seed(1)
+    conv, out = torch.nn.Conv2d(3, 4, 3, padding=1, bias=False), torch.nn.Conv2d(4, 1, 1)
+    network = torch.nn.Sequential(conv, torch.nn.BatchNorm2d(4), torch.nn.ReLU(), out).double()
+    for p in network.parameters():
+        torch.nn.init.normal_(p, generator=generator)
+    images = torch.randn(3, 5, 3, 6, 6, generator=generator, dtype=torch.float64)
+    masks, names = (images[:, :, :1] > 0.5).double(), list("abcde")
+    batches = [(image[shares], mask[shares], names[shares]) for image, mask in zip(images, masks, strict=True)]
+    model, optimizer = wrap(network), torch.optim.SGD(network.parameters(), lr=0.1)
+    execution = Execution(torch.device("cpu"), accumulation_steps=2, clip_grad_norm=0.5, progress=False)
+    loss = train_one_epoch(model, Batches(batches), optimizer, BceDiceWithLogitsLoss(), execution)
+    trained = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    scores, _ = evaluate(model, batches, BceDiceWithLogitsLoss(), execution)
+    return [loss, scores["loss"]], trained, network.state_dict()
+
+
 def train_on_share(rank, folder):
     """Rank 0 holds three of the five images, rank 1 two."""
     torch.set_num_threads(1)
@@ -137,17 +171,20 @@ def train_on_share(rank, folder):
         with torch.no_grad():
             local = criterion(model(images[rank::2]), targets[rank::2])
         results[kind] = loss.detach(), [p.grad for p in model.parameters()], local
-    norm = torch.nn.BatchNorm2d(1)
-    norm(torch.full((1, 1, 2, 2), rank + 1.0))
-    distributed.copy_from_main(norm.buffers())
-    results["averages"] = norm.running_mean
+    results["epoch"] = train_an_epoch(lambda network: network, slice(rank, None, 2))
     torch.save(results, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_processes_with_uneven_shares_give_one_process_loss_and_gradient(tmp_path):
-    mp.spawn(train_on_share, (tmp_path,), nprocs=2)
-    ranks = [torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in range(2)]
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each of two processes found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(train_on_share, (folder,), nprocs=2)
+    return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in range(2)]
+
+
+def test_two_processes_with_uneven_shares_give_one_process_loss_and_gradient(ranks):
     for kind in ("binary", "classes"):
         model, images, targets, criterion = make_step(kind)
         loss = criterion(model(images), targets)
@@ -158,5 +195,17 @@ def test_two_processes_with_uneven_shares_give_one_process_loss_and_gradient(tmp
             torch.testing.assert_close(grads, [p.grad for p in model.parameters()], rtol=1e-10, atol=1e-14)
             share = criterion(model(images[rank::2]), targets[rank::2]).detach()
             torch.testing.assert_close(local, share, msg="without a gradient a rank stays by itself")
-    for results in ranks:  # rank 0 has seen ones
-        torch.testing.assert_close(results["averages"], torch.tensor([0.1]))
+
+
+def test_two_processes_train_a_network_with_batch_norm_like_one(ranks):
+    """Their averages of BatchNorm, each from its own images, become the main process's when it is evaluated."""
+    losses, weights, _ = train_an_epoch(OnShares, slice(None))
+    (main_losses, main_trained, main), (other_losses, other_trained, other) = (rank["epoch"] for rank in ranks)
+    assert main_losses == other_losses
+    assert main_losses[0] == pytest.approx(losses[0], rel=1e-12)
+    for name, tensor in main.items():
+        assert torch.equal(tensor, other[name]) and torch.equal(tensor, main_trained[name]), name
+        if "running" in name:
+            assert not torch.equal(main_trained[name], other_trained[name])
+        elif "num_batches" not in name:
+            torch.testing.assert_close(tensor, weights[name], rtol=1e-10, atol=1e-14)
