@@ -1,8 +1,10 @@
 """How long a run still takes, as far as its steps and epochs tell."""
 
+import logging
 import time
 
 LONG = 24 * 3600  # seconds; a run that takes longer is warned of
+PATIENCE = 60.0  # seconds; of an epoch that takes longer one wants to hear before it has ended
 STEPS, SECONDS = 2, 10.0  # so many steps and so long an estimate within an epoch waits
 ADVICE = "it can be stopped and resumed at any time; a GPU, a smaller --image-size, fewer --epochs or images shorten it"
 
@@ -14,7 +16,8 @@ class TimeLeft:
         self.steps, self.epochs = steps, epochs
         self.seconds: float | None = None  # that are left, once there is enough to tell by
         self.spent: list[float] = []  # seconds of the whole epochs of this process
-        self.begun, self.first, self.first_time, self.done, self.warned = 0.0, 0, 0.0, 0, False
+        self.begun, self.first, self.first_time, self.done = 0.0, 0, 0.0, 0
+        self.slow, self.told, self.warned = False, False, False
 
     def begin(self, done: int) -> None:
         """An epoch begins, or goes on after so many steps."""
@@ -28,6 +31,7 @@ class TimeLeft:
         measured, spent = self.done - self.first - 1, time.monotonic() - self.first_time
         if measured >= STEPS and spent >= SECONDS:
             self.seconds = spent / measured * (self.steps * (self.epochs - epoch) - self.done)
+            self.slow = spent / measured * self.steps > PATIENCE
 
     def finish_epoch(self, epoch: int) -> str:
         """After an epoch: how long the run still takes, in words."""
@@ -41,12 +45,19 @@ class TimeLeft:
         self.seconds = sum(recent) / len(recent) * (self.epochs - epoch)
         return f"{words(self.seconds)} left"
 
-    def warning(self) -> str | None:
-        """A sentence, once, if the run takes days."""
-        if self.warned or self.seconds is None or self.seconds <= LONG:
+    def news(self) -> tuple[int, str] | None:
+        """How long the run takes, and the level to log it with: said once within the first epoch if that is slow, and
+        as a warning, with advice, of a run of days."""
+        if self.seconds is None or self.warned:
             return None
-        self.warned = True
-        return f"training takes about {words(self.seconds)} from here on; {ADVICE}"
+        sentence = f"training takes about {words(self.seconds)} from here on"
+        if self.seconds > LONG:
+            self.warned = True
+            return logging.WARNING, f"{sentence}; {ADVICE}"
+        if self.slow and not self.told and not self.spent:
+            self.told = True
+            return logging.INFO, sentence
+        return None
 
 
 def words(seconds: float) -> str:

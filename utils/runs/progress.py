@@ -110,7 +110,7 @@ class Progress:
     def on_step(self, loss: float, images_per_second: float) -> None:
         self.step += 1
         self.clock.step(self.epoch)
-        self._warn_of_days()
+        self._say_how_long()
         if self.step % self.config.print_interval == 0:
             self.writer.add_scalar("step/loss", loss, self.step)
             self.writer.add_scalar("step/lr", self.lr, self.step)
@@ -136,7 +136,7 @@ class Progress:
         step_scheduler(self.scheduler, loss)
         left = self.clock.finish_epoch(self.epoch)
         log.info("%s (of %d; %s)", ", ".join(f"{n} {v:.4g}" for n, v in row.items()), self.config.epochs, left)
-        self._warn_of_days()
+        self._say_how_long()
         for name, value in row.items():
             self.writer.add_scalar(f"epoch/{name}", value, self.step)
         if samples:
@@ -166,10 +166,11 @@ class Progress:
             raise ValueError(f"--resume {self.run.folder}: {changed}; --accept-changed-data goes on with them")
         self.run.note("changed_data", changed, logging.WARNING)
 
-    def _warn_of_days(self):
-        warning = self.clock.warning()
-        if warning and distributed.is_main():
-            log.warning("%s", warning)
+    def _say_how_long(self):
+        news = self.clock.news()
+        if news and distributed.is_main():
+            level, sentence = news
+            log.log(level, "%s", sentence)
 
     def panels_are_due(self, epoch: int) -> bool:
         """Whether predictions of this epoch are shown: every val_interval epochs, and of the last."""

@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 
 from utils.runs import left
@@ -26,8 +28,9 @@ def test_a_run_of_days_is_warned_of_once_after_a_few_steps(clock):
     for step in range(20):
         clock.now += 100 if step == 0 else 10
         taken.step(epoch=0)
-        said.append(taken.warning())
-    (warning,) = filter(None, said)
+        said.append(taken.news())
+    ((level, warning),) = filter(None, said)
+    assert level == logging.WARNING
     assert warning.startswith("training takes about 11 days 14 h from here on; it can be stopped and resumed")
 
 
@@ -37,17 +40,19 @@ def test_epochs_of_few_steps_are_warned_of_after_the_first(clock):
     for _ in range(2):
         clock.now += 300
         taken.step(epoch=0)
-    assert taken.warning() is None
-    assert taken.finish_epoch(1) == "2 days 2 h left" and taken.warning() is not None
+    assert taken.news() is None
+    assert taken.finish_epoch(1) == "2 days 2 h left" and taken.news() is not None
 
 
-def test_a_run_of_hours_is_not(clock):
-    taken = TimeLeft(steps=1000, epochs=5)
+@pytest.mark.parametrize("seconds, expected", [(10, ["training takes about 13 h 53 min from here on"]), (0.05, [])])
+def test_of_a_run_of_hours_it_is_said_once_if_the_first_epoch_is_slow(clock, seconds, expected):
+    taken, said = TimeLeft(steps=1000, epochs=5), []
     taken.begin(0)
-    for _ in range(50):
-        clock.now += 10
+    for _ in range(400):
+        clock.now += seconds
         taken.step(epoch=0)
-        assert taken.warning() is None
+        said.append(taken.news())
+    assert [news for news in said if news] == [(logging.INFO, text) for text in expected]
 
 
 def test_the_time_left_is_that_of_the_last_epochs(clock):
