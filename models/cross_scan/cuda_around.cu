@@ -11,10 +11,7 @@ typedef ELEMENT element;
 
 constexpr int T = 16, N = 16, LANES = 32;
 constexpr int ROWS = 2 * N + R;            // of a packed tile
-constexpr bool EXACT = sizeof(element) == 4;
-template <bool> struct Partial { typedef bf16 type; };
-template <> struct Partial<true> { typedef float type; };
-typedef Partial<EXACT>::type partial;
+typedef Partial<element>::type partial;
 
 // The pixel that direction k visits at `step`.
 __device__ __forceinline__ int pixel_at(int k, int step, int H, int W) {
@@ -180,30 +177,6 @@ constexpr int VECTORS = I / PER, PIECES = (VECTORS + LANES - 1) / LANES;  // of 
 constexpr int GATE_WARPS = I <= 384 ? 8 : I <= 768 ? 4 : 2;               // as many as fit, with their sums, into 48 KiB
 constexpr int GATE_THREADS = GATE_WARPS * LANES;
 
-// A token's y with mean 0 and variance 1. Returns what it was divided by.
-__device__ __forceinline__ float normalize(float (&v)[PIECES][PER], float eps) {
-    const int lane = threadIdx.x % LANES;
-    float sum = 0.0f, squares = 0.0f;
-#pragma unroll
-    for (int p = 0; p < PIECES; p++)
-#pragma unroll
-        for (int i = 0; i < PER; i++) sum += v[p][i];
-    const float mean = sum_over<LANES>(sum) / I;
-#pragma unroll
-    for (int p = 0; p < PIECES; p++)
-#pragma unroll
-        for (int i = 0; i < PER; i++) {
-            v[p][i] = p * LANES + lane < VECTORS ? v[p][i] - mean : 0.0f;
-            squares = fmaf(v[p][i], v[p][i], squares);
-        }
-    const float scale = rsqrtf(sum_over<LANES>(squares) / I + eps);
-#pragma unroll
-    for (int p = 0; p < PIECES; p++)
-#pragma unroll
-        for (int i = 0; i < PER; i++) v[p][i] *= scale;
-    return scale;
-}
-
 // LayerNorm(y) * SiLU(z) of y, the sum of the planes (4, tokens, I) rounded to their type
 template <bool SAVE>
 __device__ __forceinline__ void gate(
@@ -223,7 +196,7 @@ __device__ __forceinline__ void gate(
 #pragma unroll
         for (int i = 0; i < PER; i++) v[p][i] = at < I ? rounded<element>(v[p][i]) : 0.0f;
     }
-    normalize(v, eps);
+    normalize<LANES, I>(v, eps);
 #pragma unroll
     for (int p = 0; p < PIECES; p++) {
         const int at = (p * LANES + lane) * PER;
@@ -267,7 +240,7 @@ extern "C" __global__ void __launch_bounds__(GATE_THREADS) gate_backward_kernel(
             for (int i = 0; i < PER; i++) v[p][i] = g[p][i] = 0.0f;
             if (at < I) load(v[p], y + token * I + at), load(g[p], grad + token * I + at);
         }
-        const float scale = normalize(v, eps);
+        const float scale = normalize<LANES, I>(v, eps);
 #pragma unroll
         for (int p = 0; p < PIECES; p++) {
             const int at = (p * LANES + lane) * PER;

@@ -27,10 +27,7 @@ constexpr int FORWARD_BLOCKS = WARPS == 1 ? 12 : WARPS == 2 ? 10 : 6;  // in a m
 constexpr int BACKWARD_BLOCKS = 12 / WARPS;
 constexpr bool EXACT = sizeof(element) == 4;  // sums over channels in float; otherwise items and sums are rounded to bf16
 constexpr int RANKS = R % WARPS == 0 && R / WARPS < GROUP ? R / WARPS : GROUP;  // low-rank steps finished together
-
-template <bool> struct Partial { typedef bf16 type; };
-template <> struct Partial<true> { typedef float type; };
-typedef Partial<EXACT>::type partial;  // a sum over the channels of a block, on its way to `sum_blocks_kernel`
+typedef Partial<element>::type partial;  // a sum over the channels of a block, on its way to `sum_blocks_kernel`
 
 // log(1 + exp(z)) as in `triton_kernels.softplus`, and its derivative
 __device__ __forceinline__ float softplus(float z, float& derivative) {
@@ -125,6 +122,22 @@ __device__ __forceinline__ void raw_steps(float (&z)[STEPS], float offset, const
     }
 }
 
+// The warp's steps delta of a tile that begins at `step`, zeros from `last` on, and with DERIVATIVES those by z
+template <bool DERIVATIVES>
+__device__ __forceinline__ void fill_steps(
+    float* deltas, float* derivatives, float offset, const float* r, const float* weight, int warp, int step,
+    int last) {
+    float z[STEPS];
+    raw_steps(z, offset, r + warp * STEPS, weight);
+#pragma unroll
+    for (int t = 0; t < STEPS; t++) {
+        const int s = warp * STEPS + t;
+        float derivative, delta = softplus(z[t], derivative);
+        deltas[s * LANES] = step + s < last ? delta : 0.0f;
+        if (DERIVATIVES) derivatives[s * LANES] = step + s < last ? derivative : 0.0f;
+    }
+}
+
 // ---- forward
 
 template <bool SAVE>
@@ -168,14 +181,7 @@ __device__ __forceinline__ void scan(
         const float* tile = both_tiles + number * ROWS * T;
         const element* u_tile = both_x + number * TILE + lane;
 
-        float z[STEPS];
-        raw_steps(z, offset, tile + 2 * N * T + warp * STEPS, weight);
-#pragma unroll
-        for (int t = 0; t < STEPS; t++) {
-            int s = warp * STEPS + t;
-            float derivative, delta = softplus(z[t], derivative);
-            deltas[s * LANES] = step + s < last ? delta : 0.0f;
-        }
+        fill_steps<false>(deltas, nullptr, offset, tile + 2 * N * T, weight, warp, step, last);
         if (SAVE) {
 #pragma unroll
             for (int i = 0; i < STATES; i++) starts[of_start + (u32)(step + i) * (u32)I] = h[i];
@@ -257,14 +263,7 @@ __device__ __forceinline__ void hand_out(
         load_packed(tile, packed, of_packed + (u32)step * ROWS);
         load_rows(v_tile, v, of_v, pixel_at(k, step + lane % T, last, L, H, W, one_by_H), I);
         wait_for_copies();
-        float z[STEPS];
-        raw_steps(z, offset, tile + 2 * N * T + warp * STEPS, weight);
-#pragma unroll
-        for (int t = 0; t < STEPS; t++) {
-            const int s = warp * STEPS + t;
-            float derivative, delta = softplus(z[t], derivative);
-            deltas[s * LANES] = step + s < last ? delta : 0.0f;
-        }
+        fill_steps<false>(deltas, nullptr, offset, tile + 2 * N * T, weight, warp, step, last);
         __syncthreads();
 #pragma unroll
         for (int i = 0; i < T; i++) {
@@ -439,15 +438,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_back
         const element* u_tile = both_x + number * TILE + lane;
         const element* q_tile = both_grad + number * TILE + lane;
 
-        float z[STEPS];
-        raw_steps(z, offset, tile + 2 * N * T + warp * STEPS, weight);
-#pragma unroll
-        for (int t = 0; t < STEPS; t++) {
-            const int s = warp * STEPS + t;
-            float derivative, delta = softplus(z[t], derivative);
-            deltas[s * LANES] = step + s < last ? delta : 0.0f;
-            d_zs[s * LANES] = step + s < last ? derivative : 0.0f;
-        }
+        fill_steps<true>(deltas, d_zs, offset, tile + 2 * N * T, weight, warp, step, last);
         __syncthreads();
         {
             float delta[T], drive[T], q[T], g_B[T], w_A[T];  // <g, B>, and <s h_before, A> with A times log2(e)

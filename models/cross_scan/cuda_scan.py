@@ -72,8 +72,9 @@ class Problem:
         warps = self.b * 4 * self.I // CHANNELS
         if warps >= ENOUGH_WARPS or self.L < 2 * SHORTEST_CHUNK:
             return self.tiles * T
-        wanted = -(-2 * ENOUGH_WARPS // warps)
-        return max(SHORTEST_CHUNK, -(-self.L // wanted + T - 1) // T * T)
+        chunks = -(-2 * ENOUGH_WARPS // warps)
+        steps = -(-self.L // chunks)
+        return max(SHORTEST_CHUNK, -(-steps // T) * T)
 
     def _launch(self, name, shared_floats, shared_elements, chunks, *arguments):
         """Launches a kernel of `cuda_kernels.cu`, which is told all sizes after the tensors."""
@@ -90,21 +91,10 @@ class Problem:
         strides = (stride for t in (dt, B, C) for stride in t.stride()[:2])
         blocks = -(-self.tiles // PACK_TILES)
         of_weights = -(-(STATES + self.R) * self.I // PACK_THREADS)
-        dt_weight = inputs.dt_weight.contiguous()
-        parameters = (inputs.A.contiguous(), dt_weight, self.packed, self.weights)
+        tensors = (dt, B, C, inputs.A.contiguous(), inputs.dt_weight.contiguous(), self.packed, self.weights)
         sizes = (*strides, self.H, self.W, self.tiles, blocks)
-        around(
-            self.x,
-            self.R,
-            "pack_kernel",
-            (blocks + of_weights, self.b * 4, 1),
-            PACK_THREADS,
-            dt,
-            B,
-            C,
-            *parameters,
-            *sizes,
-        )
+        grid = (blocks + of_weights, self.b * 4, 1)
+        around(self.x, self.R, "pack_kernel", grid, PACK_THREADS, *tensors, *sizes)
 
     def hand_on(self, v: Tensor, ends: Tensor, slots: int, stride: int) -> None:
         """Fills `ends` with what each chunk is handed: states, or in the backward gradients of states."""

@@ -1,4 +1,4 @@
-// What the CUDA kernels share: the types of maps, conversion to float and back, vectors of 16 bytes, sums over lanes.
+// What the CUDA kernels share: types of numbers, conversion to float and back, vectors, sums over lanes, normalisation.
 
 typedef unsigned int u32;
 typedef unsigned short u16;
@@ -44,6 +44,10 @@ __device__ __forceinline__ float sigmoid(float v) {
     return (v >= 0.0f ? 1.0f : e) * reciprocal(1.0f + e);
 }
 
+// Of sums over the channels of a block, which are added up in float: as wide as the results will be
+template <typename E> struct Partial { typedef bf16 type; };
+template <> struct Partial<float> { typedef float type; };
+
 // COUNT neighbouring numbers, read and written at once
 template <typename E, int COUNT> struct alignas(COUNT * sizeof(E)) Vector { E of[COUNT]; };
 
@@ -64,4 +68,30 @@ template <int GROUP> __device__ __forceinline__ float sum_over(float v) {
 #pragma unroll
     for (int distance = GROUP / 2; distance > 0; distance /= 2) v += __shfl_xor_sync(ALL, v, distance);
     return v;
+}
+
+// The numbers of a row, CHANNELS of them, shared out in vectors of PER to GROUP neighbouring lanes: with mean 0 and
+// variance 1 afterwards, zeros beyond the last channel. Returns what they were multiplied by.
+template <int GROUP, int CHANNELS, int PIECES, int PER>
+__device__ __forceinline__ float normalize(float (&v)[PIECES][PER], float eps) {
+    const int member = threadIdx.x % GROUP;
+    float sum = 0.0f, squares = 0.0f;
+#pragma unroll
+    for (int p = 0; p < PIECES; p++)
+#pragma unroll
+        for (int i = 0; i < PER; i++) sum += v[p][i];
+    const float mean = sum_over<GROUP>(sum) / CHANNELS;
+#pragma unroll
+    for (int p = 0; p < PIECES; p++)
+#pragma unroll
+        for (int i = 0; i < PER; i++) {
+            v[p][i] = p * GROUP + member < CHANNELS / PER ? v[p][i] - mean : 0.0f;
+            squares = fmaf(v[p][i], v[p][i], squares);
+        }
+    const float scale = rsqrtf(sum_over<GROUP>(squares) / CHANNELS + eps);
+#pragma unroll
+    for (int p = 0; p < PIECES; p++)
+#pragma unroll
+        for (int i = 0; i < PER; i++) v[p][i] *= scale;
+    return scale;
 }

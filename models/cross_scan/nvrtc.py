@@ -10,13 +10,15 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .backends import SELF_TEST_TOLERANCE, describe_failure
 
 try:
     from cuda.bindings import driver, nvrtc
@@ -44,6 +46,21 @@ def why_not(device: torch.device) -> str | None:
     if capability(device) < 80:
         return "it needs an NVIDIA GPU of compute capability 8.0 or later"
     return None
+
+
+def agree(layer: str, name: str, error: Callable[[torch.device], float]) -> bool:
+    """Whether the kernels of a layer run on the device of this name, and their `error` on a tiny input there is one of
+    float32. The log says why not."""
+    device = torch.device(name)
+    reason = why_not(device)
+    try:
+        if reason is None and not (found := error(device)) < SELF_TEST_TOLERANCE[torch.float32]:
+            reason = f"is off by {found:.1e}"
+    except Exception as failure:  # whatever a compiler or a driver raises
+        reason = f"ended with {describe_failure(failure)}"
+    if reason is not None:
+        log.warning("%s: PyTorch's, which is slower; the CUDA kernel: %s", layer, reason)
+    return reason is None
 
 
 def compile_source(source: Path, defines: Defines, capability: int) -> bytes:

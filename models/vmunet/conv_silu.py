@@ -1,10 +1,9 @@
 """SiLU of a depthwise 3x3 convolution, as SS2D has it; on NVIDIA GPUs in one CUDA kernel, its backward in two.
 
-cuDNN's convolution, the bias and SiLU pass seven times over a map of all inner channels, their backward nine times;
+cuDNN's convolution, the bias and SiLU pass six times over a map of all inner channels, their backward eight times;
 these kernels do with two and five."""
 
 import functools
-import logging
 from pathlib import Path
 
 import torch
@@ -12,10 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..cross_scan import nvrtc
-from ..cross_scan.backends import constant_for_compiler, describe_failure
+from ..cross_scan.backends import constant_for_compiler
 from ..cross_scan.operator import NAMESPACE
-
-log = logging.getLogger("vmunet")
 
 SOURCE = Path(__file__).with_suffix(".cu")
 KERNELS = ("conv_silu_kernel", "conv_silu_backward_kernel", "conv_transposed_kernel")
@@ -37,22 +34,16 @@ def kernels_work(device: str) -> bool:
 
 
 @functools.cache
-def _try_kernels(name):
-    device = torch.device(name)
-    reason = nvrtc.why_not(device)
-    try:
-        if reason is None:
-            weight, bias = torch.linspace(-1, 1, 36).view(4, 1, 3, 3), torch.ones(4)
-            x = torch.linspace(-3, 3, 60).view(1, 3, 5, 4)
-            convolved = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=4)
-            found = convolve(*(t.to(device) for t in (x, weight, bias))).cpu()
-            error = (found - F.silu(convolved).permute(0, 2, 3, 1)).abs().max().item()
-            reason = None if error < 1e-5 else f"is off by {error:.1e}"
-    except Exception as failure:  # whatever a compiler or a driver raises
-        reason = f"ended with {describe_failure(failure)}"
-    if reason is not None:
-        log.warning("depthwise convolution: PyTorch's, which is slower; the CUDA kernel: %s", reason)
-    return reason is None
+def _try_kernels(device):
+    return nvrtc.agree("depthwise convolution", device, _error)
+
+
+def _error(device):
+    weight, bias = torch.linspace(-1, 1, 36).view(4, 1, 3, 3), torch.ones(4)
+    x = torch.linspace(-3, 3, 60).view(1, 3, 5, 4)
+    convolved = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=4)
+    found = convolve(*(t.to(device) for t in (x, weight, bias))).cpu()
+    return (found - F.silu(convolved).permute(0, 2, 3, 1)).abs().max().item()
 
 
 @torch.library.custom_op(f"{NAMESPACE}::conv_silu", mutates_args=())

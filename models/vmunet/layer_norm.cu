@@ -14,34 +14,17 @@ constexpr int PIECES = (VECTORS + GROUP - 1) / GROUP;  // vectors of a lane
 constexpr int ROWS = WARPS * LANES / GROUP;            // of a block at a time
 static_assert(C % PER == 0, "");
 
-// A lane's part of a row, with mean 0 and variance 1; zeros beyond the last channel. Returns what it was divided by.
+// A lane's part of a row, with mean 0 and variance 1; zeros beyond the last channel. Returns what it was multiplied by.
 __device__ __forceinline__ float load_normal(float (&v)[PIECES][PER], const X* row, int member, float eps) {
-    float sum = 0.0f;
 #pragma unroll
     for (int p = 0; p < PIECES; p++) {
         const int vector = p * GROUP + member;
         if (vector < VECTORS) load(v[p], row + vector * PER);
 #pragma unroll
-        for (int i = 0; i < PER; i++) {
+        for (int i = 0; i < PER; i++)
             if (vector >= VECTORS) v[p][i] = 0.0f;
-            sum += v[p][i];
-        }
     }
-    const float mean = sum_over<GROUP>(sum) / C;
-    float squares = 0.0f;
-#pragma unroll
-    for (int p = 0; p < PIECES; p++)
-#pragma unroll
-        for (int i = 0; i < PER; i++) {
-            v[p][i] = p * GROUP + member < VECTORS ? v[p][i] - mean : 0.0f;
-            squares = fmaf(v[p][i], v[p][i], squares);
-        }
-    const float scale = rsqrtf(sum_over<GROUP>(squares) / C + eps);
-#pragma unroll
-    for (int p = 0; p < PIECES; p++)
-#pragma unroll
-        for (int i = 0; i < PER; i++) v[p][i] *= scale;
-    return scale;
+    return normalize<GROUP, C>(v, eps);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * LANES) layer_norm_kernel(

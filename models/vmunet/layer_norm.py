@@ -4,7 +4,6 @@ PyTorch's kernels give every row a block of threads of its own, which at the net
 channels in a batch, cost more than all its matmuls. Here a warp takes as many rows as fill it."""
 
 import functools
-import logging
 from pathlib import Path
 
 import torch
@@ -12,10 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..cross_scan import nvrtc
-from ..cross_scan.backends import constant_for_compiler, describe_failure
+from ..cross_scan.backends import constant_for_compiler
 from ..cross_scan.operator import NAMESPACE
-
-log = logging.getLogger("vmunet")
 
 SOURCE = Path(__file__).with_suffix(".cu")
 KERNELS = ("layer_norm_kernel", "layer_norm_backward_kernel")
@@ -51,21 +48,15 @@ def kernels_work(device: str) -> bool:
 
 
 @functools.cache
-def _try_kernels(name):
-    device = torch.device(name)
-    reason = nvrtc.why_not(device)
-    try:
-        if reason is None:
-            x = torch.arange(48.0).view(2, 24)
-            weight, bias = torch.ones(24, device=device), torch.zeros(24, device=device)
-            found = layer_norm(x.to(device), weight, bias, 1e-5, x.dtype).cpu()
-            error = (found - F.layer_norm(x, (24,))).abs().max().item()
-            reason = None if error < 1e-5 else f"is off by {error:.1e}"
-    except Exception as failure:  # whatever a compiler or a driver raises
-        reason = f"ended with {describe_failure(failure)}"
-    if reason is not None:
-        log.warning("LayerNorm: PyTorch's, which is slower; the CUDA kernel: %s", reason)
-    return reason is None
+def _try_kernels(device):
+    return nvrtc.agree("LayerNorm", device, _error)
+
+
+def _error(device):
+    x = torch.arange(48.0).view(2, 24)
+    weight, bias = torch.ones(24, device=device), torch.zeros(24, device=device)
+    found = layer_norm(x.to(device), weight, bias, 1e-5, x.dtype).cpu()
+    return (found - F.layer_norm(x, (24,))).abs().max().item()
 
 
 @torch.library.custom_op(f"{NAMESPACE}::layer_norm", mutates_args=())

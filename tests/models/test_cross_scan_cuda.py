@@ -96,6 +96,16 @@ def test_other_shapes_are_left_to_triton():
     assert not cuda_scan.fits(inputs_of(I=192, N=16, R=6, b=4096, side=256))  # offsets of more than 32 bits
 
 
+@pytest.mark.parametrize("b, I, L", [(1, 192, 4096), (1, 384, 1024), (2, 768, 256), (10, 192, 4096), (32, 192, 4096)])
+def test_the_steps_are_cut_as_tuned_for_triton(b, I, L):
+    cut = []
+    for backend in (cuda_scan, triton_scan):
+        p = object.__new__(backend.Problem)
+        p.b, p.I, p.L, p.tiles = b, I, L, -(-L // cuda_scan.T)
+        cut.append(p._chunk())
+    assert cut[0] == cut[1]
+
+
 def test_python_and_kernels_agree_on_their_numbers():
     """Sizes that both files name."""
     scan, around = cuda_scan.SOURCE.read_text(encoding="utf-8"), cuda_scan.AROUND.read_text(encoding="utf-8")
