@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
 from typing import TypeVar
 
 import torch
@@ -52,6 +53,9 @@ def process_group(device: torch.device, timeout: timedelta = timedelta(minutes=1
     if not under_torchrun():
         yield
         return
+    # Its default arguments are the group of the time at which it is imported, as PyTorch's optimizers do. Imported in
+    # the block it would keep the group, and gloo's threads, which then abort the program as Python ends under them.
+    import_module("torch.distributed.nn.functional")
     if device.type == "cuda":
         torch.cuda.set_device(device)
         dist.init_process_group("nccl", timeout=timeout, device_id=device)
