@@ -48,13 +48,8 @@ extern __shared__ __align__(16) float shared[];
 
 // ---- loading tiles
 
-// 16 bytes from global to shared memory, zeros unless `valid`
-__device__ __forceinline__ void copy16(void* to, const void* from, bool valid) {
-    u32 address = (u32)__cvta_generic_to_shared(to);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(valid ? 16 : 0));
-}
 __device__ __forceinline__ void wait_for_copies() {
-    asm volatile("cp.async.wait_all;" ::: "memory");
+    finish_copies();
     __syncthreads();
 }
 
@@ -77,7 +72,7 @@ template <typename E> __device__ __forceinline__ void load_rows(E* to, const E* 
         u32 at = i + threadIdx.x;
         int p = __shfl_sync(ALL, pixel, at / IN_ROW % T);
         if (PIECES % THREADS == 0 || at < PIECES)
-            copy16(to + at * PER, from + (offset + (u32)max(p, 0) * (u32)I + at % IN_ROW * PER), p >= 0);
+            begin_copy16(to + at * PER, from + (offset + (u32)max(p, 0) * (u32)I + at % IN_ROW * PER), p >= 0);
     }
 }
 __device__ __forceinline__ void load_packed(float* to, const float* from, u32 offset) {
@@ -85,7 +80,7 @@ __device__ __forceinline__ void load_packed(float* to, const float* from, u32 of
 #pragma unroll
     for (int i = 0; i < PIECES; i += THREADS) {
         u32 at = i + threadIdx.x;
-        if (PIECES % THREADS == 0 || at < PIECES) copy16(to + 4 * at, from + (offset + 4 * at), true);
+        if (PIECES % THREADS == 0 || at < PIECES) begin_copy16(to + 4 * at, from + (offset + 4 * at), true);
     }
 }
 
@@ -96,14 +91,6 @@ __device__ __forceinline__ void read16(float (&to)[T], const float* from) {
         float4 v = *(const float4*)(from + i);
         to[i] = v.x, to[i + 1] = v.y, to[i + 2] = v.z, to[i + 3] = v.w;
     }
-}
-
-// Four numbers that were read before: again, because keeping them would take registers that there are not.
-__device__ __forceinline__ float4 read4_again(const float* from) {
-    float4 v;
-    u32 address = (u32)__cvta_generic_to_shared(from);
-    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address));
-    return v;
 }
 
 // z[t] = bias + <step weights, r[t]> for the warp's steps
@@ -316,20 +303,8 @@ __device__ __forceinline__ Selector make_selector(int lane) {
     return s;
 }
 
-__device__ __forceinline__ u32 pack(float low, float high) {
-    u32 result;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
-    return result;
-}
-
 __device__ __forceinline__ void store4(float* to, float4 v) { *(float4*)to = v; }
-__device__ __forceinline__ void store4(bf16* to, float4 v) { *(uint2*)to = {pack(v.x, v.y), pack(v.z, v.w)}; }
-
-__device__ __forceinline__ void multiply(float4& c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c.x), "+f"(c.y), "+f"(c.z), "+f"(c.w)
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
+__device__ __forceinline__ void store4(bf16* to, float4 v) { *(uint2*)to = {to_two_bfloat16(v.x, v.y), to_two_bfloat16(v.z, v.w)}; }
 
 // The sums of groups of four lanes go to `scratch`, place `number` of four.
 __device__ __forceinline__ void begin_sum(float* scratch, int number, const float (&p)[T], const Selector& s, int lane) {
@@ -346,7 +321,7 @@ __device__ __forceinline__ void begin_sum(float* scratch, int number, const floa
                 rest[2 * i] -= __uint_as_float(q[i] << 16);
                 rest[2 * i + 1] -= __uint_as_float(q[i] & 0xffff0000u);
             }
-            q[i] = pack(rest[2 * i], rest[2 * i + 1]);
+            q[i] = to_two_bfloat16(rest[2 * i], rest[2 * i + 1]);
         }
         multiply(c, q[0], q[1], q[2], q[3], s.of_column[0], s.of_column[1]);
         multiply(c, q[4], q[5], q[6], q[7], s.of_column[2], s.of_column[3]);

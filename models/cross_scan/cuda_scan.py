@@ -6,6 +6,7 @@ of a minute to compile; NVRTC takes seconds. Where these kernels do not fit (oth
 multiple of 32) Triton's run."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ from .nvrtc import ELEMENTS, aligned
 
 NAME = "cuda"
 IMPORT_ERROR = nvrtc.IMPORT_ERROR
-SOURCE = nvrtc.HEADER.with_name("cuda_kernels.cu")
-AROUND = nvrtc.HEADER.with_name("cuda_around.cu")
+SOURCE = Path(__file__).with_name("cuda_kernels.cu")
+AROUND = Path(__file__).with_name("cuda_around.cu")
 SCANS = ("scan_kernel", "scan_saving_kernel", "scan_backward_kernel", "ends_kernel", "ends_backwards_kernel")
 OTHERS = ("pack_kernel", "hand_on_kernel", "hand_on_backwards_kernel", "sum_planes_kernel", "sum_blocks_kernel")
 OTHERS += ("sum_parameters_kernel", "gate_kernel", "gate_saving_kernel", "gate_backward_kernel")

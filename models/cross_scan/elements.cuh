@@ -1,42 +1,23 @@
 // What the CUDA kernels share: types of numbers, conversion to float and back, vectors, sums over lanes, normalisation.
 
-typedef unsigned int u32;
-typedef unsigned short u16;
-typedef long long i64;
+#include "instructions.cuh"
 
 struct bf16 { u16 bits; };
 struct fp16 { u16 bits; };
 
-constexpr u32 ALL = 0xffffffff;
 constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 
 __device__ __forceinline__ float to_float(float v) { return v; }
 __device__ __forceinline__ float to_float(bf16 v) { return __uint_as_float((u32)v.bits << 16); }
-__device__ __forceinline__ float to_float(fp16 v) {
-    float result;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(v.bits));
-    return result;
-}
+__device__ __forceinline__ float to_float(fp16 v) { return half_to_float(v.bits); }
 __device__ __forceinline__ void assign(float& to, float v) { to = v; }
-__device__ __forceinline__ void assign(bf16& to, float v) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(v)); }
-__device__ __forceinline__ void assign(fp16& to, float v) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(v)); }
+__device__ __forceinline__ void assign(bf16& to, float v) { to.bits = to_bfloat16(v); }
+__device__ __forceinline__ void assign(fp16& to, float v) { to.bits = to_half(v); }
 
 template <typename E> __device__ __forceinline__ float rounded(float v) {
     E e;
     assign(e, v);
     return to_float(e);
-}
-
-__device__ __forceinline__ float exp2_(float v) {
-    float result;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
-    return result;
-}
-
-__device__ __forceinline__ float reciprocal(float v) {
-    float result;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
-    return result;
 }
 
 __device__ __forceinline__ float sigmoid(float v) {

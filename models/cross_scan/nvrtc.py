@@ -30,7 +30,7 @@ except ImportError as error:
 log = logging.getLogger("vmunet")
 ELEMENTS = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "fp16"}
 TYPES = {int: ctypes.c_int, float: ctypes.c_float}
-HEADER = Path(__file__).with_name("elements.cuh")
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("elements.cuh", "instructions.cuh"))
 Grid = tuple[int, int, int]
 Defines = tuple[tuple[str, Any], ...]
 
@@ -82,12 +82,13 @@ def _compilers():
 
 
 def _compile(source, defines, capability):
-    text, header = source.read_bytes(), HEADER.read_bytes()
+    text, headers = source.read_bytes(), [header.read_bytes() for header in HEADERS]
     options = [f"--gpu-architecture=sm_{capability}", "-std=c++17", *(f"-D{name}={value}" for name, value in defines)]
-    kept = _cache_file(text, header, options)
+    kept = _cache_file(text, headers, options)
     with contextlib.suppress(OSError):  # not there, or not to be read
         return kept.read_bytes()
-    program = checked(nvrtc.nvrtcCreateProgram(text, source.name.encode(), 1, [header], [HEADER.name.encode()]))
+    names = [header.name.encode() for header in HEADERS]
+    program = checked(nvrtc.nvrtcCreateProgram(text, source.name.encode(), len(headers), headers, names))
     (error,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
     if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         said = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program))
@@ -99,10 +100,10 @@ def _compile(source, defines, capability):
     return code
 
 
-def _cache_file(text, header, options):
+def _cache_file(text, headers, options):
     folder = os.environ.get("VMUNET_CACHE") or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     version = checked(nvrtc.nvrtcVersion())
-    key = hashlib.sha256(repr((text, header, options, version)).encode()).hexdigest()
+    key = hashlib.sha256(repr((text, headers, options, version)).encode()).hexdigest()
     return Path(folder, "vmunet", f"{key[:32]}.cubin")
 
 
