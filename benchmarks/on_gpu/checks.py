@@ -164,27 +164,37 @@ def check_layers(report: Report) -> None:
     rows = []
     for channels in (8, 24, 40, 96, 384, 768, 1536, 3072):
         for x_type, y_type in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float16,) * 2):
-            x = (3 + 2 * torch.randn(37, channels, device="cuda")).to(x_type)
-            weight, bias = torch.randn(2, channels, device="cuda")
-            y = layer_norm(x, weight, bias, EPS, y_type)
-            grad = torch.randn_like(y)
-            leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
-            exact = F.layer_norm(leaves[0], leaves[0].shape[-1:], *leaves[1:], EPS)
-            found = (y, *layer_norm_backward(grad, x, weight, EPS))
-            wanted = (exact, *torch.autograd.grad(exact, leaves, grad.double()))
-            rows.append(layer_row("LayerNorm", (37, channels), x_type, found, wanted))
+            rows.append(check_layer_norm((37, channels), x_type, y_type, "cuda"))
     for shape in ((2, 7, 5, 70), (3, 1, 9, 32), (2, 64, 64, 192), (1, 8, 8, 1536)):
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            x = torch.randn(shape, device="cuda").to(dtype)
-            weight, bias = torch.randn(shape[-1], 1, 3, 3, device="cuda"), torch.randn(shape[-1], device="cuda")
-            grad = torch.randn_like(x)
-            leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
-            maps = leaves[0].permute(0, 3, 1, 2)
-            exact = F.silu(F.conv2d(maps, *leaves[1:], padding=1, groups=shape[-1])).permute(0, 2, 3, 1)
-            found = (convolve(x, weight, bias), *convolve_backward(grad, x, weight, bias))
-            wanted = (exact, *torch.autograd.grad(exact, leaves, grad.double()))
-            rows.append(layer_row("conv, SiLU", shape, dtype, found, wanted))
+        rows += [check_convolution(shape, dtype, "cuda") for dtype in (torch.float32, torch.bfloat16, torch.float16)]
     report.table("layers", rows)
+
+
+def check_layer_norm(shape: tuple[int, int], x_type: torch.dtype, y_type: torch.dtype, device: str) -> dict:
+    """A row of relative errors for x of the shape (rows, channels)."""
+    x = (3 + 2 * torch.randn(shape, device=device)).to(x_type)
+    weight, bias = torch.randn(2, shape[1], device=device)
+    y = layer_norm(x, weight, bias, EPS, y_type)
+    grad = torch.randn_like(y)
+    leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
+    exact = F.layer_norm(leaves[0], shape[1:], *leaves[1:], EPS)
+    found = (y, *layer_norm_backward(grad, x, weight, EPS))
+    wanted = (exact, *torch.autograd.grad(exact, leaves, grad.double()))
+    return layer_row("LayerNorm", shape, x_type, found, wanted)
+
+
+def check_convolution(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str) -> dict:
+    """A row of relative errors for x of the shape (b, H, W, channels)."""
+    channels = shape[-1]
+    x = torch.randn(shape, device=device).to(dtype)
+    weight, bias = torch.randn(channels, 1, 3, 3, device=device), torch.randn(channels, device=device)
+    grad = torch.randn_like(x)
+    leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
+    maps = leaves[0].permute(0, 3, 1, 2)
+    exact = F.silu(F.conv2d(maps, *leaves[1:], padding=1, groups=channels)).permute(0, 2, 3, 1)
+    found = (convolve(x, weight, bias), *convolve_backward(grad, x, weight, bias))
+    wanted = (exact, *torch.autograd.grad(exact, leaves, grad.double()))
+    return layer_row("conv, SiLU", shape, dtype, found, wanted)
 
 
 def layer_row(name: str, shape: tuple, dtype: torch.dtype, found: tuple, exact: tuple) -> dict:

@@ -1,4 +1,4 @@
-"""The CUDA kernels: compiled for two GPUs. `benchmarks/gpu.py --check` runs them on one, against double precision."""
+"""The CUDA kernels compiled for two GPUs, and what chooses and starts them. What they compute: `test_cuda_kernels.py`."""
 
 import re
 import subprocess
