@@ -1,4 +1,4 @@
-"""The CUDA kernels compiled for two GPUs, and what chooses and starts them. What they compute: `test_cuda_kernels.py`."""
+"""The CUDA kernels compiled for two GPUs, and their launches. What they compute: `test_cuda_kernels.py`."""
 
 import re
 import subprocess
