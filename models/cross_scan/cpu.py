@@ -1,15 +1,19 @@
-"""The cross-scan on CPUs: numba kernels (`cpu_kernels.py`) on PyTorch's memory, in threads of their own.
+"""The cross-scan on CPUs: numba kernels (`cpu_kernels.py`) on PyTorch's memory, in PyTorch's own threads.
 
-The threads are Python's, since the kernels run without the GIL: numba's own layers don't survive a fork, which data
-loaders do, and compete with PyTorch's.
+Those are OpenMP's, which spin for some milliseconds after each operation: threads of our own, or numba's, would have to
+share the cores with them. Where PyTorch is built without OpenMP, and in a forked process, which has lost OpenMP's
+threads, they are Python's: the kernels run without the GIL.
 """
 
+import ctypes
 import functools
 import itertools
 import logging
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -131,10 +135,49 @@ class _Call:
         return torch.get_num_threads() if self.b * self.L * 4 * self.I * self.N > ENOUGH_FOR_THREADS else 1
 
 
+Callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+IMPORTED_BY = os.getpid()
+
+
+@functools.cache
+def openmp_parallel() -> Callable | None:
+    """GOMP_parallel of the OpenMP library that PyTorch is linked to, or None."""
+    try:  # a symbol is looked for in the library and in those that it depends on
+        function = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so")).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    function.argtypes, function.restype = [Callback, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    return function
+
+
 @functools.cache
 def _pool(process, threads):
     """Threads don't survive a fork, so every process has its own."""
     return ThreadPoolExecutor(threads, thread_name_prefix="cross-scan")
+
+
+def in_threads(work: Callable[[], None], threads: int) -> None:
+    """Calls `work` once in each thread, this one included. Raises what one of the calls has raised."""
+    parallel = openmp_parallel() if os.getpid() == IMPORTED_BY else None
+    if threads == 1:
+        work()
+    elif parallel is None:
+        futures = [_pool(os.getpid(), threads).submit(work) for _ in range(threads - 1)]
+        work()
+        for future in futures:
+            future.result()
+    else:
+        errors = []
+
+        def guarded(_):
+            try:
+                work()
+            except BaseException as error:  # no exception can leave a C function
+                errors.append(error)
+
+        parallel(Callback(guarded), None, threads, 0)
+        for error in errors:
+            raise error
 
 
 def _run(kernel, tasks, threads, *args):
@@ -147,11 +190,7 @@ def _run(kernel, tasks, threads, *args):
         for task in queue:
             kernel(*task, *args)
 
-    others = min(threads, len(tasks)) - 1
-    futures = [_pool(os.getpid(), threads).submit(work) for _ in range(others)]
-    work()
-    for future in futures:
-        future.result()
+    in_threads(work, max(1, min(threads, len(tasks))))
 
 
 def _compile(kernel, task, args):

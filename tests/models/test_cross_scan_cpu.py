@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -142,6 +143,30 @@ def test_the_number_of_threads_changes_no_bit(monkeypatch):
     torch.set_num_threads(before)
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
+
+
+@pytest.mark.parametrize("openmp", [True, False])
+def test_work_is_shared_by_threads_and_what_goes_wrong_in_one_is_raised(openmp, monkeypatch):
+    if openmp and cpu.openmp_parallel() is None:
+        pytest.skip("PyTorch is built without OpenMP")
+    if not openmp:
+        monkeypatch.setattr(cpu, "openmp_parallel", lambda: None)
+    together, seen = threading.Barrier(3), set()
+
+    def work():
+        together.wait(timeout=20)
+        seen.add(threading.get_ident())
+
+    cpu.in_threads(work, 3)
+    assert len(seen) == 3 and threading.get_ident() in seen
+
+    def fail_elsewhere():
+        if threading.get_ident() != caller:
+            raise MemoryError("as of a kernel")
+
+    caller = threading.get_ident()
+    with pytest.raises(MemoryError, match="as of a kernel"):
+        cpu.in_threads(fail_elsewhere, 2)
 
 
 def test_views_and_copies_give_the_same_bits():
