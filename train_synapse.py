@@ -4,8 +4,6 @@ python train_synapse.py --help
 torchrun --nproc_per_node=2 train_synapse.py
 """
 
-import utils.machine.openmp  # noqa: F401  isort: skip (before torch)
-
 import logging
 import time
 

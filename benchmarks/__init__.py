@@ -1,1 +1,0 @@
-import utils.machine.openmp  # noqa: F401  (before torch)

@@ -13,8 +13,6 @@ All flags but --trace and --every are train.py's. After each epoch two files are
 docs/collapse.md shows what they say about the published recipe, benchmarks/collapse_plot.py draws it.
 """
 
-import utils.machine.openmp  # noqa: F401  isort: skip (before torch)
-
 import argparse
 import sys
 from collections.abc import Iterable

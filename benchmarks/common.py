@@ -4,7 +4,6 @@ import argparse
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 import statistics
 import time
@@ -16,10 +15,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from models.cpu_settings import tune_cpu
 from utils.files import write_atomically
 from utils.machine.device import available_cpus
-from utils.machine.fast_matmul import use_fast_matmuls
-from utils.machine.memory import keep_freed_memory
 
 T = TypeVar("T")
 
@@ -33,8 +31,7 @@ def start(description: str | None, name: str) -> "Report":
     what = "where to write the numbers (default: %(default)s)"
     parser.add_argument("--output", type=Path, default=default, metavar="FILE", help=what)
     path = parser.parse_args().output
-    keep_freed_memory()
-    return Report(path, environment(use_fast_matmuls()))
+    return Report(path, environment(tune_cpu()))
 
 
 def environment(fast_matmuls: bool) -> dict[str, Any]:
@@ -43,7 +40,6 @@ def environment(fast_matmuls: bool) -> dict[str, Any]:
         "processor": processor(),
         "cores": available_cpus(),
         "threads": torch.get_num_threads(),
-        "spin count": os.environ.get("GOMP_SPINCOUNT", "default"),
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "fast matmuls": fast_matmuls,
         "python": platform.python_version(),

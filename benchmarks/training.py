@@ -22,7 +22,7 @@ from datasets.loaders import ISIC_FOLDERS, build_isic_loader
 from engine import Execution, train_one_epoch
 from models.vmunet import VMUNet
 from utils.losses import BceDiceWithLogitsLoss
-from utils.machine.fast_matmul import has_bf16
+from utils.machine.device import has_bf16
 from utils.optim import build_optimizer
 from utils.runs.batches import Batches
 from utils.runs.checkpoint import pack, write_latest

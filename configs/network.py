@@ -11,6 +11,7 @@ from configs.base import DEPTHS, BaseConfig
 from configs.check import check_network, flag
 from models.baselines import Baseline
 from models.cost import measure_cost
+from models.cpu_settings import tune_cpu
 from models.cross_scan import backends, cuda_scan
 from models.cuda_graphs import GraphedModel
 from models.family import NETWORKS, build_network
@@ -18,8 +19,7 @@ from models.network import SegmentationNetwork
 from models.vmunet.pretrained import HOW_TO_GET_VMAMBA, load_pretrained
 from models.vmunet.ss2d import SS2D
 from utils import distributed
-from utils.machine.fast_matmul import use_fast_matmuls, warn_of_slow_bf16
-from utils.machine.memory import keep_freed_memory
+from utils.machine.device import warn_of_slow_bf16
 from utils.repository import here_or_beside_the_code
 from utils.runs.run import Note, log_fact
 from utils.runs.shipped import SHIPPED, find_checkpoint
@@ -108,10 +108,8 @@ def prepare(model: nn.Module, config: Any, device: torch.device, note: Note = lo
         scans = (module for module in model.modules() if isinstance(module, SS2D))
         cuda_scan.compile_ahead(((scan.out_norm.weight.numel(), scan.split[0]) for scan in scans), dtype, device)
     if device.type == "cpu":
-        keep_freed_memory()
-        if config.precision == "fp32":
-            use_fast_matmuls()
-        elif config.precision == "bf16":
+        tune_cpu()
+        if config.precision == "bf16":
             warn_of_slow_bf16()
     model = model.to(device)
     if config.compile:

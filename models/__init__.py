@@ -2,6 +2,7 @@
 from this folder, as `models`. So it imports nothing else of the repository, and its own modules relatively.
 """
 
+from .cpu_settings import tune_cpu
 from .cross_scan import cross_selective_scan
 from .family import NETWORKS, build_network, load
 from .ultralight import UltraLightVMUNet
@@ -20,4 +21,5 @@ __all__ = [
     "load",
     "load_pretrained",
     "read_weights",
+    "tune_cpu",
 ]

@@ -3,8 +3,6 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes of pytest-xdist share the cores already
 
-import utils.machine.openmp  # noqa: F401  isort: skip (before torch)
-
 from pathlib import Path
 
 import pytest

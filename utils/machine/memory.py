@@ -1,23 +1,7 @@
-"""Main memory: kept for the next tensor in training on CPUs; how much is free."""
+"""How much main memory is free."""
 
-import ctypes
 import os
-import sys
 from pathlib import Path
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-LARGEST_KEPT = 2**30  # bytes of one tensor
-
-
-def keep_freed_memory() -> bool:
-    """Lets the C library keep freed memory for the next tensor. Returns whether it does; only glibc has the setting.
-
-    By default it returns each large tensor's memory to the system, which has to fill it with zeros before the next use:
-    a quarter of a training step with a batch of 8. The peak is the same."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None:
-        return False
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
 
 
 def free_memory() -> int:
