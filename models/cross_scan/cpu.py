@@ -31,7 +31,7 @@ except ImportError as error:
 
 NAME = "cpu"
 LANES, TILE = 16, 32  # of the kernels
-GROUPS = 2  # of channels; each has its own sums for the gradients of dt, B and C, which are added up last
+HALVES = 2  # of the four directions; each has its own y and gradient of x, and they are added up last
 ENOUGH_FOR_THREADS = 2_000_000  # state updates, about 0.3 ms; less is done before another thread has woken up
 log = logging.getLogger("vmunet")
 
@@ -216,27 +216,26 @@ def _spans(count, pieces):
 def forward(inputs: ScanInputs, save: bool = True) -> tuple[Tensor, Tensor]:
     """y (b, H, W, I) and the kept states (empty without `save`)."""
     call, x = _Call(inputs), inputs.x
-    y = x.new_empty(call.b, call.L, call.I, dtype=torch.float32)
+    y = x.new_empty(call.b, HALVES, call.L, call.I, dtype=torch.float32)
     saved = y.new_empty(saved_shape(inputs) if save else (0,))
     threads = call.threads()
-    # each part gathers B and C anew, so no more of them than keep all threads busy to the end
-    spans = _spans(call.blocks, 1 if threads == 1 else -(-2 * threads // call.b))
-    tasks = [(image, *span) for image in range(call.b) for span in spans]
+    # Threads at neighbouring blocks of one y would take its cache lines from each other, and each part gathers B and C
+    # anew: only the directions are parted if that occupies all threads to the end.
+    spans = _spans(call.blocks, 1 if HALVES * call.b % threads == 0 else -(-threads // call.b))
+    tasks = [(image, half, *span) for image in range(call.b) for span in spans for half in range(HALVES)]
     _run(kernels.forward_task, tasks, threads, call.inputs, call.layout, _flat(y), _flat(saved))
-    return _cut(y, x).to(x.dtype), saved
+    return _cut(y[:, 0] + y[:, 1], x).to(x.dtype), saved
 
 
 def backward(grad_y: Tensor, saved: Tensor, inputs: ScanInputs) -> ScanInputs:
     """The gradients of the inputs."""
     call, new = _Call(inputs), saved.new_empty
     b, L, I, N, width = call.b, call.L, call.I, call.N, call.width
-    groups, threads = min(GROUPS, call.blocks), call.threads()
-    spans = _spans(groups, 1 if threads == 1 else groups)  # one group or all of them: both sum in the same order
     grads = ScanInputs(  # as the kernel lays them out
-        x=new(b, L, I),
-        dt=new(b, len(spans), L, 4, width) if call.R else new(b, 1, L, 4, I),
-        B=new(b, len(spans), L, 4, N),
-        C=new(b, len(spans), L, 4, N),
+        x=new(b, HALVES, L, I),
+        dt=new(b, L, 4, width if call.R else I),
+        B=new(b, L, 4, N),
+        C=new(b, L, 4, N),
         A=new(b, 4, call.blocks, N, LANES),
         D=new(b, 4, I),
         dt_bias=new(b, 4, I),
@@ -245,18 +244,18 @@ def backward(grad_y: Tensor, saved: Tensor, inputs: ScanInputs) -> ScanInputs:
     weight_rows = new((0,))
     if inputs.dt_weight is not None:
         weight_rows = _filled_up(_filled_up(inputs.dt_weight, width), I, dim=-2).contiguous()
-    tasks = [(image, *span, slot) for slot, (image, span) in enumerate(itertools.product(range(b), spans))]
+    tasks = list(itertools.product(range(b), range(HALVES)))
     arrays = (_flat(weight_rows), _flat(call.channels(grad_y)), _flat(saved), tuple(map(_flat, grads)))
-    _run(kernels.backward_task, tasks, threads, groups, call.inputs, call.layout, *arrays)
+    _run(kernels.backward_task, tasks, call.threads(), call.inputs, call.layout, *arrays)
     return _as_given(grads, inputs)
 
 
 def _as_given(grads: ScanInputs, inputs: ScanInputs) -> ScanInputs:
-    """The kernel's gradients summed over images and groups, in the inputs' shapes and dtypes."""
+    """The kernel's gradients summed over images and halves, in the inputs' shapes and dtypes."""
     i, N = inputs.x.shape[-1], inputs.A.shape[-1]
 
     def of_tokens(grad, like):
-        return _cut(functools.reduce(torch.add, grad.unbind(1)), like).to(like.dtype)
+        return _cut(grad, like).to(like.dtype)
 
     def of_channels(grad):
         return grad.sum(0)[:, :i].contiguous()
@@ -266,7 +265,7 @@ def _as_given(grads: ScanInputs, inputs: ScanInputs) -> ScanInputs:
 
     weight = inputs.dt_weight
     return ScanInputs(
-        x=_cut(grads.x, inputs.x).to(inputs.x.dtype),
+        x=of_tokens(grads.x[:, 0] + grads.x[:, 1], inputs.x),
         dt=of_tokens(grads.dt, inputs.dt),
         B=of_tokens(grads.B, inputs.B),
         C=of_tokens(grads.C, inputs.C),

@@ -1,13 +1,14 @@
 """Forward and backward of the cross-scan in numba, on SIMD vectors: the part of the "cpu" backend that is compiled.
 
 A vector holds 16 neighbouring channels, and a pair of vectors two states of them, so no sum runs along the lanes of the
-recurrence. LLVM maps a vector to one AVX-512 register, two of AVX2 or four of NEON. A task is one image and some blocks
-of 16 channels; it walks the four directions one after the other, in tiles of 32 steps. A direction is only a list of
-pixels. For a block and a tile the steps are projected, then every pair of states runs through the tile on its own, with
-the state in a register and all it reads in the nearest cache, while the next block's pixels are being fetched.
+recurrence. LLVM maps a vector to one AVX-512 register, two of AVX2 or four of NEON. A task is one image, two of the
+four directions and, in the forward, some blocks of 16 channels; it walks the directions one after the other, in tiles
+of 32 steps. A direction is only a list of pixels. For a block and a tile the steps are projected, then every pair of
+states runs through the tile on its own, with the state in a register and all it reads in the nearest cache, while the
+next block's pixels are being fetched.
 
 The forward keeps the state at the start of each tile; the backward computes a tile's states again from there. Sums over
-channels are kept per group of blocks, sums over pixels per image, and added up afterwards in a fixed order: no atomics,
+pixels are kept per image, sums over directions per two of them, and added up afterwards in a fixed order: no atomics,
 and the same bits for any number of threads.
 
 Arrays are one-dimensional with offsets, in floats. The vector type stands in this file because numba's cache of
@@ -233,19 +234,19 @@ def maximum(builder, a, b):
 
 
 def emit_exp2(builder, vector, x, y, y_rest=None):
-    """2^(x y) for x y <= 0; exactly 0 below 2^-127. y_rest: what y lacks of a constant that it stands for.
+    """2^(x y) for x y <= 0; at most 2^-125 below 2^-126. y_rest: what y lacks of a constant that it stands for.
 
-    Adding 1.5 * 2^23 rounds to an integer, and 127 more make it the exponent of the power in the lowest bits; shifted
-    into place they are the power. Only the power is kept from running below 0: the rest stays finite and is multiplied
-    by 0."""
-    magic = 1.5 * 2**23 + 127
+    Adding 1.5 * 2^23 rounds to an integer, which is in the lowest bits then. Shifted into the exponent's place and
+    added there, it multiplies by its power of two without the units that multiply, which have enough to do."""
+    magic = 1.5 * 2**23
     rounded = call(builder, "fma", x, y, constant(vector, magic))
     fraction = call(builder, "fma", x, y, builder.fsub(constant(vector, magic), rounded))
     if y_rest is not None:
         fraction = call(builder, "fma", x, constant(vector, y_rest), fraction)
-    exponent = builder.bitcast(maximum(builder, rounded, constant(vector, magic - 127)), vector.ints)
-    power = builder.bitcast(builder.shl(exponent, ir.Constant(vector.ints, [23] * vector.width)), vector.floats)
-    return builder.fmul(polynomial(builder, vector, fraction, EXP2), power)
+    power = builder.bitcast(maximum(builder, rounded, constant(vector, magic - 126)), vector.ints)
+    exponent = builder.shl(power, ir.Constant(vector.ints, [23] * vector.width))
+    mantissa = builder.bitcast(polynomial(builder, vector, fraction, EXP2), vector.ints)
+    return builder.bitcast(builder.add(mantissa, exponent), vector.floats)
 
 
 def emit_exp_of_minus_abs(builder, vector, x):
@@ -421,17 +422,18 @@ def scan_tile(count, N, rates, states, steps, drive, B, C, out):
 
 
 @task
-def forward_task(image, first, last, inputs, layout, y, saved):
-    """y of one image and the blocks [first, last); the states at the tiles' starts into `saved` unless it is empty.
+def forward_task(image, half, first, last, inputs, layout, y, saved):
+    """y of one image, two of the four directions and the blocks [first, last); the states at the tiles' starts into
+    `saved` unless it is empty.
 
-    y (b, L, I)   saved (b, 4, tiles, blocks, N, 16)"""
+    y (b, halves, L, I)   saved (b, 4, tiles, blocks, N, 16)"""
     x, dt, B, C, rates, D, bias, weight, order = inputs
     L, blocks, N, given_N, R, dt_strides, B_strides, C_strides = layout
     I, tiles, width = blocks * LANES, (L + TILE - 1) // TILE, (R + 15) // 16 * 16
     tile_B, tile_C, tile_dt = scratch(TILE * N), scratch(TILE * N), scratch(TILE * width)
     steps, drive, out = scratch(TILE * LANES), scratch(TILE * LANES), scratch(TILE * LANES)
     states = scratch(blocks * N * LANES)
-    for k in range(4):
+    for k in range(2 * half, 2 * half + 2):
         states[:] = 0
         for tile in range(tiles):
             count = min(TILE, L - tile * TILE)
@@ -444,7 +446,7 @@ def forward_task(image, first, last, inputs, layout, y, saved):
             gather_ahead(C, C_strides, image, k, next_rows, given_N)
             gather_ahead(dt, dt_strides, image, k, next_rows, R)
             for block in range(first, last):
-                here = image * L * I + block * LANES
+                here, out_here = image * L * I + block * LANES, (2 * image + half) * L * I + block * LANES
                 if R > 0:
                     project_steps(tile_dt, weight, (k * blocks + block) * R, R, width, steps, count)
                 else:
@@ -454,13 +456,13 @@ def forward_task(image, first, last, inputs, layout, y, saved):
                 shift = both(load(bias, k * I + block * LANES))
                 for t in range(0, count, 2):
                     store(steps, t * LANES, softplus(load_pair(steps, t * LANES) + shift))
-                ahead, ahead_rows = here + LANES, rows
+                ahead, ahead_rows = LANES, rows
                 if block + 1 == last:
-                    ahead, ahead_rows = image * L * I + first * LANES, next_rows
+                    ahead, ahead_rows = (first - block) * LANES, next_rows
                 skip = load(D, k * I + block * LANES)
                 for t in range(count):
-                    prefetch(x, ahead + ahead_rows[t] * I)
-                    prefetch(y, ahead + ahead_rows[t] * I)
+                    prefetch(x, here + ahead + ahead_rows[t] * I)
+                    prefetch(y, out_here + ahead + ahead_rows[t] * I)
                     u = load(x, here + rows[t] * I)
                     store(drive, t * LANES, load(steps, t * LANES) * u)
                     store(out, t * LANES, skip * u)
@@ -471,7 +473,7 @@ def forward_task(image, first, last, inputs, layout, y, saved):
                         store(saved, start + n * LANES, load(state, n * LANES))
                 scan_tile(count, N, rates[(k * blocks + block) * N * LANES :], state, steps, drive, tile_B, tile_C, out)
                 for t in range(count):
-                    accumulate(y, here + rows[t] * I, load(out, t * LANES), k > 0)
+                    accumulate(y, out_here + rows[t] * I, load(out, t * LANES), k > 2 * half)
 
 
 @kernel
@@ -531,12 +533,11 @@ def scan_tile_backward(
 
 
 @task
-def backward_task(image, first_group, last_group, slot, groups, inputs, layout, weight_rows, grad_y, saved, grads):
-    """The gradients of one image and the groups [first_group, last_group) of its blocks. Those of dt, B and C are sums
-    over channels: each task writes its own part of them to its own `slot`, and the parts are added up afterwards.
+def backward_task(image, half, inputs, layout, weight_rows, grad_y, saved, grads):
+    """The gradients of one image from two of the four directions.
 
     weight_rows (4, I, width), width = R rounded up to a multiple of 16; saved as in `forward_task`. Into grads:
-    x (b, L, I)   dt (slots, L, 4, width), raw steps (b, L, 4, I) if R = 0   B, C (slots, L, 4, N)
+    x (b, halves, L, I)   dt (b, L, 4, width), raw steps (b, L, 4, I) if R = 0   B, C (b, L, 4, N)
     rates (b, 4, blocks, N, 16), of A itself   D, bias (b, 4, I)   weight (b, 4, blocks, width, 16)"""
     x, dt, B, C, rates, D, bias, weight, order = inputs
     L, blocks, N, given_N, R, dt_strides, B_strides, C_strides = layout
@@ -551,15 +552,14 @@ def backward_task(image, first_group, last_group, slot, groups, inputs, layout, 
     tile_grad_dt = scratch(TILE * width)
     grad_states = scratch(blocks * N * LANES)
     zero, ln2 = splat(np.float32(0)), splat(np.float32(LN2))
-    first, last = first_group * blocks // groups, last_group * blocks // groups
-    for k in range(4):
+    for k in range(2 * half, 2 * half + 2):
         grad_states[:] = 0
         channels = (image * 4 + k) * I  # where this direction's parameters start
-        here, after = channels + first * LANES, channels + last * LANES
-        grad_rates[here * N : after * N] = 0
-        grad_D[here:after] = 0
-        grad_bias[here:after] = 0
-        grad_weight[here * width : after * width] = 0
+        after = channels + I
+        grad_rates[channels * N : after * N] = 0
+        grad_D[channels:after] = 0
+        grad_bias[channels:after] = 0
+        grad_weight[channels * width : after * width] = 0
         for tile in range(tiles - 1, -1, -1):
             count = min(TILE, L - tile * TILE)
             step = k * (L + 2 * TILE) + tile * TILE
@@ -571,83 +571,82 @@ def backward_task(image, first_group, last_group, slot, groups, inputs, layout, 
             gather_ahead(B, B_strides, image, k, next_rows, given_N)
             gather_ahead(C, C_strides, image, k, next_rows, given_N)
             gather_ahead(dt, dt_strides, image, k, next_rows, R)
-            for group in range(first_group, last_group):
-                tile_grad_B[:] = 0
-                tile_grad_C[:] = 0
-                tile_grad_dt[:] = 0
-                for block in range(group * blocks // groups, (group + 1) * blocks // groups):
-                    here = image * L * I + block * LANES
-                    mine = k * blocks + block
-                    if R > 0:
-                        project_steps(tile_dt, weight, mine * R, R, width, steps, count)
-                    else:
-                        start = image * dt_strides[0] + k * dt_strides[2] + block * LANES
-                        for t in range(count):
-                            store(steps, t * LANES, load(dt, start + rows[t] * dt_strides[1]))
-                    shift = both(load(bias, mine * LANES))
-                    for t in range(0, count, 2):
-                        raw = load_pair(steps, t * LANES) + shift
-                        store(steps, t * LANES, softplus(raw))
-                        store(slopes, t * LANES, sigmoid(raw))
-                    ahead, ahead_rows = here + LANES, rows
-                    if block + 1 == last:
-                        ahead, ahead_rows = image * L * I + first * LANES, next_rows
+            tile_grad_B[:] = 0
+            tile_grad_C[:] = 0
+            tile_grad_dt[:] = 0
+            for block in range(blocks):
+                here, out_here = image * L * I + block * LANES, (2 * image + half) * L * I + block * LANES
+                mine = k * blocks + block
+                if R > 0:
+                    project_steps(tile_dt, weight, mine * R, R, width, steps, count)
+                else:
+                    start = image * dt_strides[0] + k * dt_strides[2] + block * LANES
                     for t in range(count):
-                        prefetch(x, ahead + ahead_rows[t] * I)
-                        prefetch(grad_y, ahead + ahead_rows[t] * I)
-                        prefetch(grad_x, ahead + ahead_rows[t] * I)
-                        u_t = load(x, here + rows[t] * I)
-                        store(u, t * LANES, u_t)
-                        store(drive, t * LANES, load(steps, t * LANES) * u_t)
-                        store(gy, t * LANES, load(grad_y, here + rows[t] * I))
-                        store(B_grad, t * LANES, zero)
-                        store(rate_grad, t * LANES, zero)
-                    kept = saved[(((image * 4 + k) * tiles + tile) * blocks + block) * N * LANES :]
-                    scan_tile_backward(
-                        count,
-                        N,
-                        rates[mine * N * LANES :],
-                        kept,
-                        steps,
-                        drive,
-                        tile_B,
-                        tile_C,
-                        gy,
-                        grad_states[block * N * LANES :],
-                        grad_rates[(channels + block * LANES) * N :],
-                        tile_grad_B,
-                        tile_grad_C,
-                        B_grad,
-                        rate_grad,
-                        decays,
-                        decayed,
-                    )
-                    skip = load(D, mine * LANES)
-                    sum_D = sum_bias = zero
-                    for t in range(count):
-                        u_t, gy_t, driven = load(u, t * LANES), load(gy, t * LANES), load(B_grad, t * LANES)
-                        g = fma(u_t, driven, ln2 * load(rate_grad, t * LANES)) * load(slopes, t * LANES)
-                        store(grad_raw, t * LANES, g)
-                        sum_bias = sum_bias + g
-                        sum_D = fma(gy_t, u_t, sum_D)
-                        accumulate(grad_x, here + rows[t] * I, fma(load(steps, t * LANES), driven, skip * gy_t), k > 0)
-                    o = channels + block * LANES
-                    store(grad_D, o, load(grad_D, o) + sum_D)
-                    store(grad_bias, o, load(grad_bias, o) + sum_bias)
-                    if R > 0:
-                        first_row = (image * 4 * blocks + mine) * width
-                        project_steps_weight_gradient(grad_raw, tile_dt, R, width, grad_weight, first_row, count)
-                        project_steps_gradient(grad_raw, weight_rows, mine * LANES, width, tile_grad_dt, count)
-                    else:
-                        for t in range(count):
-                            o = ((image * L + rows[t]) * 4 + k) * I + block * LANES
-                            store(grad_dt, o, load(grad_raw, t * LANES))
+                        store(steps, t * LANES, load(dt, start + rows[t] * dt_strides[1]))
+                shift = both(load(bias, mine * LANES))
+                for t in range(0, count, 2):
+                    raw = load_pair(steps, t * LANES) + shift
+                    store(steps, t * LANES, softplus(raw))
+                    store(slopes, t * LANES, sigmoid(raw))
+                ahead, ahead_rows = LANES, rows
+                if block + 1 == blocks:
+                    ahead, ahead_rows = -block * LANES, next_rows
                 for t in range(count):
-                    row = (slot * L + rows[t]) * 4 + k
-                    for n in range(0, N, LANES):
-                        place = place_of(n) + 2 * t * LANES
-                        accumulate(grad_B, row * N + n, lane_sums(tile_grad_B, place), group > first_group)
-                        accumulate(grad_C, row * N + n, lane_sums(tile_grad_C, place), group > first_group)
-                    for j in range(0, width, LANES):
-                        total = load(tile_grad_dt, t * width + j)
-                        accumulate(grad_dt, row * width + j, total, group > first_group)
+                    prefetch(x, here + ahead + ahead_rows[t] * I)
+                    prefetch(grad_y, here + ahead + ahead_rows[t] * I)
+                    prefetch(grad_x, out_here + ahead + ahead_rows[t] * I)
+                    u_t = load(x, here + rows[t] * I)
+                    store(u, t * LANES, u_t)
+                    store(drive, t * LANES, load(steps, t * LANES) * u_t)
+                    store(gy, t * LANES, load(grad_y, here + rows[t] * I))
+                    store(B_grad, t * LANES, zero)
+                    store(rate_grad, t * LANES, zero)
+                kept = saved[(((image * 4 + k) * tiles + tile) * blocks + block) * N * LANES :]
+                scan_tile_backward(
+                    count,
+                    N,
+                    rates[mine * N * LANES :],
+                    kept,
+                    steps,
+                    drive,
+                    tile_B,
+                    tile_C,
+                    gy,
+                    grad_states[block * N * LANES :],
+                    grad_rates[(channels + block * LANES) * N :],
+                    tile_grad_B,
+                    tile_grad_C,
+                    B_grad,
+                    rate_grad,
+                    decays,
+                    decayed,
+                )
+                skip = load(D, mine * LANES)
+                sum_D = sum_bias = zero
+                for t in range(count):
+                    u_t, gy_t, driven = load(u, t * LANES), load(gy, t * LANES), load(B_grad, t * LANES)
+                    g = fma(u_t, driven, ln2 * load(rate_grad, t * LANES)) * load(slopes, t * LANES)
+                    store(grad_raw, t * LANES, g)
+                    sum_bias = sum_bias + g
+                    sum_D = fma(gy_t, u_t, sum_D)
+                    total = fma(load(steps, t * LANES), driven, skip * gy_t)
+                    accumulate(grad_x, out_here + rows[t] * I, total, k > 2 * half)
+                o = channels + block * LANES
+                store(grad_D, o, load(grad_D, o) + sum_D)
+                store(grad_bias, o, load(grad_bias, o) + sum_bias)
+                if R > 0:
+                    first_row = (image * 4 * blocks + mine) * width
+                    project_steps_weight_gradient(grad_raw, tile_dt, R, width, grad_weight, first_row, count)
+                    project_steps_gradient(grad_raw, weight_rows, mine * LANES, width, tile_grad_dt, count)
+                else:
+                    for t in range(count):
+                        o = ((image * L + rows[t]) * 4 + k) * I + block * LANES
+                        store(grad_dt, o, load(grad_raw, t * LANES))
+            for t in range(count):
+                row = (image * L + rows[t]) * 4 + k
+                for n in range(0, N, LANES):
+                    place = place_of(n) + 2 * t * LANES
+                    store(grad_B, row * N + n, lane_sums(tile_grad_B, place))
+                    store(grad_C, row * N + n, lane_sums(tile_grad_C, place))
+                for j in range(0, width, LANES):
+                    store(grad_dt, row * width + j, load(tile_grad_dt, t * width + j))
