@@ -149,11 +149,21 @@ def peak_growth(size: int) -> float:
     return peak() - before
 
 
+def as_library() -> dict[str, float]:
+    """Milliseconds of the forward and the step before a process has called `tune_cpu`."""
+    model, swin, x = VMUNet().eval(), swin_unet().eval(), images(1, 256)
+    times = common.medians({"VM-UNet": lambda: forward(model, x), "Swin U-Net": lambda: forward(swin, x)}, 9)
+    steps = {f"{name}, step": training_step(net, 1, 256) for name, net in (("VM-UNet", model), ("Swin U-Net", swin))}
+    return times | common.medians(steps, 5)
+
+
 def main() -> None:
     report = common.start(__doc__, "model")
     # first, because a process inherits the peak of the one that started it
     peaks = {f"{size} x {size}": common.in_new_process(peak_growth, size) for size in (256, 512)}
     report.table("memory", [{"training step": size, "peak growth, GiB": gib} for size, gib in peaks.items()])
+    untuned = common.in_new_process(as_library)
+    report.table("as a library, without tune_cpu, 256 x 256, batch 1", rows_of(untuned, "VM-UNet"))
     torch.manual_seed(0)
     model, swin, loop, x = VMUNet().eval(), swin_unet().eval(), VMUNet(scan_backend="torch").eval(), images(1, 256)
     matmuls, scans = parts_alone(model, x)
