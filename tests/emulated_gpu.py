@@ -4,19 +4,28 @@ import ctypes
 import functools
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
 
 from models.cross_scan import nvrtc
 
-COMPILER = shutil.which("g++")
+OLDEST = 12  # g++, for _Float16
 OPTIONS = ("-std=c++17", "-O2", "-march=native", "-fno-strict-aliasing", "-ffp-contract=off", "-w", "-shared", "-fPIC")
 LAUNCHER = """
 extern "C" const char* launch_{name}(void** arguments, int count, const int* grid, int threads, int order) {{
     return launch({name}, arguments, count, grid, threads, order);
 }}
 """
+
+
+def why_not() -> str | None:
+    """None if it can run here, otherwise why not."""
+    if sys.platform != "linux" or shutil.which("g++") is None:
+        return "needs g++ on Linux"
+    version = subprocess.run(["g++", "-dumpversion"], capture_output=True, encoding="utf-8", check=True).stdout
+    return None if int(version.split(".")[0]) >= OLDEST else f"needs g++ {OLDEST} or later, found {version.strip()}"
 
 
 class EmulatedGPU:
@@ -37,7 +46,7 @@ class EmulatedGPU:
         launchers = "".join(LAUNCHER.format(name=name) for name in names)
         (folder / "kernels.cpp").write_text(source.read_text(encoding="utf-8") + launchers, encoding="utf-8")
         macros = [f"-D{name}={value}" for name, value in defines]
-        command = [COMPILER, *OPTIONS, *macros, "kernels.cpp", "-o", "kernels.so"]
+        command = ["g++", *OPTIONS, *macros, "kernels.cpp", "-o", "kernels.so"]
         done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8")
         assert done.returncode == 0, done.stderr
         library = ctypes.CDLL(str(folder / "kernels.so"))

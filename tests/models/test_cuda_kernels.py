@@ -7,9 +7,9 @@ import torch
 
 from benchmarks.on_gpu import checks
 from models.cross_scan import cuda_scan, nvrtc, reference
-from tests.emulated_gpu import COMPILER, EmulatedGPU
+from tests.emulated_gpu import EmulatedGPU, why_not
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(COMPILER is None, reason="needs g++")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 TOLERANCE = checks.TOLERANCE | {FP16: (1e-3, 5e-3)}  # sums over channels are bfloat16 on their way
 
