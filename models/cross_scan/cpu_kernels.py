@@ -234,7 +234,7 @@ def maximum(builder, a, b):
 
 
 def emit_exp2(builder, vector, x, y, y_rest=None):
-    """2^(x y) for x y <= 0; at most 2^-125 below 2^-126. y_rest: what y lacks of a constant that it stands for.
+    """2^(x y) for x y <= 0; 0, or at most 2^-126, below that. y_rest: what y lacks of a constant that it stands for.
 
     Adding 1.5 * 2^23 rounds to an integer, which is in the lowest bits then. Shifted into the exponent's place and
     added there, it multiplies by its power of two without the units that multiply, which have enough to do."""
@@ -243,10 +243,11 @@ def emit_exp2(builder, vector, x, y, y_rest=None):
     fraction = call(builder, "fma", x, y, builder.fsub(constant(vector, magic), rounded))
     if y_rest is not None:
         fraction = call(builder, "fma", x, constant(vector, y_rest), fraction)
-    power = builder.bitcast(maximum(builder, rounded, constant(vector, magic - 126)), vector.ints)
-    exponent = builder.shl(power, ir.Constant(vector.ints, [23] * vector.width))
+    exponent = builder.shl(builder.bitcast(rounded, vector.ints), ir.Constant(vector.ints, [23] * vector.width))
     mantissa = builder.bitcast(polynomial(builder, vector, fraction, EXP2), vector.ints)
-    return builder.bitcast(builder.add(mantissa, exponent), vector.floats)
+    in_range = builder.fcmp_unordered(">=", rounded, constant(vector, magic - 126))  # or NaN, which stays one
+    zero = ir.Constant(vector.ints, [0] * vector.width)
+    return builder.bitcast(builder.select(in_range, builder.add(mantissa, exponent), zero), vector.floats)
 
 
 def emit_exp_of_minus_abs(builder, vector, x):

@@ -85,6 +85,21 @@ def test_a_state_that_has_decayed_is_exactly_zero(rate):
     assert y.isfinite().all()
 
 
+@pytest.mark.parametrize("step", [1e2, 1e6, 1e8, 1e12, 1e20])
+def test_whatever_the_step_is_a_decay_is_at_most_one(step):
+    """As in a training that breaks: the exponent runs beyond what a float can round to an integer."""
+    inputs = make_inputs(1, 5, 7, 32, R=4)
+    inputs = inputs._replace(dt_bias=torch.full_like(inputs.dt_bias, step))
+    y = cpu.forward(inputs, save=False)[0]
+    assert relative_error(y, scan(*(t.double() for t in present(inputs)))) < 5e-7
+
+
+def test_nan_in_a_step_is_nan_in_the_output():
+    inputs = make_inputs(1, 3, 4, 32, R=4)
+    inputs.dt_bias[1, 5] = torch.nan
+    assert torch.equal(cpu.forward(inputs, save=False)[0].isnan().any(0).any(0).any(0).nonzero(), torch.tensor([[5]]))
+
+
 def test_softplus_of_very_negative_steps_keeps_its_relative_accuracy():
     inputs = make_inputs(1, 1, 8, 16)
     inputs = inputs._replace(dt=inputs.dt - 40, D=torch.zeros(4, 16), dt_bias=torch.zeros(4, 16))
