@@ -66,7 +66,7 @@ def main(config):
             criterion = CeDiceLoss(config.num_classes, config.loss_weight)
         steps = train(run, config, model, criterion, execution) if config.test_only is None else 0
         load_checkpoint_weights(model, config.test_only or run.checkpoints / "best.pth")
-        model = prepare(model, config, device, run.note if config.test_only else run.keep)
+        model = prepare(model, config, device, run.note if config.test_only else run.keep, trains=False)
         return test(run, config, model, criterion, execution, steps)
 
 

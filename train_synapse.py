@@ -62,7 +62,7 @@ def main(config):
         execution = Execution(device, config.precision, config.accumulation_steps, config.clip_grad_norm, shown)
         steps = train(run, config, model, execution) if config.test_only is None else 0
         load_checkpoint_weights(model, config.test_only or run.checkpoints / "best.pth")
-        model = prepare(model, config, device, run.note if config.test_only else run.keep)
+        model = prepare(model, config, device, run.note if config.test_only else run.keep, trains=False)
         return test(run, config, model, execution, steps)
 
 

@@ -88,11 +88,13 @@ def initial_weights(named: str) -> str:
     return named if named in SHIPPED else str(here_or_beside_the_code(named))
 
 
-def prepare(model: nn.Module, config: Any, device: torch.device, note: Note = log_fact) -> nn.Module:
+def prepare(
+    model: nn.Module, config: Any, device: torch.device, note: Note = log_fact, trains: bool = True
+) -> nn.Module:
     """The model as the loops call it: on its device, compiled if asked, one of several processes under torchrun.
 
     The scan backend is chosen here, so that one that can't be used says so before the first epoch. `note`, such as
-    Run.note, is told the device and the backend."""
+    Run.note, is told the device and the backend. Without `trains` no kernels of gradients are compiled ahead."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
     try:
         has_scans = config.network in NETWORKS
@@ -106,7 +108,8 @@ def prepare(model: nn.Module, config: Any, device: torch.device, note: Note = lo
     note("scan", backend, level=None)  # the line of the device names it
     if backend == cuda_scan.NAME:
         scans = (module for module in model.modules() if isinstance(module, SS2D))
-        cuda_scan.compile_ahead(((scan.out_norm.weight.numel(), scan.split[0]) for scan in scans), dtype, device)
+        sizes = ((scan.out_norm.weight.numel(), scan.split[0]) for scan in scans)
+        cuda_scan.compile_ahead(sizes, dtype, device, trains)
     if device.type == "cpu":
         tune_cpu()
         if config.precision == "bf16":

@@ -31,7 +31,7 @@ class Member:
         self.sha256 = trained.checkpoint.sha256  # of the checkpoint's file
         self.spread = spread
         self.network = BatchedNetwork(
-            prepare(trained.network, self.config, device),
+            prepare(trained.network, self.config, device, trains=False),
             Execution(device, self.config.precision),
             self.config.image_size,
             options.tta,

@@ -150,11 +150,12 @@ def defines_around(dtype: torch.dtype, R: int, I: int) -> nvrtc.Defines:
     return ("ELEMENT", ELEMENTS[dtype]), ("R", R), ("I", I)
 
 
-def compile_ahead(sizes: Iterable[tuple[int, int]], dtype: torch.dtype, device: torch.device) -> None:
-    """Begins to compile what scans of `sizes`, (channels I, rank R), will need, side by side and in the background."""
+def compile_ahead(sizes: Iterable[tuple[int, int]], dtype: torch.dtype, device: torch.device, trains: bool) -> None:
+    """Begins to compile what scans of `sizes`, (channels I, rank R), will need, side by side and in the background;
+    what gradients need too if it `trains`."""
     capability = nvrtc.capability(device)
     for I, R in sorted(set(sizes), reverse=True):  # those that take longest first
-        for backwards in (True, False):
+        for backwards in (True, False) if trains else (False,):
             nvrtc.compile_ahead(SOURCE, defines_of_scan(dtype, R, backwards), capability)
         nvrtc.compile_ahead(AROUND, defines_around(dtype, R, I), capability)
 

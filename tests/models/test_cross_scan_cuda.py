@@ -73,6 +73,19 @@ def test_the_convolution_compiles_and_keeps_its_window_in_registers(tmp_path, el
     assert all(stack == 0 for _, stack in found.values())
 
 
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_prediction_has_no_kernels_of_gradients_compiled(trains, monkeypatch):
+    begun = []
+    monkeypatch.setattr(nvrtc, "capability", lambda device: 90)
+    monkeypatch.setattr(nvrtc, "compile_ahead", lambda source, defines, capability: begun.append((source, defines)))
+    cuda_scan.compile_ahead([(192, 6), (384, 12), (192, 6)], torch.bfloat16, torch.device("cuda"), trains)
+    scans = [defines for source, defines in begun if source == cuda_scan.SOURCE]
+    wanted = [
+        cuda_scan.defines_of_scan(torch.bfloat16, R, b) for R in (12, 6) for b in (True, False) if trains or not b
+    ]
+    assert scans == wanted and len(begun) == len(scans) + 2
+
+
 def inputs_of(I, N, R, b=1, side=4, dtype=torch.bfloat16):
     """Inputs of a shape, without memory."""
     small = reference.make_inputs(1, 1, 1, I, N, R)
