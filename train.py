@@ -82,7 +82,8 @@ def train(run, config, model, criterion, execution):
     log.info("%d images to train on, %d to select the best epoch", len(train_loader.dataset), len(val_loader.dataset))
     log.info("protocol %s: %s", config.protocol, SELECTION[config.protocol])
     log_recipe(config)
-    warn_of_collapse(config)
+    if distributed.is_main():
+        warn_of_collapse(config)
     if config.rotation == "run":
         log.info("every rotated image is turned by %.2f degrees", train_loader.dataset.transform.angle)
     run.note("optimization", optimization_values(config, OPTIMIZERS, SCHEDULERS), level=None)

@@ -83,7 +83,8 @@ def train(run, config, model, execution):
         run.note("overlap", text, logging.WARNING)
     log.info("protocol %s: %s", config.protocol, SELECTION[config.protocol])
     log_recipe(config)
-    warn_of_collapse(config)
+    if distributed.is_main():
+        warn_of_collapse(config)
     criterion = CeDiceLoss(config.num_classes, config.loss_weight)
     run.note("optimization", optimization_values(config, SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS), level=None)
     data = fingerprint([*loader.dataset.files, *volumes.files])

@@ -1,13 +1,16 @@
-"""Runs train.py or train_synapse.py, its first argument, in double precision: rounding can't look like a mistake.
+"""Runs train.py or train_synapse.py, its first argument, in double precision: rounding can't look like a mistake. Files
+are written late, as on a slow disk: no process may go on as if they were there.
 
 Used by test_train.py under torchrun."""
 
 import importlib
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from utils.runs import checkpoint  # noqa: E402
 from utils.runs.command_line import run_command  # noqa: E402
 
 
@@ -32,6 +35,12 @@ def in_double(loop):
     return lambda model, loader, *rest: loop(model, Doubled(loader), *rest)
 
 
+def write_late(*arguments):
+    time.sleep(1)
+    write_packed(*arguments)
+
+
+write_packed, checkpoint.write_packed = checkpoint.write_packed, write_late
 script = importlib.import_module(sys.argv.pop(1).removesuffix(".py"))
 build_model, train_one_epoch = script.build_model, script.train_one_epoch
 script.build_model = lambda config, note: build_model(config, note).double()

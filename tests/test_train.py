@@ -262,6 +262,14 @@ def run_script(script, processes, flags):
 
 
 @pytest.mark.slow
+def test_no_process_reads_the_best_weights_before_they_are_written(data, tmp_path):
+    flags = ["--dataset", "demo", "--data-path", str(data / "isic"), "--work-dir", str(tmp_path), "--epochs", "1"]
+    result = run_script("tests/run_in_float64.py", 2, ["train.py", *flags, *TRAINING_FLAGS, "--batch-size", "5"])
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("--recipe stable has not so far") == 1  # nor says what the main process says
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("script, kind", [("train.py", "isic"), ("train_synapse.py", "synapse")])
 def test_two_processes_follow_one_processs_losses(script, kind, data, tmp_path):
     """13 images, or 10 slices, in batches of 5, in double precision; without stochastic depth."""

@@ -31,7 +31,7 @@ except ImportError as error:
 
 NAME = "cpu"
 LANES, TILE = 16, 32  # of the kernels
-HALVES = 2  # of the four directions; each has its own y and gradient of x, and they are added up last
+HALVES = 2  # of the four directions, for the kernels too; each has its own y and gradient of x, which are added up last
 ENOUGH_FOR_THREADS = 2_000_000  # state updates, about 0.3 ms; less is done before another thread has woken up
 log = logging.getLogger("vmunet")
 
@@ -158,10 +158,9 @@ def _pool(process, threads):
 
 def in_threads(work: Callable[[], None], threads: int) -> None:
     """Calls `work` once in each thread, this one included. Raises what one of the calls has raised."""
-    parallel = openmp_parallel() if os.getpid() == IMPORTED_BY else None
     if threads == 1:
         work()
-    elif parallel is None:
+    elif (parallel := openmp_parallel() if os.getpid() == IMPORTED_BY else None) is None:
         futures = [_pool(os.getpid(), threads).submit(work) for _ in range(threads - 1)]
         work()
         for future in futures:
@@ -176,8 +175,8 @@ def in_threads(work: Callable[[], None], threads: int) -> None:
                 errors.append(error)
 
         parallel(Callback(guarded), None, threads, 0)
-        for error in errors:
-            raise error
+        if errors:
+            raise errors[0]
 
 
 def _run(kernel, tasks, threads, *args):

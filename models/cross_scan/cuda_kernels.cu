@@ -3,7 +3,7 @@
 // A block owns one image, one direction, 32 channels and a chunk of the steps; its WARPS warps share the 16 states, a
 // lane is a channel. It works on tiles of 16 steps, a state at a time, with all rows of the tile in the lane's registers:
 // the recurrence needs no other lane. What belongs to a tile but to no state (the steps delta, the output) is shared out
-// by steps. What all channels share (B, C, low-rank steps, packed by Triton's `pack_kernel`) and the rows of the next
+// by steps. What all channels share (B, C, low-rank steps, packed by `cuda_around.cu`) and the rows of the next
 // tile arrive in shared memory while a tile is computed. The names and layouts are those of `triton_kernels.py`, save that
 // sums over the channels of a block are 16 bits wide where the results will be.
 //

@@ -1,5 +1,5 @@
 """The channels-last LayerNorm and the convolution with SiLU: on CPUs PyTorch's, on GPUs CUDA kernels, which
-`benchmarks/gpu.py --check` holds against double precision."""
+`test_cuda_kernels.py` holds against double precision."""
 
 import pytest
 import torch

@@ -89,6 +89,7 @@ class Progress:
                     self.saver.finish()
                     stopped.saved = True
                     raise
+            distributed.barrier()  # the main process has written best.pth, which all read next
 
     def epochs(self) -> Iterator[int]:
         """The epochs that remain, counted from 1."""
