@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import backends, operator
-from .inputs import ScanInputs
+from .inputs import GatedInputs, ScanInputs
 
 
 def cross_selective_scan(
@@ -63,9 +63,7 @@ def cross_selective_scan(
 def gated_cross_scan(
     x: Tensor,
     z: Tensor,
-    dt: Tensor,
-    B: Tensor,
-    C: Tensor,
+    projected: Tensor,
     A: Tensor,
     D: Tensor,
     dt_bias: Tensor,
@@ -77,14 +75,14 @@ def gated_cross_scan(
 ) -> Tensor:
     """LayerNorm(cross_selective_scan(...)) * SiLU(z): the scan, its norm and its gate.
 
-    z is (b, H, W, I), norm_weight and norm_bias are (I,); the rest as in `cross_selective_scan`."""
-    inputs = ScanInputs(x, dt, B, C, A, D, dt_bias, dt_weight)
+    z is (b, H, W, I); projected (b, H, W, 4, R + 2 N) has dt, B and C side by side; norm_weight and norm_bias are (I,);
+    the rest as in `cross_selective_scan`."""
+    gated = GatedInputs(x, z, projected, A, D, dt_bias, dt_weight, norm_weight, norm_bias)
     name = resolve(backend, x.device.type, x.dtype)
     if name in backends.FUSED:
-        check_inputs(inputs)
-        gated = inputs.gated(z, norm_weight, norm_bias)
+        check_inputs(gated.scan)
         return operator.gated_cross_scan(*gated, eps, name, _wants_grad(gated))[0]
-    y = cross_selective_scan(*inputs, name)
+    y = cross_selective_scan(*gated.scan, name)
     return F.layer_norm(y, y.shape[-1:], norm_weight, norm_bias, eps) * F.silu(z)
 
 

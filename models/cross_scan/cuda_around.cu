@@ -10,7 +10,8 @@
 typedef ELEMENT element;
 
 constexpr int T = 16, N = 16, LANES = 32;
-constexpr int ROWS = 2 * N + R;            // of a packed tile
+constexpr int ROWS = 2 * N + R;                                        // of a packed tile
+constexpr int WIDTH = ROWS % 4 == 0 ? 4 : ROWS % 2 == 0 ? 2 : 1;  // numbers of a pixel that are read at once
 typedef Partial<element>::type partial;
 
 // The pixel that direction k visits at `step`.
@@ -23,13 +24,12 @@ __device__ __forceinline__ int pixel_at(int k, int step, int H, int W) {
 
 constexpr int PACK_THREADS = 256, PACK_TILES = 4;  // tiles of a block
 
-// packed (b, 4, tiles, ROWS, T): B, C and the low-rank steps in scan order, zero beyond the last step; blocks beyond
-// those of the tiles fill weights (4, N + R, I): A log2(e) and the step weights, channels last
+// projected (b, L, 4, ROWS), the low-rank steps, B and C of each pixel, to packed (b, 4, tiles, ROWS, T), B, C and the
+// steps in scan order, zero beyond the last; blocks beyond those of the tiles fill weights (4, N + R, I): A log2(e) and
+// the step weights, channels last
 extern "C" __global__ void __launch_bounds__(PACK_THREADS) pack_kernel(
-    const element* __restrict__ dt, const element* __restrict__ B, const element* __restrict__ C,
-    const float* __restrict__ A, const float* __restrict__ dt_weight, float* __restrict__ packed,
-    float* __restrict__ weights, int dt_row, int dt_k, int B_row, int B_k, int C_row, int C_k, int H, int W, int tiles,
-    int blocks) {
+    const element* __restrict__ projected, const float* __restrict__ A, const float* __restrict__ dt_weight,
+    float* __restrict__ packed, float* __restrict__ weights, int H, int W, int tiles, int blocks) {
     const int bk = blockIdx.y, k = bk % 4, L = H * W;
     if (blockIdx.x >= blocks) {
         if (bk >= 4) return;
@@ -39,8 +39,8 @@ extern "C" __global__ void __launch_bounds__(PACK_THREADS) pack_kernel(
             row < N ? A[(bk * I + d) * N + row] * LOG2_E : dt_weight[(bk * I + d) * R + row - N];
         return;
     }
-    // read pixel by pixel, written row by row
-    constexpr int STEPS = PACK_TILES * T, PITCH = ROWS | 1;
+    // read pixel by pixel, WIDTH numbers at once, written row by row, four steps at once
+    constexpr int STEPS = PACK_TILES * T, PITCH = ROWS | 1, IN_PIXEL = ROWS / WIDTH;
     __shared__ float buffer[STEPS * PITCH];
     __shared__ int pixels[STEPS];
     if (threadIdx.x < STEPS) {
@@ -48,22 +48,23 @@ extern "C" __global__ void __launch_bounds__(PACK_THREADS) pack_kernel(
         pixels[threadIdx.x] = step < L ? pixel_at(k, step, H, W) : -1;
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < STEPS * ROWS; i += PACK_THREADS) {
-        const int s = i / ROWS, row = i % ROWS;
-        const i64 pixel = (i64)(bk / 4) * L + pixels[s];
-        float v = 0.0f;
-        if (pixels[s] >= 0)
-            v = row < N       ? to_float(B[pixel * B_row + k * B_k + row])
-                : row < 2 * N ? to_float(C[pixel * C_row + k * C_k + row - N])
-                              : to_float(dt[pixel * dt_row + k * dt_k + row - 2 * N]);
-        buffer[s * PITCH + row] = v;
+    projected += ((i64)(bk / 4) * L * 4 + k) * ROWS;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < STEPS * IN_PIXEL; i += PACK_THREADS) {
+        const int s = i / IN_PIXEL, from = i % IN_PIXEL * WIDTH, pixel = pixels[s];
+        float v[WIDTH] = {};
+        if (pixel >= 0) load(v, projected + (i64)pixel * (4 * ROWS) + from);
+#pragma unroll
+        for (int j = 0; j < WIDTH; j++) buffer[s * PITCH + from + j] = v[j];
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < STEPS * ROWS; i += PACK_THREADS) {
-        const int tile = i / (ROWS * T), row = i / T % ROWS;
-        if (blockIdx.x * PACK_TILES + tile < tiles)
-            packed[((i64)bk * tiles + blockIdx.x * PACK_TILES) * (ROWS * T) + i] =
-                buffer[(tile * T + i % T) * PITCH + row];
+    packed += ((i64)bk * tiles + blockIdx.x * PACK_TILES) * (ROWS * T);
+    for (int i = 4 * threadIdx.x; i < STEPS * ROWS; i += 4 * PACK_THREADS) {
+        const int tile = i / (ROWS * T), row = i / T % ROWS, from = row < 2 * N ? row + R : row - 2 * N;
+        float v[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) v[j] = buffer[(tile * T + i % T + j) * PITCH + from];
+        if (blockIdx.x * PACK_TILES + tile < tiles) store(packed + i, v);
     }
 }
 
@@ -95,7 +96,7 @@ extern "C" __global__ void hand_on_backwards_kernel(
 // ---- after it
 
 constexpr int PER = 16 / sizeof(element);  // channels of a vector
-constexpr int SUM_THREADS = 256;
+constexpr int SUM_THREADS = 256, SUM_WIDTH = 8;
 
 // (y0 + y2) + y1 + y3, the original's order, of a vector of the planes (4, size)
 __device__ __forceinline__ void sum_planes(float (&to)[PER], const element* planes, i64 at, i64 size) {
@@ -116,39 +117,30 @@ extern "C" __global__ void __launch_bounds__(SUM_THREADS) sum_planes_kernel(
     store(out + at * PER, sum);
 }
 
-// Adds the blocks of channels, partials (blocks, b, 4, tiles, T, ROWS), and takes the three gradients apart, (b, L, 4, N
-// or R).
-// A block of threads has one tile of one image and direction.
+// Adds the blocks of channels, partials (blocks, b, 4, tiles, T, ROWS), to the gradient of projected (b, L, 4, ROWS). A
+// thread adds SUM_WIDTH neighbouring numbers, of which there are `vectors`.
 extern "C" __global__ void __launch_bounds__(SUM_THREADS) sum_blocks_kernel(
-    const partial* __restrict__ partials, element* __restrict__ dB, element* __restrict__ dC, element* __restrict__ dr,
-    int blocks, int H, int W, int tiles) {
-    __shared__ int pixels[T];
-    const int bk = blockIdx.y, k = bk % 4, L = H * W;
-    if (threadIdx.x < T) {
-        const int step = blockIdx.x * T + threadIdx.x;
-        pixels[threadIdx.x] = step < L ? pixel_at(k, step, H, W) : -1;
+    const partial* __restrict__ partials, element* __restrict__ d_projected, int vectors, int H, int W, int tiles) {
+    const int vector = blockIdx.x * SUM_THREADS + threadIdx.x, L = H * W;
+    if (vector >= vectors) return;
+    constexpr int IN_TILE = T * ROWS / SUM_WIDTH, BLOCKS = I / LANES;
+    float sum[SUM_WIDTH] = {};
+#pragma unroll 6
+    for (int block = 0; block < BLOCKS; block++) {
+        float v[SUM_WIDTH];
+        load(v, partials + ((i64)block * vectors + vector) * SUM_WIDTH);
+#pragma unroll
+        for (int i = 0; i < SUM_WIDTH; i++) sum[i] += v[i];
     }
-    __syncthreads();
-    const i64 size = (i64)gridDim.y * tiles * (T * ROWS);
-    partials += ((i64)bk * tiles + blockIdx.x) * (T * ROWS);
-    for (int i = 4 * threadIdx.x; i < T * ROWS; i += 4 * SUM_THREADS) {
-        float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll 4
-        for (int block = 0; block < blocks; block++) {
-            float v[4];
-            load(v, partials + block * size + i);
+    const int tile = vector / IN_TILE, bk = tile / tiles, k = bk % 4, first = vector % IN_TILE * SUM_WIDTH;
 #pragma unroll
-            for (int j = 0; j < 4; j++) sum[j] += v[j];
-        }
+    for (int i = 0; i < SUM_WIDTH; i += WIDTH) {
+        const int step = tile % tiles * T + (first + i) / ROWS, row = (first + i) % ROWS;
+        if (step >= L) return;
+        float v[WIDTH];
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const int pixel = pixels[(i + j) / ROWS], row = (i + j) % ROWS;
-            const i64 at = ((i64)(bk / 4) * L + pixel) * 4 + k;
-            if (pixel < 0) continue;
-            if (row < N) assign(dB[at * N + row], sum[j]);
-            else if (row < 2 * N) assign(dC[at * N + row - N], sum[j]);
-            else assign(dr[at * R + row - 2 * N], sum[j]);
-        }
+        for (int j = 0; j < WIDTH; j++) v[j] = sum[i + j];
+        store(d_projected + (((i64)(bk / 4) * L + pixel_at(k, step, H, W)) * 4 + k) * ROWS + row, v);
     }
 }
 

@@ -367,7 +367,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_back
     float* const parts = d_rates + N * LANES;                         // (WARPS, 2, T, 32): g_B and w_A of a warp's states
     float* const scratch = parts - lane + warp * 2 * SCRATCH;         // in the same place, before
     float* const both_starts = parts - lane + WARPS * 2 * SCRATCH;    // 2 x (N, 32)
-    float* const sums = both_starts + 2 * N * LANES;                  // (T, ROWS): dB, dC, gradient of the low-rank steps
+    float* const sums = both_starts + 2 * N * LANES;                  // (T, ROWS): gradients of the low-rank steps, B, C
     float* const both_tiles = sums + T * ROWS;                        // 2 x (ROWS, T)
     element* const both_x = (element*)(both_tiles + 2 * ROWS * T);    // 2 x (T, 32)
     element* const both_grad = both_x + 2 * TILE;                     // 2 x (T, 32)
@@ -464,8 +464,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_back
                     d_rates[n * LANES] = d_rate;
                     begin_sum(scratch, i, item, selector, lane);  // dB
                 }
-                finish_sums(sums + begin, GROUP, scratch, lane);
-                finish_sums(sums + N + begin, GROUP, scratch + SCRATCH, lane);
+                finish_sums(sums + R + begin, GROUP, scratch, lane);
+                finish_sums(sums + R + N + begin, GROUP, scratch + SCRATCH, lane);
             }
             __syncthreads();  // the sums are done, parts takes their place
 #pragma unroll
@@ -515,7 +515,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_back
                         begin_sum(scratch, i, item, selector, lane);
                     }
                 }
-                finish_sums(sums + 2 * N + begin, min(RANKS, R - begin), scratch, lane);
+                finish_sums(sums + begin, min(RANKS, R - begin), scratch, lane);
             }
         }
         __syncthreads();

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import nvrtc, triton_scan
+from . import nvrtc, sum_parts, triton_scan
 from .inputs import GatedInputs, ScanInputs
 from .nvrtc import ELEMENTS, aligned
 
@@ -29,7 +29,7 @@ STATES = 16
 CHANNELS = 32  # of a block of threads
 SCRATCH = 4 * 144  # numbers of four sums on their way
 PACK_THREADS, PACK_TILES = 256, 4
-SUM_THREADS = 256
+SUM_THREADS, SUM_WIDTH = 256, 8
 MOST_CHANNELS = 3072  # whose sums fit into 48 KiB
 MOST_SHARED_BYTES = 96 << 10
 MOST_STEPS = 1 << 22
@@ -53,7 +53,7 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 class Problem:
     """Sizes, packed inputs and launches of one call."""
 
-    def __init__(self, inputs: ScanInputs, backwards: bool = False):
+    def __init__(self, inputs: ScanInputs, projected: Tensor, backwards: bool = False):
         x, dt_weight = inputs.x, inputs.dt_weight
         self.b, self.H, self.W, self.I = x.shape
         assert dt_weight is not None  # or `fits` says no
@@ -66,7 +66,7 @@ class Problem:
         self.rows = 2 * STATES + self.R
         self.packed = x.new_empty(self.b, 4, self.tiles, self.rows, T, dtype=torch.float32)
         self.weights = x.new_empty(4, STATES + self.R, self.I, dtype=torch.float32)
-        self._pack(inputs)
+        self._pack(inputs, projected)
 
     def _chunk(self):
         """Steps in a chunk: all of them if that occupies the GPU."""
@@ -85,15 +85,12 @@ class Problem:
         shared = 4 * shared_floats + self.x.element_size() * shared_elements
         nvrtc.launch(kernels[name], (self.I // CHANNELS, chunks, 4 * self.b), 32 * warps, arguments, shared)
 
-    def _pack(self, inputs):
-        # pixels evenly spaced and the last axis dense: so are the slices of one projection; anything else is copied
-        maps = (t.flatten(0, 2) for t in (inputs.dt, inputs.B, inputs.C))
-        dt, B, C = (t if t.stride(-1) == 1 else t.contiguous() for t in maps)
-        strides = (stride for t in (dt, B, C) for stride in t.stride()[:2])
+    def _pack(self, inputs, projected):
         blocks = -(-self.tiles // PACK_TILES)
         of_weights = -(-(STATES + self.R) * self.I // PACK_THREADS)
-        tensors = (dt, B, C, inputs.A.contiguous(), inputs.dt_weight.contiguous(), self.packed, self.weights)
-        sizes = (*strides, self.H, self.W, self.tiles, blocks)
+        parameters = (inputs.A.contiguous(), inputs.dt_weight.contiguous())
+        tensors = (aligned(projected), *parameters, self.packed, self.weights)
+        sizes = (self.H, self.W, self.tiles, blocks)
         grid = (blocks + of_weights, self.b * 4, 1)
         around(self.x, self.R, "pack_kernel", grid, PACK_THREADS, *tensors, *sizes)
 
@@ -158,6 +155,8 @@ def compile_ahead(sizes: Iterable[tuple[int, int]], dtype: torch.dtype, device: 
         for backwards in (True, False) if trains else (False,):
             nvrtc.compile_ahead(SOURCE, defines_of_scan(dtype, R, backwards), capability)
         nvrtc.compile_ahead(AROUND, defines_around(dtype, R, I), capability)
+    if trains:
+        nvrtc.compile_ahead(sum_parts.SOURCE, (), capability)
 
 
 def fits(inputs: ScanInputs) -> bool:
@@ -185,9 +184,9 @@ def shared_memory(R: int, backwards: bool) -> tuple[int, int]:
     return floats + warps * tile, 2 * tile
 
 
-def _scan(inputs, save):
+def _scan(inputs, projected, save):
     """The problem, the planes (4, b, H, W, I) of y, and what is kept."""
-    p, x = Problem(inputs), inputs.x
+    p, x = Problem(inputs, projected), inputs.x
     planes = x.new_empty(4, *x.shape)
     saved = p.weights.new_empty(saved_shape(inputs) if save else (0,))
     starts, stride = saved, p.chunk // T
@@ -205,7 +204,7 @@ def forward(inputs: ScanInputs, save: bool = True) -> tuple[Tensor, Tensor]:
     if not fits(inputs):
         return triton_scan.forward(inputs, save)
     with torch.cuda.device_of(inputs.x):
-        p, planes, saved = _scan(inputs, save)
+        p, planes, saved = _scan(inputs, side_by_side(inputs), save)
         return p.sum_planes(planes), saved
 
 
@@ -213,9 +212,22 @@ def backward(grad_y: Tensor, saved: Tensor, inputs: ScanInputs) -> ScanInputs:
     """The gradients of the inputs."""
     if not fits(inputs):
         return triton_scan.backward(grad_y, saved, inputs)
+    grads, d_projected = _backward(grad_y, saved, inputs, side_by_side(inputs))
+    widths = [t.shape[-1] for t in (inputs.dt, inputs.B, inputs.C)]
+    dt, B, C = (t.contiguous() for t in d_projected.split(widths, -1))
+    return grads._replace(dt=dt, B=B, C=C)
+
+
+def side_by_side(inputs: ScanInputs) -> Tensor:
+    """dt, B and C as one tensor."""
+    return torch.cat((inputs.dt, inputs.B, inputs.C), -1)
+
+
+def _backward(grad_y, saved, inputs, projected):
+    """The gradients, of which those of dt, B and C are one tensor."""
     x = inputs.x
     with torch.cuda.device_of(x):
-        p = Problem(inputs, backwards=True)
+        p = Problem(inputs, projected, backwards=True)
         grad_y, new = aligned(grad_y), p.weights.new_empty
         carry = p.weights.new_zeros(p.b, 4, p.chunks, STATES, p.I)
         if p.chunks > 1:
@@ -228,22 +240,24 @@ def backward(grad_y: Tensor, saved: Tensor, inputs: ScanInputs) -> ScanInputs:
         parameters = new(p.b, 4, p.chunks, STATES + p.R + 2, p.I)
         p.scan_backward(grad_y, saved, carry, planes, partials, parameters)
         dx = p.sum_planes(planes)
-        d_dt, dB, dC = (t.new_empty(t.shape) for t in (inputs.dt, inputs.B, inputs.C))
-        grid = (p.tiles, p.b * 4, 1)
-        around(p.x, p.R, "sum_blocks_kernel", grid, SUM_THREADS, partials, dB, dC, d_dt, blocks, p.H, p.W, p.tiles)
+        d_projected = projected.new_empty(projected.shape)
+        vectors = partials[0].numel() // SUM_WIDTH
+        grid = (-(-vectors // SUM_THREADS), 1, 1)
+        around(p.x, p.R, "sum_blocks_kernel", grid, SUM_THREADS, partials, d_projected, vectors, p.H, p.W, p.tiles)
         dA, d_weight, dD, d_bias = new(4, p.I, STATES), new(4, p.I, p.R), new(4, p.I), new(4, p.I)
         grid = (-(-p.I // 128), STATES + p.R + 2, 4)
         around(p.x, p.R, "sum_parameters_kernel", grid, 128, parameters, dA, d_weight, dD, d_bias, p.b, p.chunks)
-        return ScanInputs(x=dx, dt=d_dt, B=dB, C=dC, A=dA, D=dD, dt_bias=d_bias, dt_weight=d_weight)
+        return inputs._replace(x=dx, A=dA, D=dD, dt_bias=d_bias, dt_weight=d_weight), d_projected
 
 
 def gated_forward(inputs: GatedInputs, eps: float, save: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """LayerNorm(scan) * SiLU(z): (out, y, saved). y, the scan itself, and the kept states are empty without `save`."""
-    if not fits(inputs.scan):
+    scan = inputs.scan
+    if not fits(scan):
         return triton_scan.gated_forward(inputs, eps, save)
     x = inputs.x
     with torch.cuda.device_of(x):
-        p, planes, saved = _scan(inputs.scan, save)
+        p, planes, saved = _scan(scan, inputs.projected, save)
         out, y, z = x.new_empty(x.shape), x.new_empty(x.shape if save else (0,)), _even(inputs.z)
         tokens = out.numel() // p.I
         grid, name = (-(-tokens // gate_warps(p.I)), 1, 1), "gate_saving_kernel" if save else "gate_kernel"
@@ -254,11 +268,10 @@ def gated_forward(inputs: GatedInputs, eps: float, save: bool = True) -> tuple[T
 
 def gated_backward(grad: Tensor, y: Tensor, saved: Tensor, inputs: GatedInputs, eps: float) -> GatedInputs:
     """The gradients of the inputs."""
-    if not fits(inputs.scan):
+    scan = inputs.scan
+    if not fits(scan):
         return triton_scan.gated_backward(grad, y, saved, inputs, eps)
-    x, dt_weight = inputs.x, inputs.dt_weight
-    assert dt_weight is not None
-    I, R = x.shape[-1], dt_weight.shape[-1]
+    x, I, R = inputs.x, inputs.x.shape[-1], scan.dt.shape[-1]
     with torch.cuda.device_of(x):
         grad, z = aligned(grad), _even(inputs.z)
         tokens, warps = y.numel() // I, gate_warps(I)
@@ -267,8 +280,11 @@ def gated_backward(grad: Tensor, y: Tensor, saved: Tensor, inputs: GatedInputs, 
         parts = y.new_empty(blocks, 2, I, dtype=torch.float32)
         tensors = (grad, y, z, inputs.norm_weight, inputs.norm_bias, dy, dz, parts)
         around(x, R, "gate_backward_kernel", (blocks, 1, 1), 32 * warps, *tensors, tokens, z.stride(0), float(eps))
-        d_weight, d_bias = parts[:, 0].sum(0), parts[:, 1].sum(0)  # outputs may not share memory
-    return backward(dy, saved, inputs.scan).gated(dz, d_weight, d_bias)
+        d_weight, d_bias = parts.new_empty(I), parts.new_empty(I)
+        sum_parts.sum_parts(parts, d_weight, d_bias)
+    grads, d_projected = _backward(dy, saved, scan, inputs.projected)
+    parameters = (grads.A, grads.D, grads.dt_bias, grads.dt_weight)
+    return GatedInputs(grads.x, dz, d_projected, *parameters, d_weight, d_bias)
 
 
 def gate_warps(I: int) -> int:

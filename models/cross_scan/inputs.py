@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 
@@ -20,8 +21,8 @@ class ScanInputs(NamedTuple):
 
     def gated(self, z: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> "GatedInputs":
         """The same with what the norm and the gate after the scan need."""
-        scan = (self.dt, self.B, self.C, self.A, self.D, self.dt_bias, self.dt_weight)
-        return GatedInputs(self.x, z, *scan, norm_weight, norm_bias)
+        projected, parameters = torch.cat((self.dt, self.B, self.C), -1), (self.A, self.D, self.dt_bias, self.dt_weight)
+        return GatedInputs(self.x, z, projected, *parameters, norm_weight, norm_bias)
 
 
 class GatedInputs(NamedTuple):
@@ -29,9 +30,7 @@ class GatedInputs(NamedTuple):
 
     x: Tensor
     z: Tensor  # (b, H, W, I), the gate
-    dt: Tensor
-    B: Tensor
-    C: Tensor
+    projected: Tensor  # (b, H, W, 4, R + 2 N), dt, B and C side by side: their gradients are one tensor, too
     A: Tensor
     D: Tensor
     dt_bias: Tensor
@@ -41,7 +40,13 @@ class GatedInputs(NamedTuple):
 
     @property
     def scan(self) -> ScanInputs:
-        return ScanInputs(self.x, self.dt, self.B, self.C, self.A, self.D, self.dt_bias, self.dt_weight)
+        dt, B, C = self.split(self.projected)
+        return ScanInputs(self.x, dt, B, C, self.A, self.D, self.dt_bias, self.dt_weight)
+
+    def split(self, projected: Tensor) -> tuple[Tensor, ...]:
+        """dt, B and C, or their gradients, of a tensor like `projected`."""
+        N = self.A.shape[-1]
+        return projected.split([projected.shape[-1] - 2 * N, N, N], -1)
 
 
 Inputs = TypeVar("Inputs", ScanInputs, GatedInputs)

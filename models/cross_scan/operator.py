@@ -109,9 +109,7 @@ cross_scan.register_autograd(_backward, setup_context=_setup)
 def gated_cross_scan(
     x: Tensor,
     z: Tensor,
-    dt: Tensor,
-    B: Tensor,
-    C: Tensor,
+    projected: Tensor,
     A: Tensor,
     D: Tensor,
     dt_bias: Tensor,
@@ -123,7 +121,7 @@ def gated_cross_scan(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """LayerNorm(scan) * SiLU(z), the scan, and what the backend keeps (the last two empty without `save`)."""
-    inputs = GatedInputs(x, z, dt, B, C, A, D, dt_bias, dt_weight, norm_weight, norm_bias)
+    inputs = GatedInputs(x, z, projected, A, D, dt_bias, dt_weight, norm_weight, norm_bias)
     return backends.load(backend).gated_forward(inputs, eps, save)
 
 
@@ -142,9 +140,7 @@ def gated_cross_scan_backward(
     saved: Tensor,
     x: Tensor,
     z: Tensor,
-    dt: Tensor,
-    B: Tensor,
-    C: Tensor,
+    projected: Tensor,
     A: Tensor,
     D: Tensor,
     dt_bias: Tensor,
@@ -155,7 +151,7 @@ def gated_cross_scan_backward(
     backend: str,
 ) -> list[Tensor]:
     """The gradients of the tensors, in their order; without `dt_weight` its gradient is left out."""
-    inputs = GatedInputs(x, z, dt, B, C, A, D, dt_bias, dt_weight, norm_weight, norm_bias)
+    inputs = GatedInputs(x, z, projected, A, D, dt_bias, dt_weight, norm_weight, norm_bias)
     return present(backends.load(backend).gated_backward(grad, y, saved, inputs, eps))
 
 
@@ -194,7 +190,7 @@ def recurrence_flops(tokens: int, channels: int, states: int) -> int:
 
 
 def _flops(shapes: Any) -> int:
-    """Of `ScanInputs` of shapes: the recurrence, and the matmul that makes the steps."""
+    """Of `ScanInputs` or `GatedInputs` of shapes: the recurrence, and the matmul that makes the steps."""
     *pixels, channels = shapes.x
     tokens = math.prod(pixels)
     matmul = 0 if shapes.dt_weight is None else 2 * tokens * math.prod(shapes.dt_weight)
@@ -220,10 +216,10 @@ def _(_grad_y, _saved, *args, **_kwargs):
 @register_flop_formula(operators.gated_cross_scan)
 def _(*args, **_kwargs):
     *shapes, _eps, _backend, _save = args
-    return _flops(GatedInputs(*shapes).scan)
+    return _flops(GatedInputs(*shapes))
 
 
 @register_flop_formula(operators.gated_cross_scan_backward)
 def _(_grad, _y, _saved, *args, **_kwargs):
     *shapes, _eps, _backend = args
-    return 3 * _flops(GatedInputs(*shapes).scan)
+    return 3 * _flops(GatedInputs(*shapes))

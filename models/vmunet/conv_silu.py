@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..cross_scan import nvrtc
 from ..cross_scan.backends import constant_for_compiler
 from ..cross_scan.operator import NAMESPACE
+from ..cross_scan.sum_parts import sum_parts
 
 SOURCE = Path(__file__).with_suffix(".cu")
 KERNELS = ("conv_silu_kernel", "conv_silu_backward_kernel", "conv_transposed_kernel")
@@ -69,8 +70,9 @@ def convolve_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> 
     parts = x.new_empty(-(-x.shape[0] * x.shape[1] // WARPS), 10, I, dtype=torch.float32)
     _launch("conv_silu_backward_kernel", x, nvrtc.aligned(grad), x, weight, bias.contiguous(), d_sum, parts)
     _launch("conv_transposed_kernel", x, d_sum, weight, dx)
-    sums = parts.sum(0)
-    return dx, sums[:9].t().reshape(weight.shape).contiguous(), sums[9].clone()
+    d_weight, d_bias = torch.empty_like(weight), torch.empty_like(bias)
+    sum_parts(parts, d_weight, d_bias)
+    return dx, d_weight, d_bias
 
 
 @convolve_backward.register_fake

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..cross_scan import nvrtc
 from ..cross_scan.backends import constant_for_compiler
 from ..cross_scan.operator import NAMESPACE
+from ..cross_scan.sum_parts import sum_parts
 
 SOURCE = Path(__file__).with_suffix(".cu")
 KERNELS = ("layer_norm_kernel", "layer_norm_backward_kernel")
@@ -83,8 +84,9 @@ def layer_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> 
     blocks = min(BLOCKS, -(-rows // rows_of_block(x, grad.dtype)))
     parts = x.new_empty(blocks, 2, x.shape[-1], dtype=torch.float32)  # of weight and bias
     _launch("layer_norm_backward_kernel", x, grad.dtype, blocks, grad, x, weight, dx, parts, rows, float(eps))
-    d_weight, d_bias = parts.sum(0).unbind(0)
-    return dx, d_weight.clone(), d_bias.clone()
+    d_weight, d_bias = torch.empty_like(weight), torch.empty_like(weight)
+    sum_parts(parts, d_weight, d_bias)
+    return dx, d_weight, d_bias
 
 
 @layer_norm_backward.register_fake

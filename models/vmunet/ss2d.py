@@ -50,9 +50,9 @@ class SS2D(nn.Module):
         z = F.linear(x, weight_z)  # (B, H, W, I), the gate
         x = F.linear(x, weight_x)
         x = conv_silu(x, self.conv2d)  # (B, H, W, I), channels last throughout
+        # (B, H, W, 4, R + 2 N): for each direction the low-rank steps, B and C
         projected = F.linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (4, -1))
-        dt, B, C = projected.split(self.split, -1)  # (B, H, W, 4, R or N)
         A, D = -self.A_logs.exp().view(4, -1, self.A_logs.shape[1]), self.Ds.view(4, -1)
         steps, norm = (self.dt_projs_bias, self.dt_projs_weight), self.out_norm
-        y = gated_cross_scan(x, z, dt, B, C, A, D, *steps, norm.weight, norm.bias, norm.eps, self.scan_backend)
+        y = gated_cross_scan(x, z, projected, A, D, *steps, norm.weight, norm.bias, norm.eps, self.scan_backend)
         return self.out_proj(y)

@@ -105,6 +105,7 @@ def test_opcheck():
 def test_flop_counter_counts_the_scan():
     b, H, W, I, N, R = 2, 4, 6, 8, 16, 3
     inputs = [t.requires_grad_() for t in make_inputs(b, H, W, I, N, R)]
+    backends.resolve("torch", "cpu", torch.float32)  # the self-test would be counted, too
     with FlopCounterMode(display=False) as counter:
         y = cross_selective_scan(*inputs, backend="torch")
     updates = 4 * b * H * W * I
@@ -121,7 +122,7 @@ def test_gate_and_norm_follow_the_scan():
     y = cross_selective_scan(*inputs, backend="reference")
     normed = (y - y.mean(-1, keepdim=True)) / (y.var(-1, correction=0, keepdim=True) + 1e-5).sqrt() * weight + bias
     expected = normed * z * z.sigmoid()
-    found = gated_cross_scan(inputs[0], z, *inputs[1:], weight, bias, backend="torch")
+    found = gated_cross_scan(*inputs.gated(z, weight, bias), backend="torch")
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -215,8 +216,8 @@ def test_a_fused_backend_is_called_with_norm_and_gate_and_gives_their_gradients(
     monkeypatch.setattr(backends, "FUSED", {"fused"})
     monkeypatch.setattr("models.cross_scan.resolve", lambda name, *_: name)
     for rank in (2, None):
-        x, *rest = make_inputs(2, 3, 4, I=8, R=rank, dtype=torch.float64)
-        tensors = [x, torch.randn_like(x), *rest, torch.rand(8).double(), torch.rand(8).double()]
+        inputs = make_inputs(2, 3, 4, I=8, R=rank, dtype=torch.float64)
+        tensors = inputs.gated(torch.randn_like(inputs.x), torch.rand(8).double(), torch.rand(8).double())
         results = []
         for backend in ("fused", "torch"):
             leaves = [None if t is None else t.detach().clone().requires_grad_() for t in tensors]

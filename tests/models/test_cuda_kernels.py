@@ -24,13 +24,12 @@ def emulated(tmp_path_factory):
 
 
 def make_inputs(b, H, W, I, R, dtype):
-    """The gated scan's inputs; dt, B, C and z are views as in the network."""
+    """The gated scan's inputs."""
     torch.manual_seed(0)
     inputs = reference.make_inputs(b, H, W, I, cuda_scan.STATES, R)
-    dt, B, C = torch.cat((inputs.dt, inputs.B, inputs.C), -1).to(dtype).split([R, 16, 16], -1)
     both = torch.randn(b, H, W, 2 * I).to(dtype)
-    scan = inputs._replace(x=inputs.x.to(dtype), dt=dt, B=B, C=C)
-    return scan.gated(both[..., I:], 1 + 0.1 * torch.randn(I), 0.1 * torch.randn(I))
+    maps = {name: getattr(inputs, name).to(dtype) for name in ("x", "dt", "B", "C")}
+    return inputs._replace(**maps).gated(both[..., I:], 1 + 0.1 * torch.randn(I), 0.1 * torch.randn(I))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +44,7 @@ def make_inputs(b, H, W, I, R, dtype):
 )
 def test_the_scan_with_norm_and_gate(emulated, b, H, W, I, R, dtype, chunks):
     inputs, grad = make_inputs(b, H, W, I, R, dtype), torch.randn(b, H, W, I).to(dtype)
-    assert cuda_scan.fits(inputs.scan) and cuda_scan.Problem(inputs.scan).chunks == chunks
+    assert cuda_scan.fits(inputs.scan) and cuda_scan.Problem(inputs.scan, inputs.projected).chunks == chunks
     exact, exact_grads = checks.gated_in_double(inputs, grad)
     runs = []
     for emulated.reversed in (False, True):

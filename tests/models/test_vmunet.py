@@ -10,7 +10,7 @@ import torch
 
 from models.vmunet import VMUNet
 from models.vmunet.ss2d import SS2D
-from models.vmunet.vmamba import PatchMerging2D, drop_path_rates, spread
+from models.vmunet.vmamba import PatchEmbed2D, PatchMerging2D, drop_path_rates, spread
 from tests.tiny import GOLDEN, NETWORK, ROOT
 
 
@@ -97,6 +97,12 @@ def test_initialisation():
                 steps = torch.nn.functional.softplus(p)
                 assert 0.00099 < steps.min() and steps.max() < 0.1001
                 assert steps.log().mean().item() == pytest.approx(np.log(0.01), abs=0.1)  # log-uniform
+
+
+def test_the_patch_embedding_is_a_linear_layer_of_patches():
+    """As which it is computed on GPUs."""
+    embed, images = PatchEmbed2D(3, 8).double(), torch.randn(2, 3, 12, 20, dtype=torch.float64)
+    torch.testing.assert_close(embed.norm(embed.as_linear(images)), embed(images))
 
 
 def test_merging_takes_the_corners_column_by_column():
