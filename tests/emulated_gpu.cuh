@@ -21,6 +21,7 @@ typedef long long i64;
 
 #define __global__
 #define __device__
+#define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
@@ -29,6 +30,7 @@ typedef long long i64;
 struct float2 { float x, y; } __align__(8);
 struct float4 { float x, y, z, w; } __align__(16);
 struct uint2 { u32 x, y; } __align__(8);
+struct uint4 { u32 x, y, z, w; } __align__(16);
 struct Index { u32 x = 0, y = 0, z = 0; };
 
 using std::max;
@@ -200,6 +202,11 @@ static u16 to_bfloat16(float v) {
 }
 static u32 to_two_bfloat16(float low, float high) { return (u32)to_bfloat16(high) << 16 | to_bfloat16(low); }
 
+static u32 product_of_two(u32 a, u32 b) {
+    auto product = [&](u32 x, u32 y) { return __uint_as_float(x) * __uint_as_float(y); };
+    return to_two_bfloat16(product(a << 16, b << 16), product(a & 0xffff0000u, b & 0xffff0000u));
+}
+
 static float exp2_(float v) { return exp2f(v); }
 static float reciprocal(float v) { return 1.0f / v; }
 
@@ -218,6 +225,27 @@ static void finish_copies() {
     me().copies.clear();
 }
 static float4 read4_again(const float* from) { return *(const float4*)from; }
+
+// Rows and columns are those of "ldmatrix" in NVIDIA's PTX manual.
+template <int COUNT, bool COLUMNS, typename Vector> static Vector load_matrices(const void* row) {
+    if ((size_t)row % 16) fail("a row of a matrix at an address that is no multiple of 16");
+    const unsigned long long address = (unsigned long long)row;
+    const u32 words[2] = {(u32)address, (u32)(address >> 32)};
+    u32(*const of)[6] = exchange(words, 2);
+    const int group = threadIdx.x % WARP / 4, member = threadIdx.x % 4;
+    auto number = [&](int matrix, int row, int column) -> u32 {
+        const u32* const at = of[matrix * 8 + row];
+        return ((const u16*)((unsigned long long)at[1] << 32 | at[0]))[column];
+    };
+    Vector v;
+    for (int i = 0; i < COUNT; i++)
+        ((u32*)&v)[i] = COLUMNS ? number(i, 2 * member, group) | number(i, 2 * member + 1, group) << 16
+                                : number(i, group, 2 * member) | number(i, group, 2 * member + 1) << 16;
+    return v;
+}
+static uint4 load_four(const void* row) { return load_matrices<4, false, uint4>(row); }
+static uint4 load_four_columns(const void* row) { return load_matrices<4, true, uint4>(row); }
+static uint2 load_two_columns(const void* row) { return load_matrices<2, true, uint2>(row); }
 
 // The layout of operands is that of "mma.m16n8k16 with floating point type" in NVIDIA's PTX manual.
 static void multiply(float4& c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {

@@ -10,7 +10,9 @@
 typedef ELEMENT element;
 
 constexpr int T = 16, N = 16, LANES = 32;
-constexpr int ROWS = 2 * N + R;                                        // of a packed tile
+constexpr int ROWS = 2 * N + R;  // of the projection of a pixel
+constexpr int PACKED = packed_floats<element>(R), RP = padded(R);
+constexpr bool MATRIX = BY_MATRIX<element>;
 constexpr int WIDTH = ROWS % 4 == 0 ? 4 : ROWS % 2 == 0 ? 2 : 1;  // numbers of a pixel that are read at once
 typedef Partial<element>::type partial;
 
@@ -24,8 +26,8 @@ __device__ __forceinline__ int pixel_at(int k, int step, int H, int W) {
 
 constexpr int PACK_THREADS = 256, PACK_TILES = 4;  // tiles of a block
 
-// projected (b, L, 4, ROWS), the low-rank steps, B and C of each pixel, to packed (b, 4, tiles, ROWS, T), B, C and the
-// steps in scan order, zero beyond the last; blocks beyond those of the tiles fill weights (4, N + R, I): A log2(e) and
+// projected (b, L, 4, ROWS), the low-rank steps, B and C of each pixel, to packed (b, 4, tiles, PACKED), B, C and the
+// steps in scan order (see `packed_floats`), zero beyond the last; blocks beyond those of the tiles fill weights (4, N + R, I): A log2(e) and
 // the step weights, channels last
 extern "C" __global__ void __launch_bounds__(PACK_THREADS) pack_kernel(
     const element* __restrict__ projected, const float* __restrict__ A, const float* __restrict__ dt_weight,
@@ -58,13 +60,23 @@ extern "C" __global__ void __launch_bounds__(PACK_THREADS) pack_kernel(
         for (int j = 0; j < WIDTH; j++) buffer[s * PITCH + from + j] = v[j];
     }
     __syncthreads();
-    packed += ((i64)bk * tiles + blockIdx.x * PACK_TILES) * (ROWS * T);
-    for (int i = 4 * threadIdx.x; i < STEPS * ROWS; i += 4 * PACK_THREADS) {
-        const int tile = i / (ROWS * T), row = i / T % ROWS, from = row < 2 * N ? row + R : row - 2 * N;
-        float v[4];
+    packed += ((i64)bk * tiles + blockIdx.x * PACK_TILES) * PACKED;
+    for (int i = 4 * threadIdx.x; i < PACK_TILES * PACKED; i += 4 * PACK_THREADS) {
+        const int tile = i / PACKED, in_tile = i % PACKED, row = in_tile / T;
+        if (blockIdx.x * PACK_TILES + tile >= tiles) return;
+        if (MATRIX && row >= 2 * N) {  // eight numbers in bfloat16
+            const int number = 2 * (in_tile - 2 * N * T), from = number % RP;
+            float v[8];
 #pragma unroll
-        for (int j = 0; j < 4; j++) v[j] = buffer[(tile * T + i % T + j) * PITCH + from];
-        if (blockIdx.x * PACK_TILES + tile < tiles) store(packed + i, v);
+            for (int j = 0; j < 8; j++) v[j] = from + j < R ? buffer[(tile * T + number / RP) * PITCH + from + j] : 0.0f;
+            store((bf16*)(packed + i), v);
+        } else {
+            const int from = row < 2 * N ? row + R : row - 2 * N;
+            float v[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++) v[j] = buffer[(tile * T + i % T + j) * PITCH + from];
+            store(packed + i, v);
+        }
     }
 }
 

@@ -5,7 +5,8 @@
 // the recurrence needs no other lane. What belongs to a tile but to no state (the steps delta, the output) is shared out
 // by steps. What all channels share (B, C, low-rank steps, packed by `cuda_around.cu`) and the rows of the next
 // tile arrive in shared memory while a tile is computed. The names and layouts are those of `triton_kernels.py`, save that
-// sums over the channels of a block are 16 bits wide where the results will be.
+// sums over the channels of a block are 16 bits wide where the results will be, and low-rank steps if they are bfloat16:
+// then the matrix unit makes the steps of them, and takes the gradients back.
 //
 // Compiled for an ELEMENT (bf16, fp16 or float), the type of x, y and their gradients (the state is float in any case), a
 // rank R of the steps, and 1, 2 or 4 WARPS.
@@ -20,7 +21,12 @@ constexpr int LANES = 32;
 constexpr int STATES = N / WARPS;  // of a warp
 constexpr int STEPS = T / WARPS;   // of a warp
 constexpr int GROUP = 4;           // states whose sums over channels are finished together
-constexpr int ROWS = 2 * N + R;    // of a packed tile
+constexpr int ROWS = 2 * N + R;    // of the projection of a pixel
+constexpr int PACKED = packed_floats<element>(R);
+constexpr bool MATRIX = BY_MATRIX<element>;
+constexpr int RP = padded(R);
+constexpr int PITCH = LANES + (MATRIX ? 4 : 0);  // of what the matrix unit reads or writes row by row
+constexpr int WEIGHTS = LANES * (MATRIX ? RP : R);  // floats
 constexpr int THREADS = WARPS * LANES;
 constexpr int TILE = T * LANES;  // numbers in a tile of one row for each step
 constexpr int FORWARD_BLOCKS = WARPS == 1 ? 12 : WARPS == 2 ? 10 : 6;  // in a multiprocessor, so many registers
@@ -76,7 +82,7 @@ template <typename E> __device__ __forceinline__ void load_rows(E* to, const E* 
     }
 }
 __device__ __forceinline__ void load_packed(float* to, const float* from, u32 offset) {
-    constexpr int PIECES = ROWS * T / 4;
+    constexpr int PIECES = PACKED / 4;
 #pragma unroll
     for (int i = 0; i < PIECES; i += THREADS) {
         u32 at = i + threadIdx.x;
@@ -93,35 +99,74 @@ __device__ __forceinline__ void read16(float (&to)[T], const float* from) {
     }
 }
 
-// z[t] = bias + <step weights, r[t]> for the warp's steps
-__device__ __forceinline__ void raw_steps(float (&z)[STEPS], float offset, const float* r, const float* weight) {
+// ---- the steps: delta = softplus(bias + <step weights, low-rank steps r>)
+
+// The step weights of the block's channels: (R, 32), or for the matrix unit in two parts, bfloat16 (2, 32, RP), whose sum
+// has 16 of a float's 24 bits
+__device__ __forceinline__ void load_weights(float* to, const float* from, int I, int lane, int warp) {
+    for (int j = warp; j < (MATRIX ? RP : R); j += WARPS) {
+        const float w = j < R ? from[j * I] : 0.0f;
+        if (MATRIX) {
+            bf16* high = (bf16*)to + lane * RP + j;
+            assign(*high, w);
+            assign(high[LANES * RP], w - to_float(*high));
+        } else to[j * LANES + lane] = w;
+    }
+}
+
+// The steps of a tile that begins at `step`, (T, 32), zeros from `last` on, and with DERIVATIVES those by what softplus
+// is taken of. The warps share them out.
+template <bool DERIVATIVES>
+__device__ __forceinline__ void fill_steps(
+    float* deltas, float* derivatives, const float* biases, const float* r, const float* weight, int lane, int warp,
+    int step, int last) {
+    if (MATRIX) {
+        constexpr int TILES = LANES / 8 / WARPS;  // of 8 channels
 #pragma unroll
-    for (int t = 0; t < STEPS; t++) z[t] = offset;
+        for (int i = 0; i < TILES; i++) {
+            const int channels = 8 * (warp * TILES + i), d = channels + lane % 4 * 2;
+            const float2 bias = *(const float2*)(biases + d);
+            float4 c = {bias.x, bias.y, bias.x, bias.y};  // at step lane / 4 and 8 later, of two channels
+#pragma unroll
+            for (int j = 0; j < RP; j += 16) {
+                const uint4 a = load_four((const bf16*)r + lane % 16 * RP + j + lane / 16 * 8);
+                const int part = lane / 16 * LANES * RP, row = channels + lane % 8;
+                const uint4 w = load_four((const bf16*)weight + part + row * RP + j + lane / 8 % 2 * 8);
+                multiply(c, a.x, a.y, a.z, a.w, w.x, w.y);
+                multiply(c, a.x, a.y, a.z, a.w, w.z, w.w);
+            }
+            const float z[2][2] = {{c.x, c.y}, {c.z, c.w}};
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int t = lane / 4 + 8 * half;
+                const bool inside = step + t < last;
+                float2 derivative, delta = {softplus(z[half][0], derivative.x), softplus(z[half][1], derivative.y)};
+                if (!inside) delta = derivative = {0.0f, 0.0f};
+                *(float2*)(deltas + t * PITCH + d) = delta;
+                if (DERIVATIVES) *(float2*)(derivatives + t * PITCH + d) = derivative;
+            }
+        }
+        return;
+    }
+    float z[STEPS];
+#pragma unroll
+    for (int t = 0; t < STEPS; t++) z[t] = biases[lane];
 #pragma unroll(R <= 12 ? R : 4)
     for (int j = 0; j < R; j++) {
-        float w = weight[j * LANES];
+        float w = weight[j * LANES + lane];
 #pragma unroll
         for (int t = 0; t < STEPS; t += 4) {
-            float4 v = *(const float4*)(r + j * T + t);
+            float4 v = *(const float4*)(r + j * T + warp * STEPS + t);
             z[t] = fmaf(w, v.x, z[t]), z[t + 1] = fmaf(w, v.y, z[t + 1]);
             z[t + 2] = fmaf(w, v.z, z[t + 2]), z[t + 3] = fmaf(w, v.w, z[t + 3]);
         }
     }
-}
-
-// The warp's steps delta of a tile that begins at `step`, zeros from `last` on, and with DERIVATIVES those by z
-template <bool DERIVATIVES>
-__device__ __forceinline__ void fill_steps(
-    float* deltas, float* derivatives, float offset, const float* r, const float* weight, int warp, int step,
-    int last) {
-    float z[STEPS];
-    raw_steps(z, offset, r + warp * STEPS, weight);
 #pragma unroll
     for (int t = 0; t < STEPS; t++) {
         const int s = warp * STEPS + t;
         float derivative, delta = softplus(z[t], derivative);
-        deltas[s * LANES] = step + s < last ? delta : 0.0f;
-        if (DERIVATIVES) derivatives[s * LANES] = step + s < last ? derivative : 0.0f;
+        deltas[s * PITCH + lane] = step + s < last ? delta : 0.0f;
+        if (DERIVATIVES) derivatives[s * PITCH + lane] = step + s < last ? derivative : 0.0f;
     }
 }
 
@@ -135,28 +180,30 @@ __device__ __forceinline__ void scan(
     const int b = blockIdx.z / 4, k = blockIdx.z % 4, L = H * W, batch = gridDim.z / 4;
     const int first = blockIdx.y * chunk, last = min(first + chunk, L);
     const float one_by_H = 1.0f / H;
-    float* const weight = shared + lane;                              // (R, 32)
-    float* const deltas = weight + R * LANES;                         // (T, 32)
-    float* const parts = deltas + TILE;                               // (WARPS, T, 32): y of each warp's states
-    float* const both_tiles = parts + WARPS * TILE - lane;            // 2 x (rows, T)
-    element* const both_x = (element*)(both_tiles + 2 * ROWS * T);    // 2 x (T, 32)
+    float* const weight = shared;                                     // see load_weights
+    float* const biases = weight + WEIGHTS;                           // (32,)
+    float* const deltas = biases + LANES;                             // (T, 32)
+    float* const parts = deltas + T * PITCH + lane;                   // (WARPS, T, 32): y of each warp's states
+    float* const both_tiles = parts + WARPS * TILE - lane;            // 2 packed tiles
+    element* const both_x = (element*)(both_tiles + 2 * PACKED);      // 2 x (T, 32)
     const u32 of_x = (u32)(b * L) * (u32)I + blockIdx.x * LANES, of_plane = (u32)(k * batch * L) * (u32)I + of_x + lane;
-    const u32 of_packed = (u32)(blockIdx.z * tiles) * (ROWS * T);
+    const u32 of_packed = (u32)(blockIdx.z * tiles) * PACKED;
     const u32 of_start = (u32)(blockIdx.z * slots * N + warp * STATES) * (u32)I + d;
     weights += k * (N + R) * I + d;
 
-    const float skip = D[k * I + d], offset = bias[k * I + d];
+    const float skip = D[k * I + d];
+    if (warp == 0) biases[lane] = bias[k * I + d];
     float rate[STATES], h[STATES];
 #pragma unroll
     for (int i = 0; i < STATES; i++) {
         rate[i] = weights[(warp * STATES + i) * I];
         h[i] = first > 0 ? starts[of_start + (u32)(blockIdx.y * stride * N + i) * (u32)I] : 0.0f;
     }
-    for (int j = warp; j < R; j += WARPS) weight[j * LANES] = weights[(N + j) * I];
+    load_weights(weight, weights + N * I, I, lane, warp);
 
     auto fetch = [&](int step, int number) {
         int pixel = pixel_at(k, step + lane % T, last, L, H, W, one_by_H);
-        load_packed(both_tiles + number * ROWS * T, packed, of_packed + (u32)step * ROWS);
+        load_packed(both_tiles + number * PACKED, packed, of_packed + (u32)(step / T) * PACKED);
         load_rows(both_x + number * TILE, x, of_x, pixel, I);
         return pixel;
     };
@@ -165,10 +212,10 @@ __device__ __forceinline__ void scan(
         const int pixel = next_pixel;
         wait_for_copies();
         if (step + T < last) next_pixel = fetch(step + T, number ^ 1);
-        const float* tile = both_tiles + number * ROWS * T;
+        const float* tile = both_tiles + number * PACKED;
         const element* u_tile = both_x + number * TILE + lane;
 
-        fill_steps<false>(deltas, nullptr, offset, tile + 2 * N * T, weight, warp, step, last);
+        fill_steps<false>(deltas, nullptr, biases, tile + 2 * N * T, weight, lane, warp, step, last);
         if (SAVE) {
 #pragma unroll
             for (int i = 0; i < STATES; i++) starts[of_start + (u32)(step + i) * (u32)I] = h[i];
@@ -177,7 +224,7 @@ __device__ __forceinline__ void scan(
         float delta[T], drive[T], y[T];
 #pragma unroll
         for (int t = 0; t < T; t++) {
-            delta[t] = deltas[t * LANES];
+            delta[t] = deltas[t * PITCH + lane];
             drive[t] = delta[t] * to_float(u_tile[t * LANES]);
             y[t] = 0.0f;
         }
@@ -231,31 +278,32 @@ __device__ __forceinline__ void hand_out(
     const int b = blockIdx.z / 4, k = blockIdx.z % 4, L = H * W, number = blockIdx.y + (BACKWARDS ? 1 : 0);
     const int first = number * chunk, last = min(first + chunk, L), chunks = (L + chunk - 1) / chunk;
     const float one_by_H = 1.0f / H;
-    float* const weight = shared + lane;                            // (R, 32)
-    float* const deltas = weight + R * LANES;                       // (T, 32)
-    float* const tile = deltas + TILE - lane;                       // (rows, T)
-    element* const v_tile = (element*)(tile + ROWS * T);            // (T, 32)
-    const u32 of_v = (u32)(b * L) * (u32)I + blockIdx.x * LANES, of_packed = (u32)(blockIdx.z * tiles) * (ROWS * T);
+    float* const weight = shared;                                   // see load_weights
+    float* const biases = weight + WEIGHTS;                         // (32,)
+    float* const deltas = biases + LANES;                           // (T, 32)
+    float* const tile = deltas + T * PITCH;                         // packed
+    element* const v_tile = (element*)(tile + PACKED);              // (T, 32)
+    const u32 of_v = (u32)(b * L) * (u32)I + blockIdx.x * LANES, of_packed = (u32)(blockIdx.z * tiles) * PACKED;
     weights += k * (N + R) * I + d;
-    const float offset = bias[k * I + d];
+    if (warp == 0) biases[lane] = bias[k * I + d];
     float rate[STATES], h[STATES], total = 0.0f;
 #pragma unroll
     for (int i = 0; i < STATES; i++) rate[i] = weights[(warp * STATES + i) * I], h[i] = 0.0f;
-    for (int j = warp; j < R; j += WARPS) weight[j * LANES] = weights[(N + j) * I];
+    load_weights(weight, weights + N * I, I, lane, warp);
 
     const int count = (last - first + T - 1) / T;
     for (int turn = 0; turn < count; turn++) {
         const int step = first + (BACKWARDS ? count - 1 - turn : turn) * T;
         __syncthreads();  // the tile before is done
-        load_packed(tile, packed, of_packed + (u32)step * ROWS);
+        load_packed(tile, packed, of_packed + (u32)(step / T) * PACKED);
         load_rows(v_tile, v, of_v, pixel_at(k, step + lane % T, last, L, H, W, one_by_H), I);
         wait_for_copies();
-        fill_steps<false>(deltas, nullptr, offset, tile + 2 * N * T, weight, warp, step, last);
+        fill_steps<false>(deltas, nullptr, biases, tile + 2 * N * T, weight, lane, warp, step, last);
         __syncthreads();
 #pragma unroll
         for (int i = 0; i < T; i++) {
             const int t = BACKWARDS ? T - 1 - i : i;
-            const float delta = deltas[t * LANES], u = to_float(v_tile[t * LANES + lane]);
+            const float delta = deltas[t * PITCH + lane], u = to_float(v_tile[t * LANES + lane]);
             total += delta;
 #pragma unroll
             for (int j = 0; j < STATES; j++) {
@@ -303,9 +351,6 @@ __device__ __forceinline__ Selector make_selector(int lane) {
     return s;
 }
 
-__device__ __forceinline__ void store4(float* to, float4 v) { *(float4*)to = v; }
-__device__ __forceinline__ void store4(bf16* to, float4 v) { *(uint2*)to = {to_two_bfloat16(v.x, v.y), to_two_bfloat16(v.z, v.w)}; }
-
 // The sums of groups of four lanes go to `scratch`, place `number` of four.
 __device__ __forceinline__ void begin_sum(float* scratch, int number, const float (&p)[T], const Selector& s, int lane) {
     float4 c = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -328,9 +373,17 @@ __device__ __forceinline__ void begin_sum(float* scratch, int number, const floa
     }
     *(float4*)(scratch + number * SUM_PITCH + lane * 4) = c;
 }
+// The same of items that are packed already.
+__device__ __forceinline__ void begin_sum(
+    float* scratch, int number, const u32 (&q)[T / 2], const Selector& s, int lane) {
+    float4 c = {0.0f, 0.0f, 0.0f, 0.0f};
+    multiply(c, q[0], q[1], q[2], q[3], s.of_column[0], s.of_column[1]);
+    multiply(c, q[4], q[5], q[6], q[7], s.of_column[2], s.of_column[3]);
+    *(float4*)(scratch + number * SUM_PITCH + lane * 4) = c;
+}
 
 // Adds the groups of four sums: to[t * ROWS + number] for number < count.
-__device__ __forceinline__ void finish_sums(float* to, int count, const float* scratch, int lane) {
+__device__ __forceinline__ void finish_sums(partial* to, int count, const float* scratch, int lane) {
     __syncwarp();
     const int number = lane / 8, t = 2 * (lane % 8);
     const float* from = scratch + number * SUM_PITCH + t;
@@ -341,13 +394,53 @@ __device__ __forceinline__ void finish_sums(float* to, int count, const float* s
         low += v.x, high += v.y;
     }
     if (number < count) {
-        to[t * ROWS + number] = low;
-        to[(t + 1) * ROWS + number] = high;
+        assign(to[t * ROWS + number], low);
+        assign(to[(t + 1) * ROWS + number], high);
     }
     __syncwarp();
 }
 
 // ---- backward
+
+// By the matrix unit, of d_zs (T, 32), the gradient of what softplus is taken of: adds that of the step weights, <d_z, r>,
+// to d_weight (R, 32), and writes that of the low-rank steps, <d_z, step weights>, into sums (T, ROWS). A number of d_zs
+// is a pair of bfloat16, whose sum has 16 bits: two columns of a matrix (T, 64).
+__device__ __forceinline__ void step_gradients(
+    float* d_weight, partial* sums, const u32* d_zs, const float* r, const float* weight, int lane, int warp) {
+    constexpr int TILES = LANES / 4 / WARPS;  // of 4 channels
+    uint2 z[TILES];
+#pragma unroll
+    for (int i = 0; i < TILES; i++) z[i] = load_two_columns(d_zs + lane % 16 * PITCH + 4 * (warp * TILES + i));
+#pragma unroll
+    for (int m = 0; m < RP; m += 16) {
+        const uint4 a = load_four_columns((const bf16*)r + (lane / 16 * 8 + lane % 8) * RP + m + lane / 8 % 2 * 8);
+        const int j = m + lane / 4;
+#pragma unroll
+        for (int i = 0; i < TILES; i++) {
+            float* const to = d_weight + j * PITCH + 4 * (warp * TILES + i) + lane % 4;
+            const bool first = m + 8 <= R || j < R, second = m + 16 <= R || j + 8 < R;
+            float4 c = {first ? to[0] : 0.0f, 0.0f, second ? to[8 * PITCH] : 0.0f, 0.0f};
+            multiply(c, a.x, a.y, a.z, a.w, z[i].x, z[i].y);
+            if (first) to[0] = c.x + c.y;
+            if (second) to[8 * PITCH] = c.z + c.w;
+        }
+    }
+    uint4 pairs[LANES / 8];
+#pragma unroll
+    for (int i = 0; i < LANES / 8; i++) pairs[i] = load_four(d_zs + lane % 16 * PITCH + 8 * i + lane / 16 * 4);
+    for (int n = 8 * warp; n < R; n += 8 * WARPS) {
+        float4 c = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+        for (int i = 0; i < LANES / 8; i++) {
+            const bf16* const w = (const bf16*)weight + (8 * i + lane % 4) * RP + n + lane / 4;
+            multiply(c, pairs[i].x, pairs[i].y, pairs[i].z, pairs[i].w, w[0].bits * 0x10001u, w[4 * RP].bits * 0x10001u);
+        }
+        const int j = n + lane % 4 * 2;
+        partial* const to = sums + lane / 4 * ROWS + j;
+        if (j < R) assign(to[0], c.x), assign(to[8 * ROWS], c.z);
+        if (j + 1 < R) assign(to[1], c.y), assign(to[8 * ROWS + 1], c.w);
+    }
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_backward_kernel(
     const element* grad, const element* x, const float* packed, const float* weights, const float* D, const float* bias,
@@ -357,23 +450,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_back
     const int b = blockIdx.z / 4, k = blockIdx.z % 4, L = H * W, batch = gridDim.z / 4;
     const int first = blockIdx.y * chunk, last = min(first + chunk, L);
     const float one_by_H = 1.0f / H;
-    float* const weight = shared + lane;                              // (R, 32)
-    float* const d_weight = weight + R * LANES;                       // (R, 32)
-    float* const deltas = d_weight + R * LANES;                       // (T, 32)
-    float* const d_zs = deltas + TILE;                                // (T, 32): d(delta)/dz, then the gradient of z
-    float* const rates = d_zs + TILE;                                 // (N, 32)
+    float* const weight = shared;                                     // see load_weights
+    float* const biases = weight + WEIGHTS;                           // (32,)
+    float* const d_weight = biases + LANES;                           // (R, 32)
+    float* const deltas = d_weight + R * PITCH;                       // (T, 32)
+    float* const d_zs = deltas + T * PITCH;                           // (T, 32): d(delta)/dz, then the gradient of z
+    float* const rates = d_zs + T * PITCH + lane;                     // (N, 32)
     float* const carries = rates + N * LANES;                         // (N, 32)
     float* const d_rates = carries + N * LANES;                       // (N, 32)
     float* const parts = d_rates + N * LANES;                         // (WARPS, 2, T, 32): g_B and w_A of a warp's states
     float* const scratch = parts - lane + warp * 2 * SCRATCH;         // in the same place, before
     float* const both_starts = parts - lane + WARPS * 2 * SCRATCH;    // 2 x (N, 32)
-    float* const sums = both_starts + 2 * N * LANES;                  // (T, ROWS): gradients of the low-rank steps, B, C
-    float* const both_tiles = sums + T * ROWS;                        // 2 x (ROWS, T)
-    element* const both_x = (element*)(both_tiles + 2 * ROWS * T);    // 2 x (T, 32)
+    float* const both_tiles = both_starts + 2 * N * LANES;            // 2 packed tiles
+    element* const both_x = (element*)(both_tiles + 2 * PACKED);      // 2 x (T, 32)
     element* const both_grad = both_x + 2 * TILE;                     // 2 x (T, 32)
+    partial* const sums = (partial*)(both_grad + 2 * TILE);           // (T, ROWS): gradients of the low-rank steps, B, C
     static_assert(TILE <= SCRATCH && T == N, "");
     const u32 of_x = (u32)(b * L) * (u32)I + blockIdx.x * LANES, of_plane = (u32)(k * batch * L) * (u32)I + of_x + lane;
-    const u32 of_packed = (u32)(blockIdx.z * tiles) * (ROWS * T);
+    const u32 of_packed = (u32)(blockIdx.z * tiles) * PACKED;
     const u32 of_block = (blockIdx.x * gridDim.z + blockIdx.z) * (u32)tiles * (ROWS * T);
     const u32 of_start = blockIdx.z * (u32)(slots * N) * (u32)I + blockIdx.x * LANES;
     weights += k * (N + R) * I + d;
@@ -381,22 +475,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_back
     carry_in += part * N * I + d;
     parameters_out += part * (N + R + 2) * I + d;
 
-    const float skip = D[k * I + d], offset = bias[k * I + d];
+    const float skip = D[k * I + d];
+    if (warp == 0) biases[lane] = bias[k * I + d];
     const Selector selector = make_selector(lane);
-    float d_skip = 0.0f, d_offset = 0.0f;
+    float d_skip = 0.0f, d_bias = 0.0f;
     for (int n = warp * STATES; n < (warp + 1) * STATES; n++) {
         rates[n * LANES] = weights[n * I];
         carries[n * LANES] = carry_in[n * I];
         d_rates[n * LANES] = 0.0f;
     }
-    for (int j = warp; j < R; j += WARPS) {
-        weight[j * LANES] = weights[(N + j) * I];
-        d_weight[j * LANES] = 0.0f;
-    }
+    load_weights(weight, weights + N * I, I, lane, warp);
+    for (int j = warp; j < R; j += WARPS) d_weight[j * PITCH + lane] = 0.0f;
 
     auto fetch = [&](int step, int number) {
         int pixel = pixel_at(k, step + lane % T, last, L, H, W, one_by_H);
-        load_packed(both_tiles + number * ROWS * T, packed, of_packed + (u32)step * ROWS);
+        load_packed(both_tiles + number * PACKED, packed, of_packed + (u32)(step / T) * PACKED);
         load_rows(both_starts + number * N * LANES, starts, of_start + (u32)step * (u32)I, lane % T, I);
         load_rows(both_x + number * TILE, x, of_x, pixel, I);
         load_rows(both_grad + number * TILE, grad, of_x, pixel, I);
@@ -408,22 +501,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_back
         const int pixel = next_pixel;
         wait_for_copies();
         if (step > first) next_pixel = fetch(step - T, number ^ 1);
-        const float* tile = both_tiles + number * ROWS * T;
+        const float* tile = both_tiles + number * PACKED;
         const float* start = both_starts + number * N * LANES + lane;
         const element* u_tile = both_x + number * TILE + lane;
         const element* q_tile = both_grad + number * TILE + lane;
 
-        fill_steps<true>(deltas, d_zs, offset, tile + 2 * N * T, weight, warp, step, last);
+        fill_steps<true>(deltas, d_zs, biases, tile + 2 * N * T, weight, lane, warp, step, last);
         __syncthreads();
         {
             float delta[T], drive[T], q[T], g_B[T], w_A[T];  // <g, B>, and <s h_before, A> with A times log2(e)
 #pragma unroll
             for (int t = 0; t < T; t++) {
-                delta[t] = deltas[t * LANES];
+                delta[t] = deltas[t * PITCH + lane];
                 drive[t] = delta[t] * to_float(u_tile[t * LANES]);
                 q[t] = to_float(q_tile[t * LANES]);
                 g_B[t] = w_A[t] = 0.0f;
             }
+            u32 two_q[T / 2];  // as the sums take them
+#pragma unroll
+            for (int t = 0; t < T; t += 2) two_q[t / 2] = to_two_bfloat16(q[t], q[t + 1]);
 #pragma unroll 1
             for (int begin = warp * STATES; begin < (warp + 1) * STATES; begin += GROUP) {
 #pragma unroll
@@ -431,6 +527,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_back
                     const int n = begin + i;
                     const float before_tile = start[n * LANES], rate = rates[n * LANES];
                     float decay[T], h[T], item[T], state = before_tile;
+                    u32 two_items[T / 2];
 #pragma unroll
                     for (int t4 = 0; t4 < T; t4 += 4) {
                         const float4 B4 = *(const float4*)(tile + n * T + t4);
@@ -440,10 +537,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_back
                             decay[t] = exp2_(delta[t] * rate);
                             state = fmaf(decay[t], state, drive[t] * B[t - t4]);
                             h[t] = state;
-                            item[t] = q[t] * state;
+                            if (EXACT) item[t] = q[t] * state;
+                            else if (t % 2 == 1)
+                                two_items[t / 2] = product_of_two(to_two_bfloat16(h[t - 1], h[t]), two_q[t / 2]);
                         }
                     }
-                    begin_sum(scratch + SCRATCH, i, item, selector, lane);  // dC
+                    if (EXACT) begin_sum(scratch + SCRATCH, i, item, selector, lane);  // dC
+                    else begin_sum(scratch + SCRATCH, i, two_items, selector, lane);
                     float g_next = carries[n * LANES], d_rate = d_rates[n * LANES];
 #pragma unroll
                     for (int t4 = T - 4; t4 >= 0; t4 -= 4) {
@@ -486,32 +586,35 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_back
             }
             const float u = to_float(u_tile[s * LANES]), q = to_float(q_tile[s * LANES]);
             const int p = __shfl_sync(ALL, pixel, s);
-            const float to_store = fmaf(deltas[s * LANES], g_B, skip * q);
+            const float to_store = fmaf(deltas[s * PITCH + lane], g_B, skip * q);
             if (p >= 0) assign(dx[of_plane + (u32)p * (u32)I], to_store);
-            const float d_z = fmaf(w_A, LN_2, u * g_B) * d_zs[s * LANES];
+            float* const at = d_zs + s * PITCH + lane;
+            const float d_z = fmaf(w_A, LN_2, u * g_B) * *at;
             d_skip = fmaf(q, u, d_skip);
-            d_offset += d_z;
-            d_zs[s * LANES] = d_z;
+            d_bias += d_z;
+            if (MATRIX) *(u32*)at = to_two_bfloat16(d_z, d_z - rounded<bf16>(d_z));
+            else *at = d_z;
         }
         __syncthreads();
-        {
+        if (MATRIX) step_gradients(d_weight, sums, (const u32*)d_zs, tile + 2 * N * T, weight, lane, warp);
+        else {
             float d_z[T];
 #pragma unroll
-            for (int t = 0; t < T; t++) d_z[t] = d_zs[t * LANES];
+            for (int t = 0; t < T; t++) d_z[t] = d_zs[t * PITCH + lane];
 #pragma unroll 1
             for (int begin = RANKS * warp; begin < R; begin += RANKS * WARPS) {
 #pragma unroll
                 for (int i = 0; i < RANKS; i++) {
                     const int j = begin + i;
                     if (R % RANKS == 0 || j < R) {
-                        float r[T], item[T], w = weight[j * LANES], total = d_weight[j * LANES];
+                        float r[T], item[T], w = weight[j * LANES + lane], total = d_weight[j * PITCH + lane];
                         read16(r, tile + (2 * N + j) * T);
 #pragma unroll
                         for (int t = 0; t < T; t++) {
                             total = fmaf(d_z[t], r[t], total);
                             item[t] = d_z[t] * w;
                         }
-                        d_weight[j * LANES] = total;
+                        d_weight[j * PITCH + lane] = total;
                         begin_sum(scratch, i, item, selector, lane);
                     }
                 }
@@ -519,25 +622,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_back
             }
         }
         __syncthreads();
-        constexpr int PIECES = T * ROWS / 4;
+        constexpr int PER = 16 / sizeof(partial), PIECES = T * ROWS / PER;
 #pragma unroll
         for (int i = 0; i < PIECES; i += THREADS) {
             u32 at = i + threadIdx.x;
-            if (at < PIECES) store4(blocks_out + (of_block + (u32)step * ROWS + 4 * at), ((const float4*)sums)[at]);
+            if (at < PIECES) *(float4*)(blocks_out + (of_block + (u32)step * ROWS + PER * at)) = ((const float4*)sums)[at];
         }
     }
     for (int n = warp * STATES; n < (warp + 1) * STATES; n++) parameters_out[n * I] = d_rates[n * LANES];
-    for (int j = warp; j < R; j += WARPS) parameters_out[(N + j) * I] = d_weight[j * LANES];
+    for (int j = warp; j < R; j += WARPS) parameters_out[(N + j) * I] = d_weight[j * PITCH + lane];
     // the warps had different steps
-    deltas[warp * LANES] = d_skip;
-    d_zs[warp * LANES] = d_offset;
+    deltas[warp * LANES + lane] = d_skip;
+    d_zs[warp * LANES + lane] = d_bias;
     __syncthreads();
     if (warp == 0) {
         for (int w = 1; w < WARPS; w++) {
-            d_skip += deltas[w * LANES];
-            d_offset += d_zs[w * LANES];
+            d_skip += deltas[w * LANES + lane];
+            d_bias += d_zs[w * LANES + lane];
         }
         parameters_out[(N + R) * I] = d_skip;
-        parameters_out[(N + R + 1) * I] = d_offset;
+        parameters_out[(N + R + 1) * I] = d_bias;
     }
 }

@@ -64,7 +64,8 @@ class Problem:
         self.chunk = self._chunk()
         self.chunks = -(-self.L // self.chunk)
         self.rows = 2 * STATES + self.R
-        self.packed = x.new_empty(self.b, 4, self.tiles, self.rows, T, dtype=torch.float32)
+        numbers = packed_floats(x.dtype, self.R)
+        self.packed = x.new_empty(self.b, 4, self.tiles, numbers, dtype=torch.float32)
         self.weights = x.new_empty(4, STATES + self.R, self.I, dtype=torch.float32)
         self._pack(inputs, projected)
 
@@ -77,13 +78,12 @@ class Problem:
         steps = -(-self.L // chunks)
         return max(SHORTEST_CHUNK, -(-steps // T) * T)
 
-    def _launch(self, name, shared_floats, shared_elements, chunks, *arguments):
+    def _launch(self, name, shared_bytes, chunks, *arguments):
         """Launches a kernel of `cuda_kernels.cu`, which is told all sizes after the tensors."""
         warps = warps_of_block(self.R, self.backwards)
         defines = defines_of_scan(self.x.dtype, self.R, self.backwards)
         kernels = nvrtc.functions(SOURCE, SCANS, defines, self.x.device.index, MOST_SHARED_BYTES)
-        shared = 4 * shared_floats + self.x.element_size() * shared_elements
-        nvrtc.launch(kernels[name], (self.I // CHANNELS, chunks, 4 * self.b), 32 * warps, arguments, shared)
+        nvrtc.launch(kernels[name], (self.I // CHANNELS, chunks, 4 * self.b), 32 * warps, arguments, shared_bytes)
 
     def _pack(self, inputs, projected):
         blocks = -(-self.tiles // PACK_TILES)
@@ -99,9 +99,9 @@ class Problem:
         totals = self.weights.new_empty(self.b, 4, self.chunks, self.I)
         tensors = (v, self.packed, self.weights, self.dt_bias, ends, totals)
         sizes = (self.H, self.W, self.I, self.chunk, self.tiles, slots, stride)
-        floats, tile = self.R * CHANNELS + CHANNELS * T + self.rows * T, CHANNELS * T
         name = "_backwards_kernel" if self.backwards else "_kernel"
-        self._launch(f"ends{name}", floats, tile, self.chunks - 1, *tensors, *sizes)
+        shared = shared_bytes(self.x.dtype, self.R, False)  # more than enough
+        self._launch(f"ends{name}", shared, self.chunks - 1, *tensors, *sizes)
         grid = (self.I // CHANNELS, STATES, self.b * 4)
         around(self.x, self.R, f"hand_on{name}", grid, CHANNELS, self.weights, totals, ends, self.chunks, slots, stride)
 
@@ -110,7 +110,7 @@ class Problem:
         tensors = (self.x, self.packed, self.weights, self.D, self.dt_bias, starts, planes)
         sizes = (self.H, self.W, self.I, self.chunk, self.tiles, slots, stride)
         name = "scan_saving_kernel" if save else "scan_kernel"
-        self._launch(name, *shared_memory(self.R, False), self.chunks, *tensors, *sizes)
+        self._launch(name, shared_bytes(self.x.dtype, self.R, False), self.chunks, *tensors, *sizes)
 
     def scan_backward(
         self, grad_y: Tensor, saved: Tensor, carry: Tensor, planes: Tensor, partials: Tensor, parameters: Tensor
@@ -119,7 +119,8 @@ class Problem:
         inputs = (grad_y, self.x, self.packed, self.weights, self.D, self.dt_bias, saved, carry)
         sizes = (self.H, self.W, self.I, self.chunk, self.tiles, saved.shape[2])
         filled = (planes, partials, parameters)
-        self._launch("scan_backward_kernel", *shared_memory(self.R, True), self.chunks, *inputs, *filled, *sizes)
+        shared = shared_bytes(self.x.dtype, self.R, True)
+        self._launch("scan_backward_kernel", shared, self.chunks, *inputs, *filled, *sizes)
 
     def sum_planes(self, planes: Tensor) -> Tensor:
         """(4, b, H, W, I) -> (b, H, W, I)."""
@@ -165,9 +166,8 @@ def fits(inputs: ScanInputs) -> bool:
     R, L = 0 if inputs.dt_weight is None else inputs.dt_weight.shape[-1], H * W
     if N != STATES or R == 0 or I % CHANNELS != 0 or I > MOST_CHANNELS or L >= MOST_STEPS:
         return False
-    most = 4 * b * -(-L // T) * T * max(I, I // CHANNELS * (2 * N + R))  # offsets have 32 bits
-    floats, elements = shared_memory(R, True)
-    return most < 1 << 32 and 4 * floats + inputs.x.element_size() * elements <= MOST_SHARED_BYTES
+    most = 4 * b * -(-L // T) * T * max(I, I // CHANNELS * (2 * N + padded(R)))  # offsets have 32 bits
+    return most < 1 << 32 and shared_bytes(inputs.x.dtype, R, True) <= MOST_SHARED_BYTES
 
 
 def warps_of_block(R: int, backwards: bool) -> int:
@@ -175,13 +175,25 @@ def warps_of_block(R: int, backwards: bool) -> int:
     return BACKWARD_WARPS.get(R, OTHER_BACKWARD_WARPS) if backwards else FORWARD_WARPS.get(R, OTHER_FORWARD_WARPS)
 
 
-def shared_memory(R: int, backwards: bool) -> tuple[int, int]:
-    """Floats and elements in a block's shared memory; the kernels' first lines say what for."""
-    rows, tile, warps = 2 * STATES + R, CHANNELS * T, warps_of_block(R, backwards)
-    floats = R * CHANNELS + tile + 2 * rows * T
-    if backwards:
-        return floats + R * CHANNELS + 6 * tile + warps * 2 * SCRATCH + rows * T, 4 * tile
-    return floats + warps * tile, 2 * tile
+def packed_floats(dtype: torch.dtype, R: int) -> int:
+    """Of a packed tile, as `elements.cuh` has it."""
+    return T * (2 * STATES + (padded(R) // 2 if dtype == torch.bfloat16 else R))
+
+
+def padded(R: int) -> int:
+    """The rank as the matrix unit has it."""
+    return -(-R // 16) * 16
+
+
+def shared_bytes(dtype: torch.dtype, R: int, backwards: bool) -> int:
+    """A block's shared memory; the kernels' first lines say what for."""
+    matrix, tile, warps = dtype == torch.bfloat16, CHANNELS * T, warps_of_block(R, backwards)
+    pitch = CHANNELS + (4 if matrix else 0)
+    floats = CHANNELS * (padded(R) if matrix else R) + CHANNELS + T * pitch + 2 * packed_floats(dtype, R)
+    if not backwards:
+        return 4 * (floats + warps * tile) + dtype.itemsize * 2 * tile
+    floats += R * pitch + T * pitch + 5 * STATES * CHANNELS + warps * 2 * SCRATCH
+    return 4 * floats + dtype.itemsize * 4 * tile + min(dtype.itemsize, 4) * T * (2 * STATES + R)
 
 
 def _scan(inputs, projected, save):

@@ -29,6 +29,16 @@ __device__ __forceinline__ float sigmoid(float v) {
 template <typename E> struct Partial { typedef bf16 type; };
 template <> struct Partial<float> { typedef float type; };
 
+// Whether the matrix unit, which takes bfloat16, does the low-rank steps' matmuls: where they are bfloat16
+template <typename E> constexpr bool BY_MATRIX = false;
+template <> constexpr bool BY_MATRIX<bf16> = true;
+__device__ __host__ constexpr int padded(int rank) { return (rank + 15) / 16 * 16; }
+// Floats of a packed tile of 16 steps: B and C (16, steps), then the low-rank steps, (rank, steps) or, for the matrix
+// unit, in bfloat16 (steps, padded rank)
+template <typename E> __device__ __host__ constexpr int packed_floats(int rank) {
+    return 16 * (32 + (BY_MATRIX<E> ? padded(rank) / 2 : rank));
+}
+
 // COUNT neighbouring numbers, read and written at once
 template <typename E, int COUNT> struct alignas(COUNT * sizeof(E)) Vector { E of[COUNT]; };
 

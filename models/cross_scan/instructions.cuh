@@ -29,6 +29,12 @@ __device__ __forceinline__ u32 to_two_bfloat16(float low, float high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
     return bits;
 }
+// Both products of pairs of bfloat16, rounded
+__device__ __forceinline__ u32 product_of_two(u32 a, u32 b) {
+    u32 bits;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(bits) : "r"(a), "r"(b), "r"(0x80008000u));
+    return bits;
+}
 
 __device__ __forceinline__ float exp2_(float v) {
     float result;
@@ -63,4 +69,28 @@ __device__ __forceinline__ void multiply(float4& c, u32 a0, u32 a1, u32 a2, u32 
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c.x), "+f"(c.y), "+f"(c.z), "+f"(c.w)
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Matrices (8, 8) of 16-bit numbers from shared memory, as `multiply` wants them: lane i has the address of row i % 8 of
+// matrix i / 8, and gets two neighbours of row i / 4 of each, or of column i / 4.
+__device__ __forceinline__ uint4 load_four(const void* row) {
+    uint4 v;
+    u32 address = (u32)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
+    return v;
+}
+__device__ __forceinline__ uint4 load_four_columns(const void* row) {
+    uint4 v;
+    u32 address = (u32)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
+    return v;
+}
+__device__ __forceinline__ uint2 load_two_columns(const void* row) {  // of the addresses, those of lanes 0 to 15 count
+    uint2 v;
+    u32 address = (u32)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
+    return v;
 }

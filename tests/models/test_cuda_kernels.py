@@ -38,6 +38,9 @@ def make_inputs(b, H, W, I, R, dtype):
         (1, 5, 7, 64, 6, FP32, 1),
         (2, 9, 10, 64, 12, BF16, 3),
         (1, 4, 5, 64, 48, BF16, 1),
+        (2, 6, 7, 32, 6, BF16, 1),
+        (1, 9, 8, 32, 24, BF16, 3),
+        (1, 5, 5, 32, 5, BF16, 1),
         (1, 13, 5, 32, 24, FP16, 3),
         (1, 1, 65, 32, 3, FP32, 3),
     ],
@@ -81,18 +84,20 @@ def test_the_convolution_with_silu(emulated, shape, dtype, threads_reversed):
     "line",
     [
         "    finish_copies();\n",
-        "weight, warp, step, last);\n        __syncthreads();\n        {",
+        "weight, lane, warp, step, last);\n        __syncthreads();\n        {",
         "            __syncthreads();  // the sums are done, parts takes their place\n",
-        "        }\n        __syncthreads();\n        constexpr int PIECES",
+        "        }\n        __syncthreads();\n        if (MATRIX) step_gradients",
+        "        }\n        __syncthreads();\n        constexpr int PER",
     ],
-    ids=["copy", "steps", "parts", "sums"],
+    ids=["copy", "steps", "parts", "gradients", "sums"],
 )
-def test_a_missing_barrier_is_noticed(emulated, line, monkeypatch, tmp_path):
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+def test_a_missing_barrier_is_noticed(emulated, line, dtype, monkeypatch, tmp_path):
     source = cuda_scan.SOURCE.read_text(encoding="utf-8")
     assert source.count(line) == 1
     slip = tmp_path / f"{tmp_path.name}.cu"
     slip.write_text(source.replace(line, line.replace("__syncthreads();", "").replace("finish_copies();", "")), "utf-8")
-    scan = make_inputs(1, 3, 6, 32, 6, FP32).scan
+    scan = make_inputs(1, 3, 6, 32, 6, dtype).scan
     y, saved = cuda_scan.forward(scan)
     monkeypatch.setattr(cuda_scan, "SOURCE", slip)
     runs = []
