@@ -119,5 +119,5 @@ def prepare(
         model.compile()
     distributed.copy_from_main(model.state_dict().values())
     if config.cuda_graphs and backend in backends.FUSED and config.accumulation_steps == 1 and not config.compile:
-        model = GraphedModel(model, distributed.GradientSums if distributed.connected() else None)
+        model = GraphedModel(model)
     return model

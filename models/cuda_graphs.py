@@ -2,9 +2,7 @@
 than the GPU needs to run them."""
 
 import contextlib
-import functools
 import logging
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -19,28 +17,21 @@ class GraphedModel(nn.Module):
     Each is recorded at the first batch, whose shape is taken to be the usual one; batches of other shapes, such as the
     last of an epoch, run as without graphs. Results are the same to the bit. The gradients of a training step are valid
     until the next one, so they can't be accumulated over steps. Weights may change in place only, as optimizers and
-    load_state_dict do.
+    load_state_dict do."""
 
-    sums  for several processes (`utils.distributed.GradientSums`): made for the parameters, it is given every gradient
-          as soon as the backward pass has it, and gives back their sums over the processes. It goes into the graph;
-          `gradients_are_added` is true after a step that used it."""
-
-    def __init__(self, module: nn.Module, sums: Callable | None = None):
+    def __init__(self, module: nn.Module):
         super().__init__()
-        self.module, self.sums = module, sums
+        self.module = module
         self.training_step: _TrainingStep | None = None
         self.inference: _Inference | None = None
-        self.gradients_are_added = False
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training != torch.is_grad_enabled():
             return self.module(images)  # neither a step of training nor inference
         if self.training:
             if self.training_step is None:
-                self.training_step = _TrainingStep(self.module, images, self.sums)
-            fits = images.shape == self.training_step.images.shape
-            self.gradients_are_added = fits and self.sums is not None
-            if fits:
+                self.training_step = _TrainingStep(self.module, images)
+            if images.shape == self.training_step.images.shape:
                 return _Replay.apply(self.training_step, images, *self.training_step.parameters)
         else:
             if self.inference is None:
@@ -53,8 +44,8 @@ class GraphedModel(nn.Module):
 class _TrainingStep:
     """Forward and backward as two graphs over one pool of memory."""
 
-    def __init__(self, module, images, sums):
-        self.images, self.sums = images.clone(), sums
+    def __init__(self, module, images):
+        self.images = images.clone()
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         # the run must not notice: recording draws random numbers, warming up moves the averages of BatchNorm
         state = torch.cuda.get_rng_state(images.device)
@@ -63,29 +54,19 @@ class _TrainingStep:
             with _warm_up_stream(images.device):
                 for _ in range(WARM_UP):
                     out = module(self.images)
-                    self._gradients(out, torch.ones_like(out))
+                    torch.autograd.grad(out, self.parameters, torch.ones_like(out))
                     del out
             self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
             with _record(self.forward):
                 out = module(self.images)
             self.grad = torch.zeros_like(out)
             with _record(self.backward, self.forward.pool()):
-                self.grads = self._gradients(out, self.grad)
+                self.grads = torch.autograd.grad(out, self.parameters, self.grad)
         self.out = out.detach()
         torch.cuda.set_rng_state(state, images.device)
         for buffer, kept in zip(module.buffers(), averages, strict=True):
             buffer.copy_(kept)
         log.info("training steps with images %s run as CUDA graphs", tuple(images.shape))
-
-    def _gradients(self, out, grad):
-        if self.sums is None:
-            return torch.autograd.grad(out, self.parameters, grad)
-        sums = self.sums(self.parameters)
-        hooks = [p.register_hook(functools.partial(sums.give, i)) for i, p in enumerate(self.parameters)]
-        torch.autograd.grad(out, self.parameters, grad)
-        for hook in hooks:
-            hook.remove()
-        return sums.take()
 
 
 class _Replay(torch.autograd.Function):

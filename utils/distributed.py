@@ -4,7 +4,7 @@ torchrun --nproc_per_node=2 train.py
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
@@ -16,7 +16,6 @@ import torch.distributed as dist
 from utils.errors import LostProcessError
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-BUCKET = 4 << 20  # numbers that are sent together
 T = TypeVar("T")
 
 
@@ -119,48 +118,13 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 def add_gradients(model: torch.nn.Module) -> None:
-    """Replaces each gradient by the sum over the ranks, unless the backward pass has done so (`GradientSums`)."""
-    if connected() and not getattr(model, "gradients_are_added", False):
+    """Replaces each gradient by the sum over the ranks, in one exchange, which works after a CUDA graph too."""
+    if connected():
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        sums = GradientSums(gradients)
-        for i, gradient in enumerate(gradients):
-            sums.give(i, gradient)
-        torch._foreach_copy_(gradients, sums.take())
-
-
-class GradientSums:
-    """The sums of gradients over the ranks, in buckets that are on their way while others are still computed.
-
-    Every rank sends the same buckets in the same order, the last parameters' first, as a backward pass has them."""
-
-    def __init__(self, parameters: Sequence[torch.Tensor]):
-        self.shapes = [p.shape for p in parameters]
-        self.buckets: list[list[int]] = [[]]
-        room = BUCKET
-        for i in reversed(range(len(parameters))):
-            if room < parameters[i].numel() and self.buckets[-1]:
-                self.buckets.append([])
-                room = BUCKET
-            self.buckets[-1].append(i)
-            room -= parameters[i].numel()
-        self.given: dict[int, torch.Tensor] = {}
-        self.sent: list[tuple[torch.Tensor, dist.Work]] = []
-
-    def give(self, i: int, gradient: torch.Tensor) -> None:
-        """The gradient of parameter i. Sends every bucket that is complete and whose turn it is."""
-        self.given[i] = gradient
-        while len(self.sent) < len(self.buckets) and all(j in self.given for j in self.buckets[len(self.sent)]):
-            together = torch.cat([self.given[j].flatten() for j in self.buckets[len(self.sent)]])
-            self.sent.append((together, dist.all_reduce(together, async_op=True)))
-
-    def take(self) -> list[torch.Tensor]:
-        """The sums in the parameters' order, once all are there."""
-        sums = {}
-        for bucket, (together, work) in zip(self.buckets, self.sent, strict=True):
-            work.wait()
-            parts = together.split([self.shapes[i].numel() for i in bucket])
-            sums |= {i: part.view(self.shapes[i]) for i, part in zip(bucket, parts, strict=True)}
-        return [sums[i] for i in range(len(self.shapes))]
+        together = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(together)
+        parts = together.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [part.view(g.shape) for part, g in zip(parts, gradients, strict=True)])
 
 
 @torch.no_grad()
