@@ -20,7 +20,7 @@ if __name__ == "__main__":  # before PyTorch is imported, so that --help and mis
 
 from torch.utils.data import Subset
 
-from configs.network import build_model, load_initial_weights, prepare
+from configs.network import build_model, count_cost, load_initial_weights, prepare
 from configs.optim import SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS
 from configs.stored import config_of_run
 from configs.tested import log_test
@@ -57,16 +57,19 @@ def main(config):
     with distributed.process_group(device), started_run(config) as run:
         if config.test_only is not None:
             check_size(config, log_test(config))
-        model = build_model(config, run.note)
+        model = build_model(config)
+        cost = count_cost(model, config)
         shown = distributed.is_main()
         execution = Execution(device, config.precision, config.accumulation_steps, config.clip_grad_norm, shown)
-        steps = train(run, config, model, execution) if config.test_only is None else 0
+        steps = train(run, config, model, execution, cost) if config.test_only is None else 0
+        if config.test_only is not None:
+            run.note("network", cost.result())
         load_checkpoint_weights(model, config.test_only or run.checkpoints / "best.pth")
         model = prepare(model, config, device, run.note if config.test_only else run.keep, trains=False)
         return test(run, config, model, execution, steps)
 
 
-def train(run, config, model, execution):
+def train(run, config, model, execution, cost):
     """All epochs, from the first or from where a resumed run's last checkpoint was saved. Returns the run's steps."""
     state = run.resume() if config.resume else None
     if state is None:
@@ -83,6 +86,7 @@ def train(run, config, model, execution):
         run.note("overlap", text, logging.WARNING)
     log.info("protocol %s: %s", config.protocol, SELECTION[config.protocol])
     log_recipe(config)
+    run.note("network", cost.result())
     if distributed.is_main():
         warn_of_collapse(config)
     criterion = CeDiceLoss(config.num_classes, config.loss_weight)

@@ -1,7 +1,9 @@
 """From a config to a network that the loops can call."""
 
+import copy
 import logging
 import platform
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -33,19 +35,32 @@ OF_SHAPES = ("depths", "depths_decoder", "dims", "d_state", "drop_path_rate")
 ADVICE = {"vmunet": FROM_VMAMBA, "vmunetv2": FROM_VMAMBA, "ultralight": f"{WITHOUT}, as published"}
 
 
-def build_model(config: Any, note: Note = log_fact) -> SegmentationNetwork:
-    """The network of a config, with random weights. `note`, such as Run.note, is told its parameters and cost.
+def build_model(config: Any) -> SegmentationNetwork:
+    """The network of a config, with random weights.
 
     Raises ValueError for options that the network lacks, and if images of `image_size` don't go through it."""
     check_options(config)
     model = build_network(vars(config))
+    if isinstance(model, Baseline):  # only a forward pass can tell
+        _describe_cost(model, config)
+    return model
+
+
+def count_cost(model: SegmentationNetwork, config: Any) -> Future[str]:
+    """A sentence with the network's parameters and cost. A thread counts: that takes PyTorch's compiler, whose import
+    takes a second or more, in which data can be read."""
+    pool = ThreadPoolExecutor(1, "cost")
+    counting = pool.submit(_describe_cost, copy.deepcopy(model), config)
+    pool.shutdown(wait=False)
+    return counting
+
+
+def _describe_cost(model, config):
     try:
-        cost = measure_cost(model, config.image_size, config.image_size)
+        return f"{config.network}: {measure_cost(model, config.image_size, config.image_size)}"
     except RuntimeError as error:
         size = f"{config.image_size} x {config.image_size}"
         raise ValueError(f"--network {config.network}: images of {size} don't go through it: {error}") from error
-    note("network", f"{config.network}: {cost}")
-    return model
 
 
 def check_options(config: Any) -> None:

@@ -23,10 +23,14 @@ def minmax(image: torch.Tensor) -> torch.Tensor:
 
     The original subtracts and divides by data set constants first; the stretch cancels them.
     """
-    low, high = (float(value) for value in image.aminmax())
+    values = image.numpy()  # PyTorch's threads would wait for cores that other work has
+    low, high = float(values.min()), float(values.max())
     if low == high:
         return torch.zeros_like(image, dtype=torch.float64)
-    return image.double().sub_(low).div_(high - low).mul_(255)
+    stretched = np.subtract(values, low, dtype=np.float64)
+    stretched /= high - low
+    stretched *= 255
+    return torch.from_numpy(stretched)
 
 
 def imagenet(image: torch.Tensor) -> torch.Tensor:

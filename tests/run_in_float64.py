@@ -43,7 +43,7 @@ def write_late(*arguments):
 write_packed, checkpoint.write_packed = checkpoint.write_packed, write_late
 script = importlib.import_module(sys.argv.pop(1).removesuffix(".py"))
 build_model, train_one_epoch = script.build_model, script.train_one_epoch
-script.build_model = lambda config, note: build_model(config, note).double()
+script.build_model = lambda config: build_model(config).double()
 script.train_one_epoch = in_double(train_one_epoch)
 if script.__name__ == "train":
     script.evaluate = in_double(script.evaluate)

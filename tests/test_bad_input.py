@@ -390,7 +390,7 @@ def test_debug_shows_where_an_error_comes_from(monkeypatch, tmp_path):
 @pytest.mark.parametrize("allocate", [lambda: torch.empty(2**60), lambda: np.empty(2**50)])
 def test_too_little_memory_ends_with_advice(allocate, command, made, monkeypatch):
     """More than PyTorch or NumPy can get."""
-    monkeypatch.setattr(train, "build_model", lambda config, note: allocate())
+    monkeypatch.setattr(train, "build_model", lambda config: allocate())
     refused(command, train, made / "isic", "the memory is not enough", "smaller --batch-size", "--use-checkpoint")
 
 

@@ -23,7 +23,7 @@ constexpr int STEPS = T / WARPS;   // of a warp
 constexpr int GROUP = 4;           // states whose sums over channels are finished together
 constexpr int ROWS = 2 * N + R;    // of the projection of a pixel
 constexpr int PACKED = packed_floats<element>(R);
-constexpr bool MATRIX = BY_MATRIX<element>;
+constexpr bool MATRIX = by_matrix<element>(R);
 constexpr int RP = padded(R);
 constexpr int PITCH = LANES + (MATRIX ? 4 : 0);  // of what the matrix unit reads or writes row by row
 constexpr int WEIGHTS = LANES * (MATRIX ? RP : R);  // floats
@@ -122,20 +122,28 @@ __device__ __forceinline__ void fill_steps(
     int step, int last) {
     if (MATRIX) {
         constexpr int TILES = LANES / 8 / WARPS;  // of 8 channels
+        const int channels = 8 * TILES * warp;
+        float4 c[TILES];  // of step lane / 4 and 8 later, of two channels
 #pragma unroll
         for (int i = 0; i < TILES; i++) {
-            const int channels = 8 * (warp * TILES + i), d = channels + lane % 4 * 2;
-            const float2 bias = *(const float2*)(biases + d);
-            float4 c = {bias.x, bias.y, bias.x, bias.y};  // at step lane / 4 and 8 later, of two channels
+            const float2 bias = *(const float2*)(biases + channels + 8 * i + lane % 4 * 2);
+            c[i] = {bias.x, bias.y, bias.x, bias.y};
+        }
 #pragma unroll
-            for (int j = 0; j < RP; j += 16) {
-                const uint4 a = load_four((const bf16*)r + lane % 16 * RP + j + lane / 16 * 8);
-                const int part = lane / 16 * LANES * RP, row = channels + lane % 8;
-                const uint4 w = load_four((const bf16*)weight + part + row * RP + j + lane / 8 % 2 * 8);
-                multiply(c, a.x, a.y, a.z, a.w, w.x, w.y);
-                multiply(c, a.x, a.y, a.z, a.w, w.z, w.w);
+        for (int j = 0; j < RP; j += 16) {
+            const uint4 a = load_four((const bf16*)r + lane % 16 * RP + j + lane / 16 * 8);
+            const bf16* const from = (const bf16*)weight + (lane / 16 * LANES + channels + lane % 8) * RP + j;
+#pragma unroll
+            for (int i = 0; i < TILES; i++) {
+                const uint4 w = load_four(from + 8 * i * RP + lane / 8 % 2 * 8);  // both parts
+                multiply(c[i], a.x, a.y, a.z, a.w, w.x, w.y);
+                multiply(c[i], a.x, a.y, a.z, a.w, w.z, w.w);
             }
-            const float z[2][2] = {{c.x, c.y}, {c.z, c.w}};
+        }
+#pragma unroll
+        for (int i = 0; i < TILES; i++) {
+            const int d = channels + 8 * i + lane % 4 * 2;
+            const float z[2][2] = {{c[i].x, c[i].y}, {c[i].z, c[i].w}};
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const int t = lane / 4 + 8 * half;
