@@ -12,7 +12,7 @@ typedef ELEMENT element;
 constexpr int T = 16, N = 16, LANES = 32;
 constexpr int ROWS = 2 * N + R;  // of the projection of a pixel
 constexpr int PACKED = packed_floats<element>(R), RP = padded(R);
-constexpr bool MATRIX = by_matrix<element>(R);
+constexpr bool MATRIX = BY_MATRIX<element>;
 constexpr int WIDTH = ROWS % 4 == 0 ? 4 : ROWS % 2 == 0 ? 2 : 1;  // numbers of a pixel that are read at once
 typedef Partial<element>::type partial;
 

@@ -28,7 +28,6 @@ T = 16  # steps in a tile, and between two kept states
 STATES = 16
 CHANNELS = 32  # of a block of threads
 SCRATCH = 4 * 144  # numbers of four sums on their way
-LEAST_RANK = 1  # of steps that the matrix unit makes
 PACK_THREADS, PACK_TILES = 256, 4
 SUM_THREADS, SUM_WIDTH = 256, 8
 MOST_CHANNELS = 3072  # whose sums fit into 48 KiB
@@ -178,12 +177,7 @@ def warps_of_block(R: int, backwards: bool) -> int:
 
 def packed_floats(dtype: torch.dtype, R: int) -> int:
     """Of a packed tile, as `elements.cuh` has it."""
-    return T * (2 * STATES + (padded(R) // 2 if by_matrix(dtype, R) else R))
-
-
-def by_matrix(dtype: torch.dtype, R: int) -> bool:
-    """Whether the matrix unit makes the steps."""
-    return dtype == torch.bfloat16 and R >= LEAST_RANK
+    return T * (2 * STATES + (padded(R) // 2 if dtype == torch.bfloat16 else R))
 
 
 def padded(R: int) -> int:
@@ -193,7 +187,7 @@ def padded(R: int) -> int:
 
 def shared_bytes(dtype: torch.dtype, R: int, backwards: bool) -> int:
     """A block's shared memory; the kernels' first lines say what for."""
-    matrix, tile, warps = by_matrix(dtype, R), CHANNELS * T, warps_of_block(R, backwards)
+    matrix, tile, warps = dtype == torch.bfloat16, CHANNELS * T, warps_of_block(R, backwards)
     pitch = CHANNELS + (4 if matrix else 0)
     floats = CHANNELS * (padded(R) if matrix else R) + CHANNELS + T * pitch + 2 * packed_floats(dtype, R)
     if not backwards:

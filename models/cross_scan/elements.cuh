@@ -30,17 +30,13 @@ template <typename E> struct Partial { typedef bf16 type; };
 template <> struct Partial<float> { typedef float type; };
 
 // Whether the matrix unit, which takes bfloat16, does the low-rank steps' matmuls: where they are bfloat16
-template <typename E> struct IsBfloat16 { static constexpr bool value = false; };
-template <> struct IsBfloat16<bf16> { static constexpr bool value = true; };
-constexpr int LEAST_RANK = 1;
-template <typename E> __device__ __host__ constexpr bool by_matrix(int rank) {
-    return IsBfloat16<E>::value && rank >= LEAST_RANK;
-}
+template <typename E> constexpr bool BY_MATRIX = false;
+template <> constexpr bool BY_MATRIX<bf16> = true;
 __device__ __host__ constexpr int padded(int rank) { return (rank + 15) / 16 * 16; }
 // Floats of a packed tile of 16 steps: B and C (16, steps), then the low-rank steps, (rank, steps) or, for the matrix
 // unit, in bfloat16 (steps, padded rank)
 template <typename E> __device__ __host__ constexpr int packed_floats(int rank) {
-    return 16 * (32 + (by_matrix<E>(rank) ? padded(rank) / 2 : rank));
+    return 16 * (32 + (BY_MATRIX<E> ? padded(rank) / 2 : rank));
 }
 
 // COUNT neighbouring numbers, read and written at once

@@ -1,4 +1,6 @@
 import itertools
+import signal
+import time
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +11,7 @@ import torch
 from datasets.demo import make_demo_isic, make_demo_synapse
 from datasets.loaders import (
     EpochBatchSampler,
+    Loader,
     build_isic_loader,
     build_isic_loaders,
     build_synapse_loaders,
@@ -20,6 +23,7 @@ from datasets.transforms import run_angle
 from tests.tiny import ROOT, isic_config, synapse_config
 from utils.machine.device import available_cpus
 from utils.machine.memory import free_memory
+from utils.runs.stopping import leave_signals_to_main
 
 # forking with threads about, and more workers than cores, are what these tests are for
 pytestmark = [
@@ -145,6 +149,32 @@ def test_workers_leave_although_something_still_holds_their_loader(isic):
     workers = list(source._workers)
     dismiss_workers(weakref.ref(source))
     assert not any(worker.is_alive() for worker in workers)
+
+
+class Stuck(torch.utils.data.Dataset):
+    """Never gives its sample. `file` says that it is asked for one."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        self.file.touch()
+        while True:
+            time.sleep(1)
+
+
+def test_a_worker_that_does_not_leave_is_ended(tmp_path):
+    data = Stuck(tmp_path / "asked")
+    loader = Loader(data, num_workers=1, worker_init_fn=leave_signals_to_main, multiprocessing_context="fork")
+    source = iter(loader)
+    (worker,) = source._workers
+    while not data.file.exists():
+        time.sleep(0.01)
+    dismiss_workers(weakref.ref(source))
+    assert worker.exitcode == -signal.SIGKILL
 
 
 def test_loading_leaves_the_global_generators_alone(isic):
