@@ -100,8 +100,7 @@ def read_image(path: str | Path, training: bool = False) -> torch.Tensor:
         if training:
             check_training_image(file)
         pixels = stretched_rgb(deep_values(file)) if is_deep(file) else np.array(file.convert("RGB"))
-        # not by PyTorch, which would call up all cores for it in each of the threads that read
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def is_deep(file: Image.Image) -> bool:
@@ -280,8 +279,7 @@ class ISICDataset(CachedDataset):
         _, image_path, mask_path = self.pairs[index]
         image, mask = read_image(image_path, training=True), read_mask(mask_path, self.num_classes, self.mask_values)
         check_same_size(image, mask, image_path, mask_path)
-        pixels = image.numpy()  # as in read_image
-        if pixels.min() == pixels.max():
+        if image.min() == image.max():
             raise ValueError(f"{image_path} has the same value in every pixel, expected an image")
         return image, mask
 
