@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import torch
 
-from models.cross_scan import cross_selective_scan, cuda_scan, nvrtc, reference, triton_scan
+from models.cross_scan import cross_selective_scan, cuda_scan, nvrtc, reference, sum_parts, triton_scan
 from models.vmunet import conv_silu, layer_norm
 
 if cuda_scan.IMPORT_ERROR is not None or triton_scan.IMPORT_ERROR is not None:
@@ -83,7 +83,9 @@ def test_a_prediction_has_no_kernels_of_gradients_compiled(trains, monkeypatch):
     wanted = [
         cuda_scan.defines_of_scan(torch.bfloat16, R, b) for R in (12, 6) for b in (True, False) if trains or not b
     ]
-    assert scans == wanted and len(begun) == len(scans) + 2
+    assert scans == wanted
+    others = [source for source, _ in begun if source != cuda_scan.SOURCE]
+    assert others == [cuda_scan.AROUND] * 2 + [sum_parts.SOURCE] * trains
 
 
 def inputs_of(I, N, R, b=1, side=4, dtype=torch.bfloat16):
@@ -97,9 +99,8 @@ def inputs_of(I, N, R, b=1, side=4, dtype=torch.bfloat16):
 def test_the_networks_stages_fit_and_share_a_multiprocessor(stage, dtype):
     R = 6 << stage
     assert cuda_scan.fits(inputs_of(I=192 << stage, N=16, R=R, b=32, side=64 >> stage, dtype=dtype))
-    floats, elements = cuda_scan.shared_memory(R, backwards=True)
     for most in SHARED_MEMORY.values():
-        assert 2 * (4 * floats + dtype.itemsize * elements + 1024) <= most
+        assert 2 * (cuda_scan.shared_bytes(dtype, R, backwards=True) + 1024) <= most
 
 
 def test_other_shapes_are_left_to_triton():
@@ -125,7 +126,9 @@ def test_python_and_kernels_agree_on_their_numbers():
     assert f"constexpr int T = {cuda_scan.T};" in scan and f"constexpr int N = {cuda_scan.STATES};" in scan
     assert f"T = {cuda_scan.T}, N = {cuda_scan.STATES}, LANES = {cuda_scan.CHANNELS};" in around
     assert f"PACK_THREADS = {cuda_scan.PACK_THREADS}, PACK_TILES = {cuda_scan.PACK_TILES};" in around
-    assert f"SUM_THREADS = {cuda_scan.SUM_THREADS};" in around
+    assert f"SUM_THREADS = {cuda_scan.SUM_THREADS}, SUM_WIDTH = {cuda_scan.SUM_WIDTH};" in around
+    of_parts = sum_parts.SOURCE.read_text(encoding="utf-8")
+    assert f"COLUMNS = {sum_parts.COLUMNS}, GROUPS = {sum_parts.THREADS // sum_parts.COLUMNS};" in of_parts
     lines = {path: path.read_text(encoding="utf-8") for path in (layer_norm.SOURCE, conv_silu.SOURCE)}
     assert "WARPS = C <= 384 ? 8 : C <= 768 ? 4 : 2;" in lines[layer_norm.SOURCE]
     assert [layer_norm.warps_of_block(channels) for channels in (24, 384, 768, 1536)] == [8, 8, 4, 2]
