@@ -41,7 +41,7 @@ from utils.report import report_at_end
 from utils.runs.progress import Progress, show_panels
 from utils.runs.run import started_run
 from utils.runs.weights import load_checkpoint_weights
-from utils.threads import InOrder, begin
+from utils.threads import InOrder
 
 log = logging.getLogger("vmunet")
 PANELS = 4  # images of a set of prediction panels
@@ -75,12 +75,13 @@ def main(config):
 
 def train(run, config, model, criterion, execution, cost):
     """All epochs, from the first or from where a resumed run's last checkpoint was saved. Returns the run's steps."""
-    reading = begin(read, config)
     state = run.resume() if config.resume else None
     if state is None:
         load_initial_weights(model, config)
     model = prepare(model, config, execution.device, run.note)
-    train_loader, val_loader = reading.result()
+    if config.protocol == "holdout":
+        check_isic_parts(config)
+    train_loader, val_loader = build_isic_loaders(config, distributed.rank(), distributed.world_size())
     log.info("%d images to train on, %d to select the best epoch", len(train_loader.dataset), len(val_loader.dataset))
     log.info("protocol %s: %s", config.protocol, SELECTION[config.protocol])
     log_recipe(config)
@@ -106,13 +107,6 @@ def train(run, config, model, criterion, execution, cost):
             shown = panels.samples if progress.panels_are_due(epoch) else []
             progress.finish_epoch(row, row["val_loss"], shown, panels.class_names)
     return progress.step
-
-
-def read(config):
-    """The loaders of training and validation."""
-    if config.protocol == "holdout":
-        check_isic_parts(config)
-    return build_isic_loaders(config, distributed.rank(), distributed.world_size())
 
 
 SELECTION = {

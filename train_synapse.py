@@ -42,7 +42,6 @@ from utils.report import report_at_end
 from utils.runs.progress import Progress, show_panels
 from utils.runs.run import started_run
 from utils.runs.weights import load_checkpoint_weights
-from utils.threads import begin
 from utils.volume import HD95_NAMES, SCORE_NAMES, describe_hd95
 from utils.volume_plots import draw_mosaic, draw_planes
 
@@ -72,12 +71,14 @@ def main(config):
 
 def train(run, config, model, execution, cost):
     """All epochs, from the first or from where a resumed run's last checkpoint was saved. Returns the run's steps."""
-    reading = begin(read, config)
     state = run.resume() if config.resume else None
     if state is None:
         load_initial_weights(model, config)
     model = prepare(model, config, execution.device, run.note)
-    loader, volumes = reading.result()
+    list_name = "val_vol.txt" if config.protocol == "holdout" else "test_vol.txt"
+    if config.protocol == "holdout":
+        check_synapse_parts(config)
+    loader, volumes = build_synapse_loaders(config, distributed.rank(), distributed.world_size(), list_name)
     log.info("%d slices to train on", len(loader.dataset))
     seen = cases_of_slices(loader.dataset.names) & set(volumes.names)
     if seen:
@@ -111,14 +112,6 @@ def train(run, config, model, execution, cost):
             row |= {"seconds": round(time.perf_counter() - start, 3), **usage}
             progress.finish_epoch(row, selected, samples if progress.panels_are_due(epoch) else [], config.structures)
     return progress.step
-
-
-def read(config):
-    """The loader of training and the volumes that the best epoch is selected on, or watched."""
-    list_name = "val_vol.txt" if config.protocol == "holdout" else "test_vol.txt"
-    if config.protocol == "holdout":
-        check_synapse_parts(config)
-    return build_synapse_loaders(config, distributed.rank(), distributed.world_size(), list_name)
 
 
 SELECTION = {

@@ -3,7 +3,7 @@
 import copy
 import logging
 import platform
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -25,7 +25,6 @@ from utils.machine.device import warn_of_slow_bf16
 from utils.repository import here_or_beside_the_code
 from utils.runs.run import Note, log_fact
 from utils.runs.shipped import SHIPPED, find_checkpoint
-from utils.threads import begin
 
 log = logging.getLogger("vmunet")
 
@@ -50,7 +49,10 @@ def build_model(config: Any) -> SegmentationNetwork:
 def count_cost(model: SegmentationNetwork, config: Any) -> Future[str]:
     """A sentence with the network's parameters and cost. A thread counts: that takes PyTorch's compiler, whose import
     takes a second or more, in which data can be read."""
-    return begin(_describe_cost, copy.deepcopy(model), config)
+    pool = ThreadPoolExecutor(1, "cost")
+    counting = pool.submit(_describe_cost, copy.deepcopy(model), config)
+    pool.shutdown(wait=False)
+    return counting
 
 
 def _describe_cost(model, config):

@@ -176,7 +176,7 @@ class Loader(DataLoader):
         if new_workers:
             end_workers_soon(batches)
             # Called before what PyTorch has registered for its workers: where something still holds the loader at the
-            # end of the program, such as a traceback or a profiler, it would wait five seconds for each of them.
+            # end of the program, such as a traceback or a profiler, they would not be told to leave.
             atexit.register(dismiss_workers, weakref.ref(batches))
         return batches
 

@@ -23,14 +23,10 @@ def minmax(image: torch.Tensor) -> torch.Tensor:
 
     The original subtracts and divides by data set constants first; the stretch cancels them.
     """
-    values = image.numpy()  # PyTorch's threads would wait for cores that other work has
-    low, high = float(values.min()), float(values.max())
+    low, high = (float(value) for value in image.aminmax())
     if low == high:
         return torch.zeros_like(image, dtype=torch.float64)
-    stretched = np.subtract(values, low, dtype=np.float64)
-    stretched /= high - low
-    stretched *= 255
-    return torch.from_numpy(stretched)
+    return image.double().sub_(low).div_(high - low).mul_(255)
 
 
 def imagenet(image: torch.Tensor) -> torch.Tensor:

@@ -243,8 +243,7 @@ template <int COUNT, bool COLUMNS, typename Vector> static Vector load_matrices(
                                 : number(i, group, 2 * member) | number(i, group, 2 * member + 1) << 16;
     return v;
 }
-static uint4 load_four(const void* row) { return load_matrices<4, false, uint4>(row); }
-static uint4 load_four_columns(const void* row) { return load_matrices<4, true, uint4>(row); }
+template <bool COLUMNS> static uint4 load_four(const void* row) { return load_matrices<4, COLUMNS, uint4>(row); }
 static uint2 load_two_columns(const void* row) { return load_matrices<2, true, uint2>(row); }
 
 // The layout of operands is that of "mma.m16n8k16 with floating point type" in NVIDIA's PTX manual.

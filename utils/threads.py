@@ -1,21 +1,11 @@
-"""Work that goes on in threads beside the main one: reading data, drawing, compressing and writing results."""
+"""Work that goes on in threads beside the main one: drawing, compressing and writing results."""
 
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
-
-Result = TypeVar("Result")
+from typing import Any
 
 LARGEST_WAITING = 500_000_000  # bytes of what waits to be worked on
-
-
-def begin(function: Callable[..., Result], *arguments: Any) -> Future[Result]:
-    """function(*arguments) in a thread, beside what the caller does next. An error comes with the result."""
-    pool = ThreadPoolExecutor(1, function.__name__)
-    future = pool.submit(function, *arguments)
-    pool.shutdown(wait=False)
-    return future
 
 
 class InOrder:

@@ -27,8 +27,8 @@ __device__ __forceinline__ int pixel_at(int k, int step, int H, int W) {
 constexpr int PACK_THREADS = 256, PACK_TILES = 4;  // tiles of a block
 
 // projected (b, L, 4, ROWS), the low-rank steps, B and C of each pixel, to packed (b, 4, tiles, PACKED), B, C and the
-// steps in scan order (see `packed_floats`), zero beyond the last; blocks beyond those of the tiles fill weights (4, N + R, I): A log2(e) and
-// the step weights, channels last
+// steps in scan order (see `packed_floats`), zero beyond the last; blocks beyond those of the tiles fill weights
+// (4, N + R, I): A log2(e) and the step weights, channels last
 extern "C" __global__ void __launch_bounds__(PACK_THREADS) pack_kernel(
     const element* __restrict__ projected, const float* __restrict__ A, const float* __restrict__ dt_weight,
     float* __restrict__ packed, float* __restrict__ weights, int H, int W, int tiles, int blocks) {

@@ -131,11 +131,11 @@ __device__ __forceinline__ void fill_steps(
         }
 #pragma unroll
         for (int j = 0; j < RP; j += 16) {
-            const uint4 a = load_four((const bf16*)r + lane % 16 * RP + j + lane / 16 * 8);
+            const uint4 a = load_four<false>((const bf16*)r + lane % 16 * RP + j + lane / 16 * 8);
             const bf16* const from = (const bf16*)weight + (lane / 16 * LANES + channels + lane % 8) * RP + j;
 #pragma unroll
             for (int i = 0; i < TILES; i++) {
-                const uint4 w = load_four(from + 8 * i * RP + lane / 8 % 2 * 8);  // both parts
+                const uint4 w = load_four<false>(from + 8 * i * RP + lane / 8 % 2 * 8);  // both parts
                 multiply(c[i], a.x, a.y, a.z, a.w, w.x, w.y);
                 multiply(c[i], a.x, a.y, a.z, a.w, w.z, w.w);
             }
@@ -421,7 +421,7 @@ __device__ __forceinline__ void step_gradients(
     for (int i = 0; i < TILES; i++) z[i] = load_two_columns(d_zs + lane % 16 * PITCH + 4 * (warp * TILES + i));
 #pragma unroll
     for (int m = 0; m < RP; m += 16) {
-        const uint4 a = load_four_columns((const bf16*)r + (lane / 16 * 8 + lane % 8) * RP + m + lane / 8 % 2 * 8);
+        const uint4 a = load_four<true>((const bf16*)r + (lane / 16 * 8 + lane % 8) * RP + m + lane / 8 % 2 * 8);
         const int j = m + lane / 4;
 #pragma unroll
         for (int i = 0; i < TILES; i++) {
@@ -435,7 +435,7 @@ __device__ __forceinline__ void step_gradients(
     }
     uint4 pairs[LANES / 8];
 #pragma unroll
-    for (int i = 0; i < LANES / 8; i++) pairs[i] = load_four(d_zs + lane % 16 * PITCH + 8 * i + lane / 16 * 4);
+    for (int i = 0; i < LANES / 8; i++) pairs[i] = load_four<false>(d_zs + lane % 16 * PITCH + 8 * i + lane / 16 * 4);
     for (int n = 8 * warp; n < R; n += 8 * WARPS) {
         float4 c = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll

@@ -216,7 +216,7 @@ def forward(inputs: ScanInputs, save: bool = True) -> tuple[Tensor, Tensor]:
     if not fits(inputs):
         return triton_scan.forward(inputs, save)
     with torch.cuda.device_of(inputs.x):
-        p, planes, saved = _scan(inputs, side_by_side(inputs), save)
+        p, planes, saved = _scan(inputs, inputs.projected(), save)
         return p.sum_planes(planes), saved
 
 
@@ -224,19 +224,12 @@ def backward(grad_y: Tensor, saved: Tensor, inputs: ScanInputs) -> ScanInputs:
     """The gradients of the inputs."""
     if not fits(inputs):
         return triton_scan.backward(grad_y, saved, inputs)
-    grads, d_projected = _backward(grad_y, saved, inputs, side_by_side(inputs))
-    widths = [t.shape[-1] for t in (inputs.dt, inputs.B, inputs.C)]
-    dt, B, C = (t.contiguous() for t in d_projected.split(widths, -1))
-    return grads._replace(dt=dt, B=B, C=C)
-
-
-def side_by_side(inputs: ScanInputs) -> Tensor:
-    """dt, B and C as one tensor."""
-    return torch.cat((inputs.dt, inputs.B, inputs.C), -1)
+    grads, _ = _backward(grad_y, saved, inputs, inputs.projected())
+    return grads._replace(**{name: getattr(grads, name).contiguous() for name in ("dt", "B", "C")})
 
 
 def _backward(grad_y, saved, inputs, projected):
-    """The gradients, of which those of dt, B and C are one tensor."""
+    """The gradients, and that of `projected`, of which those of dt, B and C are parts."""
     x = inputs.x
     with torch.cuda.device_of(x):
         p = Problem(inputs, projected, backwards=True)
@@ -259,7 +252,8 @@ def _backward(grad_y, saved, inputs, projected):
         dA, d_weight, dD, d_bias = new(4, p.I, STATES), new(4, p.I, p.R), new(4, p.I), new(4, p.I)
         grid = (-(-p.I // 128), STATES + p.R + 2, 4)
         around(p.x, p.R, "sum_parameters_kernel", grid, 128, parameters, dA, d_weight, dD, d_bias, p.b, p.chunks)
-        return inputs._replace(x=dx, A=dA, D=dD, dt_bias=d_bias, dt_weight=d_weight), d_projected
+        d_dt, dB, dC = d_projected.split([p.R, STATES, STATES], -1)
+        return ScanInputs(dx, d_dt, dB, dC, dA, dD, d_bias, d_weight), d_projected
 
 
 def gated_forward(inputs: GatedInputs, eps: float, save: bool = True) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,8 +21,12 @@ class ScanInputs(NamedTuple):
 
     def gated(self, z: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> "GatedInputs":
         """The same with what the norm and the gate after the scan need."""
-        projected, parameters = torch.cat((self.dt, self.B, self.C), -1), (self.A, self.D, self.dt_bias, self.dt_weight)
-        return GatedInputs(self.x, z, projected, *parameters, norm_weight, norm_bias)
+        parameters = (self.A, self.D, self.dt_bias, self.dt_weight)
+        return GatedInputs(self.x, z, self.projected(), *parameters, norm_weight, norm_bias)
+
+    def projected(self) -> Tensor:
+        """dt, B and C side by side: (b, H, W, 4, R + 2 N)."""
+        return torch.cat((self.dt, self.B, self.C), -1)
 
 
 class GatedInputs(NamedTuple):
@@ -40,13 +44,9 @@ class GatedInputs(NamedTuple):
 
     @property
     def scan(self) -> ScanInputs:
-        dt, B, C = self.split(self.projected)
-        return ScanInputs(self.x, dt, B, C, self.A, self.D, self.dt_bias, self.dt_weight)
-
-    def split(self, projected: Tensor) -> tuple[Tensor, ...]:
-        """dt, B and C, or their gradients, of a tensor like `projected`."""
         N = self.A.shape[-1]
-        return projected.split([projected.shape[-1] - 2 * N, N, N], -1)
+        dt, B, C = self.projected.split([self.projected.shape[-1] - 2 * N, N, N], -1)
+        return ScanInputs(self.x, dt, B, C, self.A, self.D, self.dt_bias, self.dt_weight)
 
 
 Inputs = TypeVar("Inputs", ScanInputs, GatedInputs)

@@ -72,19 +72,16 @@ __device__ __forceinline__ void multiply(float4& c, u32 a0, u32 a1, u32 a2, u32 
 }
 
 // Matrices (8, 8) of 16-bit numbers from shared memory, as `multiply` wants them: lane i has the address of row i % 8 of
-// matrix i / 8, and gets two neighbours of row i / 4 of each, or of column i / 4.
-__device__ __forceinline__ uint4 load_four(const void* row) {
+// matrix i / 8, and gets two neighbours of row i / 4 of each, or with COLUMNS of column i / 4.
+template <bool COLUMNS> __device__ __forceinline__ uint4 load_four(const void* row) {
     uint4 v;
     u32 address = (u32)__cvta_generic_to_shared(row);
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
-    return v;
-}
-__device__ __forceinline__ uint4 load_four_columns(const void* row) {
-    uint4 v;
-    u32 address = (u32)__cvta_generic_to_shared(row);
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
+    if (COLUMNS)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
     return v;
 }
 __device__ __forceinline__ uint2 load_two_columns(const void* row) {  // of the addresses, those of lanes 0 to 15 count

@@ -22,7 +22,8 @@ WARPS, CHANNELS = 8, 64  # rows and channels of a block of threads
 
 def conv_silu(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """SiLU(conv(x)) of a channels-last map (B, H, W, I) by a depthwise convolution of kernel 3 and padding 1."""
-    if x.is_cuda and x.dtype in nvrtc.ELEMENTS and x.shape[-1] % 2 == 0 and kernels_work(str(x.device)):
+    fits = x.is_cuda and x.dtype in nvrtc.ELEMENTS and x.shape[-1] % 2 == 0 and conv.weight.dtype == torch.float32
+    if fits and kernels_work(str(x.device)):
         assert conv.bias is not None
         return convolve(x, conv.weight, conv.bias)
     return F.silu(conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)

@@ -33,7 +33,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         fits = x.is_cuda and x.dtype in nvrtc.ELEMENTS and x.shape[-1] % 8 == 0 and x.shape[-1] <= MOST_CHANNELS
-        if not fits or not kernels_work(str(x.device)):
+        if not fits or self.weight.dtype != torch.float32 or not kernels_work(str(x.device)):
             return super().forward(x)
         autocast = torch.is_autocast_enabled(x.device.type)
         dtype = torch.get_autocast_dtype(x.device.type) if autocast and self.for_matmul else x.dtype

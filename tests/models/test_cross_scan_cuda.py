@@ -101,6 +101,8 @@ def test_the_networks_stages_fit_and_share_a_multiprocessor(stage, dtype):
     assert cuda_scan.fits(inputs_of(I=192 << stage, N=16, R=R, b=32, side=64 >> stage, dtype=dtype))
     for most in SHARED_MEMORY.values():
         assert 2 * (cuda_scan.shared_bytes(dtype, R, backwards=True) + 1024) <= most
+    if dtype == torch.bfloat16 and stage == 0:  # at batch 32 an H100 has six blocks for each of its multiprocessors
+        assert 6 * (cuda_scan.shared_bytes(dtype, R, backwards=True) + 1024) <= 228 << 10
 
 
 def test_other_shapes_are_left_to_triton():
