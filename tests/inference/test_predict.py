@@ -335,7 +335,15 @@ def test_results_are_never_overwritten_unasked(binary, folder, tmp_path):
         run(binary, *images, output=tmp_path, existing="skip", threshold=0.7)
 
 
-def test_a_stop_leaves_whole_files_and_can_be_continued(binary, folder, tmp_path, monkeypatch):
+@pytest.fixture
+def ctrl_c():
+    """Python's own answer to it; the tests may run in the background of a shell, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_stop_leaves_whole_files_and_can_be_continued(ctrl_c, binary, folder, tmp_path, monkeypatch):
     save = Prediction.save
 
     def interrupted(self, output, name, *args):
