@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from utils import distributed
+from utils.arriving import Arriving
 from utils.distributed import gather_over_ranks
 from utils.errors import NonFiniteLossError
 from utils.metrics import class_counts_per_image, confusion_counts_per_image, summarize
@@ -62,23 +63,6 @@ class Execution:
         return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
 
-class Arriving:
-    """A number on its way from the device to the CPU. Reading it waits for what the device was given before, not for
-    what it was given since: the CPU sees the loss while a GPU is busy with the backward pass, and has the next step
-    ready in time."""
-
-    def __init__(self, number: torch.Tensor):
-        self.number = number.detach().to("cpu", non_blocking=number.is_cuda)
-        self.event = torch.cuda.Event() if number.is_cuda else None
-        if self.event is not None:
-            self.event.record(torch.cuda.current_stream(number.device))
-
-    def item(self) -> float:
-        if self.event is not None:
-            self.event.synchronize()
-        return self.number.item()
-
-
 def train_one_epoch(
     model: torch.nn.Module,
     batches: Batches,
@@ -90,7 +74,8 @@ def train_one_epoch(
     """One pass over the `batches` of (images, targets, names) that remain of an epoch. Returns the mean loss of all its
     batches. `on_step` gets the loss and the images per second of each.
 
-    Raises NonFiniteLossError before a step that would spoil the weights, Stopped after one if a signal asked for it."""
+    Raises NonFiniteLossError before a step that would spoil the weights, Stopped after one if a signal asked for it (in
+    several processes, after the one that follows)."""
     model.train()
     optimizer.zero_grad()
     scaler, together = execution.scaler, execution.accumulation_steps
@@ -123,7 +108,7 @@ def train_one_epoch(
         bar.set_postfix(loss=f"{value:.4f}", lr=f"{optimizer.param_groups[0]['lr']:.2e}", img_s=f"{rate:.1f}")
         on_step(value, rate)
         if step_is_due:
-            execution.stop.check()
+            execution.stop.check_while_computing()
     return batches.mean_loss
 
 

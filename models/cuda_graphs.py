@@ -8,43 +8,55 @@ import torch
 from torch import Tensor, nn
 
 log = logging.getLogger("vmunet")
+SHAPES = 2  # of batches, for which graphs are recorded
 WARM_UP = 3  # calls before recording, in which libraries choose and load their kernels
 
 
 class GraphedModel(nn.Module):
     """Calls `module` through CUDA graphs: one for forward and backward in training, one for inference.
 
-    Each is recorded at the first batch, whose shape is taken to be the usual one; batches of other shapes, such as the
-    last of an epoch, run as without graphs. Results are the same to the bit. The gradients of a training step are valid
-    until the next one, so they can't be accumulated over steps. Weights may change in place only, as optimizers and
-    load_state_dict do."""
+    They are recorded for two shapes of batches: the first, which is taken to be the usual one, at once; another when it
+    comes again, as the smaller last batch of an epoch does. Batches of other shapes run as without graphs. Results are
+    the same to the bit. The gradients of a training step are valid until the next one, so they can't be accumulated
+    over steps. Weights may change in place only, as optimizers and load_state_dict do."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module
-        self.training_step: _TrainingStep | None = None
-        self.inference: _Inference | None = None
+        self.training_steps = _OfShapes(_TrainingStep, module)
+        self.inferences = _OfShapes(_Inference, module)
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training != torch.is_grad_enabled():
             return self.module(images)  # neither a step of training nor inference
-        if self.training:
-            if self.training_step is None:
-                self.training_step = _TrainingStep(self.module, images)
-            if images.shape == self.training_step.images.shape:
-                return _Replay.apply(self.training_step, images, *self.training_step.parameters)
-        else:
-            if self.inference is None:
-                self.inference = _Inference(self.module, images)
-            if images.shape == self.inference.images.shape:
-                return self.inference(images)
-        return self.module(images)
+        graphs = self.training_steps if self.training else self.inferences
+        graph = graphs.of(images)
+        return self.module(images) if graph is None else graph(images)
+
+
+class _OfShapes:
+    """The graphs of one kind, recorded for SHAPES shapes of batches, over one pool of memory: they run one after the
+    other, and what one leaves in it is read before the next."""
+
+    def __init__(self, record, module):
+        self.record, self.module, self.pool = record, module, None
+        self.recorded: dict = {}
+        self.seen: set = set()
+
+    def of(self, images):
+        """The graph for images of this shape; None if there is none."""
+        shape = images.shape
+        if shape not in self.recorded and len(self.recorded) < SHAPES and (shape in self.seen or not self.recorded):
+            self.recorded[shape] = self.record(self.module, images, self.pool)
+            self.pool = self.recorded[shape].pool
+        self.seen.add(shape)
+        return self.recorded.get(shape)
 
 
 class _TrainingStep:
     """Forward and backward as two graphs over one pool of memory."""
 
-    def __init__(self, module, images):
+    def __init__(self, module, images, pool):
         self.images = images.clone()
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         # the run must not notice: recording draws random numbers, warming up moves the averages of BatchNorm
@@ -57,16 +69,20 @@ class _TrainingStep:
                     torch.autograd.grad(out, self.parameters, torch.ones_like(out))
                     del out
             self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-            with _record(self.forward):
+            with _record(self.forward, pool):
                 out = module(self.images)
+            self.pool = self.forward.pool()
             self.grad = torch.zeros_like(out)
-            with _record(self.backward, self.forward.pool()):
+            with _record(self.backward, self.pool):
                 self.grads = torch.autograd.grad(out, self.parameters, self.grad)
         self.out = out.detach()
         torch.cuda.set_rng_state(state, images.device)
         for buffer, kept in zip(module.buffers(), averages, strict=True):
             buffer.copy_(kept)
         log.info("training steps with images %s run as CUDA graphs", tuple(images.shape))
+
+    def __call__(self, images):
+        return _Replay.apply(self, images, *self.parameters)
 
 
 class _Replay(torch.autograd.Function):
@@ -86,15 +102,16 @@ class _Replay(torch.autograd.Function):
 
 
 class _Inference:
-    def __init__(self, module, images):
+    def __init__(self, module, images, pool):
         self.images = images.clone()
         with _autocast_without_cache():
             with _warm_up_stream(images.device):
                 for _ in range(WARM_UP):
                     module(self.images)
             self.graph = torch.cuda.CUDAGraph()
-            with _record(self.graph):
+            with _record(self.graph, pool):
                 self.out = module(self.images)
+        self.pool = self.graph.pool()
 
     def __call__(self, images):
         self.images.copy_(images)
@@ -102,7 +119,7 @@ class _Inference:
         return self.out.clone()
 
 
-def _record(graph, pool=None):
+def _record(graph, pool):
     # "thread_local": the loader's thread may pin memory meanwhile
     return torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from utils.arriving import Arriving
 from utils.errors import LostProcessError
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -120,11 +121,11 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
 def add_gradients(model: torch.nn.Module) -> None:
     """Replaces each gradient by the sum over the ranks, in one exchange, which works after a CUDA graph too."""
     if connected():
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        together = torch.cat([gradient.flatten() for gradient in gradients])
+        parameters = [p for p in model.parameters() if p.grad is not None]
+        together = torch.cat([p.grad.flatten() for p in parameters])
         dist.all_reduce(together)
-        parts = together.split([gradient.numel() for gradient in gradients])
-        torch._foreach_copy_(gradients, [part.view(g.shape) for part, g in zip(parts, gradients, strict=True)])
+        for parameter, part in zip(parameters, together.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = part.view_as(parameter)
 
 
 @torch.no_grad()
@@ -135,13 +136,13 @@ def copy_from_main(tensors: Iterable[torch.Tensor]) -> None:
             dist.broadcast(tensor, src=0)
 
 
-def largest(number: int) -> int:
-    """The largest of the processes' integers, in each of them."""
-    if not connected():
-        return number
-    value = torch.tensor(number, device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(value, dist.ReduceOp.MAX)
-    return int(value.item())
+def largest(number: int) -> Arriving:
+    """The largest of the processes' integers, on its way to each of them."""
+    on_gpus = connected() and dist.get_backend() == "nccl"
+    value = torch.full((), number, device="cuda" if on_gpus else "cpu")  # made there: sending it would take a wait
+    if connected():
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return Arriving(value)
 
 
 def from_main(value: T) -> T:

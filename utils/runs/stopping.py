@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from utils import distributed
+from utils.arriving import Arriving
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAVED = 75  # exit status of a stopped run that --resume goes on with (EX_TEMPFAIL of sysexits.h)
@@ -65,16 +66,29 @@ class StopRequest:
     """Remembers a signal, with `on_signals(stop.remember)`; `check` ends the run where it is safe to."""
 
     number = 0  # of the first signal
+    coming: Arriving | None = None  # the answer of all processes, which was asked for a step ago
 
     def remember(self, number: int, frame: FrameType | None) -> None:
         if not self.number:
             self.number = number
             # not through the log, which may be in the middle of a line
-            os.write(2, f"\n{signal.Signals(number).name}: stopping after this batch\n".encode())
+            os.write(2, f"\n{signal.Signals(number).name}: stopping as soon as a batch is done\n".encode())
 
     def check(self) -> None:
         """Raises Stopped, in every process if one of them got a signal; all must call it at the same point."""
-        number = distributed.largest(self.number)
+        self._end(int(distributed.largest(self.number).item()))
+
+    def check_while_computing(self) -> None:
+        """The same after each step of training. Several processes heed a signal one step later: the answer to a
+        question of now would come when their GPUs have done what they were given, and leave them without work."""
+        if not distributed.connected():
+            self._end(self.number)
+            return
+        before, self.coming = self.coming, distributed.largest(self.number)
+        if before is not None:
+            self._end(int(before.item()))
+
+    def _end(self, number):
         if number:
             raise Stopped(number)
 

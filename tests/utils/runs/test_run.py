@@ -260,7 +260,7 @@ with distributed.process_group(choose_device("cpu")):
     rank = distributed.rank()
     run = start_run(ISICConfig(work_dir=sys.argv[1], dataset="demo"))
     assert distributed.all_gather(run.folder) == [run.folder] * 2
-    assert distributed.from_main(rank) == 0 and distributed.largest(rank) == 1
+    assert distributed.from_main(rank) == 0 and distributed.largest(rank).item() == 1
 
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters())

@@ -1,0 +1,64 @@
+"""For which batches graphs are recorded. That they compute the same is checked on a GPU by `benchmarks/gpu.py --check`."""
+
+import pytest
+import torch
+from torch import nn
+
+from models import cuda_graphs
+from models.cuda_graphs import GraphedModel
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Stands for the GPU: a list of (kind, batch size, pool) that were recorded; such a graph answers with its kind."""
+    recorded = []
+
+    def stand_in(kind):
+        class Graph:
+            def __init__(self, module, images, pool):
+                recorded.append((kind, len(images), pool))
+                self.pool = pool or f"pool of {kind}"
+
+            def __call__(self, images):
+                return f"{kind} of {len(images)}"
+
+        return Graph
+
+    monkeypatch.setattr(cuda_graphs, "_TrainingStep", stand_in("training"))
+    monkeypatch.setattr(cuda_graphs, "_Inference", stand_in("inference"))
+    return recorded
+
+
+def answers(model, sizes):
+    found = [model(torch.zeros(size, 2)) for size in sizes]
+    return [f"usual of {len(answer)}" if isinstance(answer, torch.Tensor) else answer for answer in found]
+
+
+def test_the_first_size_is_recorded_at_once_and_the_last_batch_of_an_epoch_when_it_comes_again(recorded):
+    model = GraphedModel(nn.Identity())
+    of_32, of_28 = "training of 32", "training of 28"
+    assert answers(model, [32, 32, 28]) == [of_32, of_32, "usual of 28"]
+    assert answers(model, [32, 32, 28]) == [of_32, of_32, of_28]
+    assert recorded == [("training", 32, None), ("training", 28, "pool of training")]
+
+
+def test_no_third_size_is_recorded(recorded):
+    model = GraphedModel(nn.Identity())
+    assert answers(model, [4, 3, 3, 2, 2, 2])[-3:] == ["usual of 2"] * 3
+    assert [size for _, size, _ in recorded] == [4, 3]
+
+
+def test_inference_has_graphs_and_memory_of_its_own(recorded):
+    model = GraphedModel(nn.Identity())
+    model(torch.zeros(4, 2))
+    with torch.inference_mode():
+        assert answers(model.eval(), [4, 4]) == ["inference of 4"] * 2
+    assert recorded == [("training", 4, None), ("inference", 4, None)]
+
+
+def test_gradients_in_evaluation_mode_and_none_in_training_mode_run_as_usual(recorded):
+    model = GraphedModel(nn.Identity())
+    assert answers(model.eval(), [4]) == ["usual of 4"]
+    with torch.no_grad():
+        assert answers(model.train(), [4]) == ["usual of 4"]
+    assert recorded == []
