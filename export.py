@@ -31,10 +31,10 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
-from utils.runs.command_line import ask, end_on_signals, run_with
+from utils.runs.command_line import ask, begin_importing, run_with
 
 if __name__ == "__main__":
-    end_on_signals()
+    begin_importing()
 
 from configs.config_export import ExportConfig, Format
 from utils.runs.flags import parse_flags

@@ -57,7 +57,7 @@ from inference.results import (
 )
 from utils.files import check_name, printable, some
 from utils.runs.claimed import claimed
-from utils.runs.command_line import run_command
+from utils.runs.command_line import importing, run_command
 from utils.runs.flags import parse_flags
 from utils.runs.shipped import SHIPPED, find_checkpoint, is_checkpoint
 from utils.threads import InOrder
@@ -115,10 +115,11 @@ def main(config: PredictConfig) -> None:
     folder = Path(config.output)
     table, todo = check_output(folder, config.existing, names)
 
-    from inference.predictor import Predictor  # only now: a mistake above is answered at once
-    from inference.trained import describe
-    from inference.truth import Truth
-    from utils.runs.run import start_log
+    with importing():  # only now: a mistake above is answered at once
+        from inference.predictor import Predictor
+        from inference.trained import describe
+        from inference.truth import Truth
+        from utils.runs.run import start_log
 
     options = {f.name: getattr(config, f.name) for f in dataclasses.fields(Options)}
     predictor = Predictor(checkpoints, **options)

@@ -7,10 +7,10 @@ torchrun --nproc_per_node=2 train.py
 import logging
 import time
 
-from utils.runs.command_line import ask, end_on_signals, run_with
+from utils.runs.command_line import ask, begin_importing, run_with
 
 if __name__ == "__main__":
-    end_on_signals()
+    begin_importing()
 
 from configs.config_setting import ISICConfig
 from configs.recipes import log_recipe, parse_config, warn_of_collapse
@@ -36,7 +36,7 @@ from utils.losses import BceDiceWithLogitsLoss, CeDiceLoss
 from utils.machine.device import available_cpus, choose_device
 from utils.metrics import counts_of_image, dice_of_classes, scores_of_image
 from utils.optim import check_optimization, optimization_values
-from utils.plots import draw_labels, draw_outlines, save_panels, save_picture
+from utils.plots import draw_labels, draw_outlines, save_picture
 from utils.report import report_at_end
 from utils.runs.progress import Progress, show_panels
 from utils.runs.run import started_run
@@ -146,10 +146,7 @@ def test(run, config, model, criterion, execution, steps=0):
     if distributed.is_main():
         rows = [{"name": name, **scores_of_image(c), **counts_of_image(c)} for name, c in counts]
         write_rows(run.folder / "test_images.csv", rows)
-        save_panels(run.folder / "panels.png", panels.samples, panels.class_names, config.structure_colours)
-        show_panels(
-            run.folder / "tensorboard", "test", panels.samples, steps, panels.class_names, config.structure_colours
-        )
+        show_panels(run.folder, panels.samples, steps, panels.class_names, config.structure_colours)
         log.info("results are in %s", run.folder)
         report_at_end(run.folder)
     return scores

@@ -7,10 +7,10 @@ torchrun --nproc_per_node=2 train_synapse.py
 import logging
 import time
 
-from utils.runs.command_line import ask, end_on_signals, run_with
+from utils.runs.command_line import ask, begin_importing, run_with
 
 if __name__ == "__main__":
-    end_on_signals()
+    begin_importing()
 
 from configs.config_setting_synapse import SynapseConfig
 from configs.recipes import log_recipe, parse_config, warn_of_collapse
@@ -37,7 +37,7 @@ from utils.files import some, write_rows
 from utils.losses import CeDiceLoss
 from utils.machine.device import choose_device
 from utils.optim import check_optimization, optimization_values
-from utils.plots import class_colours, save_panels, save_picture
+from utils.plots import class_colours, save_picture
 from utils.report import report_at_end
 from utils.runs.progress import Progress, show_panels
 from utils.runs.run import started_run
@@ -151,8 +151,7 @@ def test(run, config, model, execution, steps=0):
     if distributed.is_main():
         table = [case_row(case, patients.get(case, case), values, names) for case, values in rows]
         write_rows(run.folder / "test_volumes.csv", table)
-        save_panels(run.folder / "panels.png", samples, names, config.structure_colours)
-        show_panels(run.folder / "tensorboard", "test", samples, steps, names, config.structure_colours)
+        show_panels(run.folder, samples, steps, names, config.structure_colours)
         log.info("results are in %s", run.folder)
         report_at_end(run.folder)
     return scores

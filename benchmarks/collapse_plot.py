@@ -7,8 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from utils.figures import save_figure
 from utils.files import read_rows
-from utils.plots import save_figure
 
 RUNS = Path("results/isic17")
 CURVES = {  # label: folder, colour

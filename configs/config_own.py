@@ -34,9 +34,9 @@ class OwnConfig(ISICConfig):
 
 if __name__ == "__main__":
     from configs.recipes import parse_config
-    from utils.runs.command_line import ask, end_on_signals, run_with
+    from utils.runs.command_line import ask, begin_importing, run_with
 
-    end_on_signals()
+    begin_importing()
     config = ask(OwnConfig, parse_config)
 
     from train import main  # needs PyTorch, which --help and mistakes don't

@@ -1,10 +1,12 @@
 """Which files are images, and what is refused in files that come from anywhere: what nobody means to train on, and what
 is too large to read."""
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -54,3 +56,12 @@ def check_finite(values: np.ndarray, what: str) -> np.ndarray:
     if not np.isfinite(values).all():
         raise ValueError(f"{what} holds NaN or infinite values")
     return values
+
+
+def checked_spacing(spacing: Any, what: object) -> np.ndarray:
+    """(3,) mm, float64; raises ValueError, naming `what`, for anything but three positive numbers."""
+    with contextlib.suppress(TypeError, ValueError):  # text, or lists of several lengths
+        mm = np.asarray(spacing, dtype=np.float64)
+        if mm.shape == (3,) and np.isfinite(mm).all() and mm.min() > 0:
+            return mm
+    raise ValueError(f"{what}: the spacing is {spacing}; expected three positive numbers")

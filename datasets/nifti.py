@@ -6,7 +6,6 @@ Volumes are (S, H, W): slices, rows, columns. A spacing is in millimetres, in th
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
@@ -56,15 +55,6 @@ def affine_of_slices(spacing: Sequence[float] | np.ndarray | None = None, z_spac
     """
     sz, sy, sx = (z_spacing, 1, 1) if spacing is None else (float(s) for s in spacing)
     return np.diag([-sx, -sy, sz, 1])  # NIfTI's axes point right, front, up
-
-
-def checked_spacing(spacing: Any, what: object) -> np.ndarray:
-    """(3,) mm, float64; raises ValueError, naming `what`, for anything but three positive numbers."""
-    with contextlib.suppress(TypeError, ValueError):  # text, or lists of several lengths
-        mm = np.asarray(spacing, dtype=np.float64)
-        if mm.shape == (3,) and np.isfinite(mm).all() and mm.min() > 0:
-            return mm
-    raise ValueError(f"{what}: the spacing is {spacing}; expected three positive numbers")
 
 
 def checked_affine(affine: npt.ArrayLike, what: object) -> np.ndarray:

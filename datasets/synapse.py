@@ -12,8 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from datasets.cache import CachedDataset, Key, split_key
-from datasets.files import check_finite, check_numbers
-from datasets.nifti import checked_spacing
+from datasets.files import check_finite, check_numbers, checked_spacing
 from utils.files import check_name, reading, repeated, some
 
 HOLDOUT_LISTS = "list_Synapse_holdout"  # the lists with a val_vol.txt, beside list_Synapse

@@ -12,8 +12,8 @@ import nibabel
 import numpy as np
 from nibabel.affines import voxel_sizes
 
-from datasets.files import check_numbers
-from datasets.nifti import checked_affine, checked_spacing, mm_of_unit, says_orientation
+from datasets.files import check_numbers, checked_spacing
+from datasets.nifti import checked_affine, mm_of_unit, says_orientation
 from datasets.synapse import check_keys, check_pair, h5_array, npz_header
 from utils.files import reading, some
 

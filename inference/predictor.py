@@ -13,9 +13,10 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from datasets.files import checked_spacing
 from datasets.intensities import Scaling, to_unit, without_nan
 from datasets.isic import stretched_rgb
-from datasets.nifti import STORED, affine_of_slices, checked_spacing
+from datasets.nifti import STORED, affine_of_slices
 from datasets.synapse import ORIENTATION
 from inference.inputs import Input, find_inputs
 from inference.member import Member, agree, as_slice, check_alike

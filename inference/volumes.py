@@ -12,12 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.affines import voxel_sizes
 
-from datasets.files import check_numbers
+from datasets.files import check_numbers, checked_spacing
 from datasets.nifti import (
     STORED,
     affine_of_slices,
     checked_affine,
-    checked_spacing,
     from_slices,
     geometry_of,
     header_of,

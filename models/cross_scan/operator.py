@@ -18,15 +18,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ..operators import NAMESPACE, operator, register_backward, register_fake
 from . import backends
 from .inputs import GatedInputs, ScanInputs, by_name, present
 
-# of the operators: the name of the package that this module is in, so that the repository's `models` and an installed
-# `vmunet` can be in one process
-NAMESPACE = __name__.partition(".")[0]
 
-
-@torch.library.custom_op(f"{NAMESPACE}::cross_scan", mutates_args=())
+@operator
 def cross_scan(
     x: Tensor,
     dt: Tensor,
@@ -44,7 +41,7 @@ def cross_scan(
     return backends.load(backend).forward(inputs, save)
 
 
-@cross_scan.register_fake
+@register_fake(cross_scan)
 def _(*args):
     *tensors, backend, save = args
     inputs = ScanInputs(*tensors)
@@ -55,7 +52,7 @@ def _new_saved(inputs: ScanInputs, backend: str, save: bool) -> Tensor:
     return inputs.A.new_empty(backends.load(backend).saved_shape(inputs) if save else (0,))
 
 
-@torch.library.custom_op(f"{NAMESPACE}::cross_scan_backward", mutates_args=())
+@operator
 def cross_scan_backward(
     grad_y: Tensor,
     saved: Tensor,
@@ -74,7 +71,7 @@ def cross_scan_backward(
     return present(backends.load(backend).backward(grad_y, saved, inputs))
 
 
-@cross_scan_backward.register_fake
+@register_fake(cross_scan_backward)
 def _(_grad_y, _saved, *args):
     *tensors, _backend = args
     return [t.new_empty(t.shape) for t in present(tensors)]
@@ -96,7 +93,7 @@ def _backward(ctx, grad_y, _grad_saved):
     return *grads, None, None  # of backend and save
 
 
-cross_scan.register_autograd(_backward, setup_context=_setup)
+register_backward(cross_scan, _backward, _setup)
 
 
 # ---- the same with the LayerNorm and the gate that follow, for backends that fuse them:
@@ -105,7 +102,7 @@ cross_scan.register_autograd(_backward, setup_context=_setup)
 #   gated_backward(grad, y, saved, inputs, eps) -> gradients        `inputs` and gradients are `GatedInputs`
 
 
-@torch.library.custom_op(f"{NAMESPACE}::gated_cross_scan", mutates_args=())
+@operator
 def gated_cross_scan(
     x: Tensor,
     z: Tensor,
@@ -125,7 +122,7 @@ def gated_cross_scan(
     return backends.load(backend).gated_forward(inputs, eps, save)
 
 
-@gated_cross_scan.register_fake
+@register_fake(gated_cross_scan)
 def _(*args):
     *tensors, _eps, backend, save = args
     inputs = GatedInputs(*tensors)
@@ -133,7 +130,7 @@ def _(*args):
     return x.new_empty(x.shape), x.new_empty(x.shape if save else (0,)), _new_saved(inputs.scan, backend, save)
 
 
-@torch.library.custom_op(f"{NAMESPACE}::gated_cross_scan_backward", mutates_args=())
+@operator
 def gated_cross_scan_backward(
     grad: Tensor,
     y: Tensor,
@@ -155,7 +152,7 @@ def gated_cross_scan_backward(
     return present(backends.load(backend).gated_backward(grad, y, saved, inputs, eps))
 
 
-@gated_cross_scan_backward.register_fake
+@register_fake(gated_cross_scan_backward)
 def _(_grad, _y, _saved, *args):
     *tensors, _eps, _backend = args
     return [t.new_empty(t.shape) for t in present(tensors)]
@@ -177,7 +174,7 @@ def _gated_backward(ctx, grad, _grad_y, _grad_saved):
     return *grads, None, None, None  # of eps, backend and save
 
 
-gated_cross_scan.register_autograd(_gated_backward, setup_context=_gated_setup)
+register_backward(gated_cross_scan, _gated_backward, _gated_setup)
 
 
 # ---- costs. The formulas get shapes where the operators have tensors

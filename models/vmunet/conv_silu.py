@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..cross_scan import nvrtc
 from ..cross_scan.backends import constant_for_compiler
-from ..cross_scan.operator import NAMESPACE
 from ..cross_scan.sum_parts import sum_parts
+from ..operators import operator, register_backward, register_fake
 
 SOURCE = Path(__file__).with_suffix(".cu")
 KERNELS = ("conv_silu_kernel", "conv_silu_backward_kernel", "conv_transposed_kernel")
@@ -48,7 +48,7 @@ def _error(device):
     return (found - F.silu(convolved).permute(0, 2, 3, 1)).abs().max().item()
 
 
-@torch.library.custom_op(f"{NAMESPACE}::conv_silu", mutates_args=())
+@operator
 def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """SiLU of the convolution of x (B, H, W, I) with weight (I, 1, 3, 3), float32, zeros around."""
     x = nvrtc.aligned(x)
@@ -57,12 +57,12 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return out
 
 
-@convolve.register_fake
+@register_fake(convolve)
 def _(x, weight, bias):
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op(f"{NAMESPACE}::conv_silu_backward", mutates_args=())
+@operator
 def convolve_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias."""
     x, weight = nvrtc.aligned(x), weight.contiguous()
@@ -76,7 +76,7 @@ def convolve_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> 
     return dx, d_weight, d_bias
 
 
-@convolve_backward.register_fake
+@register_fake(convolve_backward)
 def _(grad, x, weight, bias):
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     return dx, torch.empty_like(weight), torch.empty_like(bias)
@@ -98,4 +98,4 @@ def _backward(ctx, grad):
     return convolve_backward(grad, *ctx.saved_tensors)
 
 
-convolve.register_autograd(_backward, setup_context=_setup)
+register_backward(convolve, _backward, _setup)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..cross_scan import nvrtc
 from ..cross_scan.backends import constant_for_compiler
-from ..cross_scan.operator import NAMESPACE
 from ..cross_scan.sum_parts import sum_parts
+from ..operators import operator, register_backward, register_fake
 
 SOURCE = Path(__file__).with_suffix(".cu")
 KERNELS = ("layer_norm_kernel", "layer_norm_backward_kernel")
@@ -60,7 +60,7 @@ def _error(device):
     return (found - F.layer_norm(x, (24,))).abs().max().item()
 
 
-@torch.library.custom_op(f"{NAMESPACE}::layer_norm", mutates_args=())
+@operator
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """LayerNorm of x (..., C) in float32, rounded to `dtype`."""
     x = nvrtc.aligned(x)
@@ -70,12 +70,12 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch
     return out
 
 
-@layer_norm.register_fake
+@register_fake(layer_norm)
 def _(x, weight, bias, eps, dtype):
     return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op(f"{NAMESPACE}::layer_norm_backward", mutates_args=())
+@operator
 def layer_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias."""
     x, grad = nvrtc.aligned(x), nvrtc.aligned(grad)
@@ -89,7 +89,7 @@ def layer_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> 
     return dx, d_weight, d_bias
 
 
-@layer_norm_backward.register_fake
+@register_fake(layer_norm_backward)
 def _(grad, x, weight, eps):
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     return dx, torch.empty_like(weight), torch.empty_like(weight)
@@ -104,7 +104,7 @@ def _backward(ctx, grad):
     return *layer_norm_backward(grad, *ctx.saved_tensors, ctx.eps), None, None
 
 
-layer_norm.register_autograd(_backward, setup_context=_setup)
+register_backward(layer_norm, _backward, _setup)
 
 
 def warps_of_block(channels: int) -> int:

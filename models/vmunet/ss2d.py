@@ -36,6 +36,8 @@ class SS2D(nn.Module):
     @torch.no_grad()
     def reset_scan_parameters(self, dt_min: float = 0.001, dt_max: float = 0.1) -> None:
         """Mamba's initialisation: rates 1..N, a skip of 1, steps log-uniform in [dt_min, dt_max]."""
+        if self.dt_projs_weight.is_meta:
+            return  # holds no values; PyTorch's compiler would be imported to compute them
         inner, rank = self.dt_projs_weight.shape[1:]
         nn.init.uniform_(self.x_proj_weight, -(inner**-0.5), inner**-0.5)
         nn.init.uniform_(self.dt_projs_weight, -(rank**-0.5), rank**-0.5)

@@ -217,7 +217,7 @@ class VSSM(nn.Module):
 def initialize_linear(network: nn.Module) -> None:
     """The published start of all linear layers; everything else keeps its own."""
     for module in network.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and not module.weight.is_meta:  # see SS2D.reset_scan_parameters
             nn.init.normal_(module.weight, std=0.02)
 
 

@@ -10,7 +10,8 @@ from configs.check import check_config
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
 from datasets.classes import with_classes
-from utils.plots import class_colours, class_patches, draw_labels, make_panels
+from utils.figures import class_patches, make_panels
+from utils.plots import class_colours, draw_labels
 
 
 def make_masks(folder, palette=None):

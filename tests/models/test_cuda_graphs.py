@@ -1,4 +1,4 @@
-"""For which batches graphs are recorded. That they compute the same is checked on a GPU by `benchmarks/gpu.py --check`."""
+"""For which batches graphs are recorded. `benchmarks/gpu.py --check` sees on a GPU that they compute the same."""
 
 import pytest
 import torch

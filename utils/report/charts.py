@@ -1,5 +1,5 @@
 """Charts of the pages: SVG inside the HTML, in the page's own colours, light or dark, without references to anything
-outside. (Pictures that stand alone, PNG files in the run's folder, come from utils/plots.py.)
+outside. (Pictures that stand alone, PNG files in the run's folder, come from utils/figures.py.)
 
 Of the text that users chose only names of classes are in the charts; names of runs and images are in the tables.
 """
@@ -15,7 +15,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from utils.plots import legend_label
+from utils.figures import legend_label
 
 # Colours that matplotlib draws with, and the variables of the page's style sheet that replace them.
 INK, GRID, SERIES = "#000001", "#000002", [f"#00001{i}" for i in range(1, 9)]

@@ -2,10 +2,10 @@
 
 A script whose imports take seconds asks first and imports then:
 
-    from utils.runs.command_line import ask, end_on_signals, run_with
+    from utils.runs.command_line import ask, begin_importing, run_with
 
     if __name__ == "__main__":
-        end_on_signals()
+        begin_importing()
         CONFIG = ask(Config)
     import torch ...
     if __name__ == "__main__":
@@ -43,6 +43,28 @@ def parse_flags(config_class: type[Config]) -> Config:
     from utils.runs import flags
 
     return flags.parse_flags(config_class)
+
+
+def begin_importing() -> None:
+    """What a script does first: until `run_with`, signals end it (see `end_on_signals`), and Python looks for no
+    garbage among the million objects that imports make and keep, which takes a fifth of their time."""
+    end_on_signals()
+    gc.disable()
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """The same, without the signals, for imports in this block."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        _end_importing()
+
+
+def _end_importing():
+    gc.freeze()  # what is there stays to the end
+    gc.enable()
 
 
 def end_on_signals() -> dict[int, Any]:
@@ -83,8 +105,9 @@ def run_with(main: Callable[[Any], Any], config: Any) -> None:
     loss that is not finite, or another process that is gone, with status 1. --debug shows the traceback. SIGTERM and
     Ctrl-C end with status 75 if --resume can go on from there, otherwise with 128 + the number of the signal.
     """
-    from utils.runs.run import stop_log  # these need PyTorch
-    from utils.runs.stopping import Stopped, stopped_at_once
+    with importing():
+        from utils.runs.run import stop_log  # these need PyTorch
+        from utils.runs.stopping import Stopped, stopped_at_once
 
     status = 0
     try:
@@ -100,6 +123,7 @@ def run_with(main: Callable[[Any], Any], config: Any) -> None:
         status = 1 if isinstance(error, NonFiniteLossError | LostProcessError) else 2
     finally:
         stop_log()
+        gc.unfreeze()  # or libraries tell of what they believe to have leaked
     if status:
         # Here the exception is gone, and with it the loaders that its traceback kept. While they live, the end of the
         # program waits 5 s for each of their workers, 12 or 24 of them on a GPU.

@@ -16,13 +16,14 @@ from utils import distributed
 from utils.errors import NonFiniteLossError
 from utils.files import read_rows
 from utils.optim import adopt_length, build_optimizer, build_scheduler, step_scheduler
-from utils.plots import EventWriter, add_panels, save_curves
+from utils.plots import save_picture
 from utils.runs.batches import Batches
 from utils.runs.checkpoint import BackgroundSaver, restore, training_state, unwrap
 from utils.runs.left import TimeLeft
 from utils.runs.lost import LossOfScore
 from utils.runs.run import Run
 from utils.runs.stopping import Stopped, on_signals
+from utils.tensorboard import EventWriter
 
 log = logging.getLogger("vmunet")
 
@@ -140,14 +141,19 @@ class Progress:
         self._say_how_long()
         for name, value in row.items():
             self.writer.add_scalar(f"epoch/{name}", value, self.step)
-        if samples:
-            add_panels(self.writer, "predictions", samples, self.step, class_names, self.config.structure_colours)
+        if samples and distributed.is_main():
+            from utils.figures import draw_panels  # matplotlib, which the first step need not wait for
+
+            picture = draw_panels(samples, class_names, self.config.structure_colours)
+            self.writer.add_image("predictions", picture, self.step)
         self.writer.flush()
         self.run.add_metrics(row)
         if self.lost.see(row):
             log.warning("the run %s; %s", self.lost.sentence, ADVICE)
             self.run.note("lost", self.lost.sentence, level=None)
         if distributed.is_main() and (self.epoch % self.config.val_interval == 0 or self.epoch == self.config.epochs):
+            from utils.figures import save_curves
+
             save_curves(self.run.metrics, self.run.folder / "curves.png")
         if loss < self.best["value"]:
             self.best = {"value": loss, "epoch": self.epoch}
@@ -217,13 +223,12 @@ class Progress:
 
 
 def show_panels(
-    folder: Path,
-    tag: str,
-    samples: Sequence,
-    step: int,
-    class_names: Sequence[str] | None = None,
-    colours: Sequence[str] = (),
+    folder: Path, samples: Sequence, step: int, class_names: Sequence[str] | None = None, colours: Sequence[str] = ()
 ) -> None:
-    """Shows predictions in TensorBoard, after the training of so many steps that wrote its events to `folder`."""
-    with contextlib.closing(EventWriter(folder, step)) as writer:
-        add_panels(writer, tag, samples, step, class_names, colours)
+    """Shows predictions of the test in a run's panels.png and, after so many steps of training, in its TensorBoard."""
+    from utils.figures import draw_panels
+
+    picture = draw_panels(samples, class_names, colours)
+    save_picture(folder / "panels.png", picture)
+    with contextlib.closing(EventWriter(folder / "tensorboard", step)) as writer:
+        writer.add_image("test", picture, step)

@@ -1,0 +1,47 @@
+"""TensorBoard's event files."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from utils import distributed
+
+
+class EventWriter:
+    """Writes TensorBoard's event files; of several processes only the main one does.
+
+    A run resumed after `step` steps takes back what it had written beyond them. tensorboardX's own SummaryWriter hands
+    everything to a thread; when the disk is full that thread dies, and the run waits for it forever."""
+
+    def __init__(self, folder: str | Path, step: int = 0):
+        self.writer: EventsWriter | None = None
+        if distributed.is_main():
+            Path(folder).mkdir(exist_ok=True)
+            suffix = f".{os.getpid()}.{time.time_ns()}"  # a run stopped and resumed within a second has two files
+            self.writer = EventsWriter(str(Path(folder, "events")), suffix)
+            self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self._write(step=step, summary=summary.scalar(tag, value))
+
+    def add_image(self, tag: str, picture: np.ndarray, step: int) -> None:
+        """`picture`: uint8 (H, W, 3)."""
+        self._write(step=step, summary=summary.image(tag, picture, dataformats="HWC"))
+
+    def _write(self, **event: Any) -> None:
+        if self.writer is not None:
+            self.writer.write_event(Event(wall_time=time.time(), **event))
+
+    def flush(self) -> None:
+        if self.writer is not None:
+            self.writer.flush()
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
