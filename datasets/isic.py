@@ -99,8 +99,13 @@ def read_image(path: str | Path, training: bool = False) -> torch.Tensor:
     with open_image(path) as file:
         if training:
             check_training_image(file)
-        pixels = stretched_rgb(deep_values(file)) if is_deep(file) else np.array(file.convert("RGB"))
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        return rgb(file)
+
+
+def rgb(file: Image.Image) -> torch.Tensor:
+    """The pixels of an open image, as `read_image` returns them."""
+    pixels = stretched_rgb(deep_values(file)) if is_deep(file) else np.array(file.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def is_deep(file: Image.Image) -> bool:
@@ -147,7 +152,7 @@ def binary_mask(values: np.ndarray, path: Path) -> np.ndarray:
     Masks with many grey levels, such as JPEG files, keep them: soft outlines, as the original reads them. JPEG blurs
     0 and 1 beyond recognition, so that a JPEG file of dark values only is refused.
     """
-    found = np.unique(values)
+    found = distinct(values)
     outline = len(found) > GREY_LEVELS and 0 <= found[0] and 128 <= found[-1] <= 255
     if outline or (is_jpeg(path) and (found[-1] >= 128 or found[-1] == 0)):
         return values.astype(np.uint8)
@@ -163,6 +168,11 @@ def binary_mask(values: np.ndarray, path: Path) -> np.ndarray:
     if len(found) == 1 and found[0] not in (0, 1, 255):
         raise ValueError(f"{path} holds only the value {found[0]}, lesion or not; set mask_values=(background, lesion)")
     return np.where(values == found[-1], np.uint8(255 if found[-1] > 0 else 0), np.uint8(0))
+
+
+def distinct(values: np.ndarray) -> np.ndarray:
+    """np.unique of an array, of bytes in a fourth of its time."""
+    return np.flatnonzero(np.bincount(values.ravel())) if values.dtype == np.uint8 else np.unique(values)
 
 
 def is_jpeg(path: str | Path) -> bool:

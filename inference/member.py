@@ -40,11 +40,14 @@ class Member:
             spread,
         )
 
-    def of_pictures(self, pictures: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Maps of uint8 pictures (3, H, W), each at its own size."""
-        normalize, size = normalizer(self.config.normalization, self.config.input_channels), self.config.image_size
-        inputs = [resize(normalize(picture), size, antialias=self.config.antialias).float() for picture in pictures]
-        for picture, maps in zip(pictures, self._maps(self.network(torch.stack(inputs))), strict=True):
+    def prepare(self, picture: torch.Tensor) -> torch.Tensor:
+        """A uint8 picture (3, H, W) as the network gets it."""
+        normalize = normalizer(self.config.normalization, self.config.input_channels)
+        return resize(normalize(picture), self.config.image_size, antialias=self.config.antialias).float()
+
+    def of_pictures(self, pictures: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Maps of uint8 pictures (3, H, W), each at its own size; `inputs` are what `prepare` made of them."""
+        for picture, maps in zip(pictures, self._maps(self.network(torch.stack(tuple(inputs)))), strict=True):
             own = picture.shape[1:]
             if own != maps.shape[1:]:
                 maps = F.interpolate(maps[None], own, mode="bilinear", align_corners=False)[0]

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from datasets.isic import read_image
+from datasets.isic import rgb
 from inference.inputs import Input
-from utils.files import open_image, reading
+from utils.files import open_image
 
 EXIF_ORIENTATION = 0x0112
 
@@ -26,8 +26,7 @@ def read_picture(item: Input) -> Picture:
     Pillow turns the pixels of a TIFF file as its tag says, so that nothing is left to pass on."""
     with open_image(item.path) as file:
         orientation = None if file.format == "TIFF" else file.getexif().get(EXIF_ORIENTATION)
-    exif = Image.Exif()
-    if orientation:
-        exif[EXIF_ORIENTATION] = orientation
-    with reading(item.path):
-        return Picture(read_image(item.path), exif.tobytes() if orientation else b"")
+        exif = Image.Exif()
+        if orientation:
+            exif[EXIF_ORIENTATION] = orientation
+        return Picture(rgb(file), exif.tobytes() if orientation else b"")

@@ -119,7 +119,8 @@ def _sixteen_bits(values: np.ndarray) -> Image.Image:
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(exist_ok=True)
+    if not path.parent.is_dir():
+        path.parent.mkdir(exist_ok=True)
     write_atomically(path, content)
 
 

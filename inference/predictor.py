@@ -32,9 +32,11 @@ from utils.volume import predict_volume
 log = logging.getLogger("vmunet")
 
 READ_AHEAD = 16  # images that are read while others are predicted, beside those of the next batch
+LARGEST_BATCH = 32  # of images
 LARGEST_PICTURES = 500_000_000  # bytes of images in one batch, and of those read ahead
 LARGEST_GROUP = 16  # slices whose probabilities are made at once
 
+Prepared = list[torch.Tensor]  # a picture as each network gets it
 Named = str | os.PathLike[str]  # see utils.runs.shipped.find_checkpoint
 
 
@@ -108,15 +110,15 @@ class Predictor:
 
         An input that can't be read or predicted ends this with its error, or is handed to `on_error(input, error)` and
         left out."""
-        batch: list[tuple[Input, Picture]] = []
-        for item, source in self._read_ahead(inputs, on_error):
+        batch: list[tuple[Input, Picture, Prepared]] = []
+        for item, source, prepared in self._read_ahead(inputs, on_error):
             if isinstance(source, Volume):
                 yield from self._predict_batch(batch, on_error)
                 batch = []
                 yield from self._predict_one(item, source, on_error)
                 continue
-            batch.append((item, source))
-            if len(batch) >= self.network.batch_size or sum(p.pixels.nbytes for _, p in batch) > LARGEST_PICTURES:
+            batch.append((item, source, prepared))
+            if len(batch) >= self._together or sum(p.pixels.nbytes for _, p, _ in batch) > LARGEST_PICTURES:
                 yield from self._predict_batch(batch, on_error)
                 batch = []
         yield from self._predict_batch(batch, on_error)
@@ -140,32 +142,47 @@ class Predictor:
         if o.window is not None and not o.window[0] < o.window[1]:
             raise ValueError(f"--window: found {o.window}, expected a lower and a higher value")
 
+    @property
+    def _together(self) -> int:
+        """Images that are predicted at once: few enough that others are read and saved meanwhile."""
+        return min(self.network.batch_size, LARGEST_BATCH)
+
     # ---- input
 
     def _read_ahead(
         self, inputs: Iterable[Input], on_error: Callable[[Input, Exception], None] | None
-    ) -> Iterator[tuple[Input, Picture | Volume]]:
-        """Pairs (Input, what it holds). Images are read in other threads before it is their turn."""
+    ) -> Iterator[tuple[Input, Picture | Volume, Prepared]]:
+        """Triples (Input, what it holds, the same for each network). Images are read and prepared in other threads
+        before it is their turn."""
         remaining, waiting = iter(inputs), deque[tuple[Input, Future | None]]()
         with ThreadPoolExecutor(min(8, available_cpus())) as pool:
             while True:
-                while len(waiting) < READ_AHEAD + self.network.batch_size and _bytes_read(waiting) < LARGEST_PICTURES:
+                while len(waiting) < READ_AHEAD + self._together and _bytes_read(waiting) < LARGEST_PICTURES:
                     item = next(remaining, None)
                     if item is None:
                         break
                     # volumes are large: they are read when it is their turn
-                    waiting.append((item, None if item.is_volume else pool.submit(self._read, item)))
+                    waiting.append((item, None if item.is_volume else pool.submit(self._read_and_prepare, item)))
                 if not waiting:
                     return
                 item, reading = waiting.popleft()
                 try:
-                    source = self._read(item) if reading is None else reading.result()
+                    source, prepared = self._read_and_prepare(item) if reading is None else reading.result()
                 except Exception as error:  # of any library, for files that nobody thought of
                     if on_error is None:
                         raise
                     on_error(item, error)
                 else:
-                    yield item, source
+                    yield item, source, prepared
+
+    def _read_and_prepare(self, item: Input) -> tuple[Picture | Volume, Prepared]:
+        source = self._read(item)
+        return source, self._prepared(source.pixels) if isinstance(source, Picture) else []
+
+    def _prepared(self, picture: torch.Tensor) -> Prepared:
+        """A uint8 picture (3, H, W) as each network gets it; nothing where slices or windows are made of it."""
+        whole = not self.volumes and not self.options.sliding_window
+        return [member.prepare(picture) for member in self.members] if whole else []
 
     def _read(self, item: Input) -> Picture | Volume:
         """The Picture or Volume of an input, with values as the network is used to."""
@@ -202,7 +219,7 @@ class Predictor:
     def _predict(self, source: Picture | Volume, spacing: np.ndarray | None = None) -> Prediction:
         if isinstance(source, Volume):
             return self._predict_volume(source)
-        return next(self._predict_pictures([source], spacing))
+        return next(self._predict_pictures([source], [self._prepared(source.pixels)], spacing))
 
     def _predict_one(
         self, item: Input, source: Picture | Volume, on_error: Callable[[Input, Exception], None] | None
@@ -218,26 +235,28 @@ class Predictor:
             yield item, result
 
     def _predict_batch(
-        self, batch: list[tuple[Input, Picture]], on_error: Callable[[Input, Exception], None] | None
+        self, batch: list[tuple[Input, Picture, Prepared]], on_error: Callable[[Input, Exception], None] | None
     ) -> Iterator[tuple[Input, Prediction]]:
         if not batch:
             return
-        items, pictures = zip(*batch, strict=True)
+        items, pictures, prepared = zip(*batch, strict=True)
         try:
-            results = list(self._predict_pictures(pictures))
+            results = list(self._predict_pictures(pictures, prepared))
         except Exception:  # of one of them: they go on one by one
             if on_error is None:
                 raise
-            for item, picture in batch:
+            for item, picture, _ in batch:
                 yield from self._predict_one(item, picture, on_error)
         else:
             yield from zip(items, results, strict=True)
 
-    def _predict_pictures(self, pictures: Sequence[Picture], spacing: np.ndarray | None = None) -> Iterator[Prediction]:
+    def _predict_pictures(
+        self, pictures: Sequence[Picture], prepared: Sequence[Prepared], spacing: np.ndarray | None = None
+    ) -> Iterator[Prediction]:
         if spacing is None and self.options.pixel_size is not None:
             spacing = np.full(2, self.options.pixel_size)
         for picture, (probs, disagreement) in zip(
-            pictures, self._probabilities([p.pixels for p in pictures]), strict=True
+            pictures, self._probabilities([p.pixels for p in pictures], prepared), strict=True
         ):
             kept = probs if self.options.probabilities else None
             colours = self.config.structure_colours
@@ -249,7 +268,9 @@ class Predictor:
             return (probs[0] >= np.float32(self.config.threshold)).astype(np.uint8)
         return probs.argmax(0).astype(np.uint8)
 
-    def _probabilities(self, pictures: Sequence[torch.Tensor]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    def _probabilities(
+        self, pictures: Sequence[torch.Tensor], prepared: Sequence[Prepared]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """Yields (probabilities (C, H, W), disagreement (H, W)) of uint8 pictures (3, H, W), each at its own size."""
         if self.volumes:
             for picture in pictures:
@@ -259,7 +280,9 @@ class Predictor:
             for picture in pictures:
                 yield self._agreed([member.of_picture_by_windows(picture) for member in self.members])
         else:
-            answers = zip(*(member.of_pictures(pictures) for member in self.members), strict=True)
+            inputs = zip(*prepared, strict=True)  # of each network
+            maps = (member.of_pictures(pictures, own) for member, own in zip(self.members, inputs, strict=True))
+            answers = zip(*maps, strict=True)
             yield from map(self._agreed, answers)
 
     def _agreed(self, maps: Sequence[torch.Tensor]) -> tuple[np.ndarray, np.ndarray | None]:
@@ -272,7 +295,8 @@ class Predictor:
         network of images of any values."""
         if not self.volumes:
             pictures = [torch.from_numpy(stretched_rgb(pixels)).permute(2, 0, 1) for pixels in slices]
-            probs, disagreements = zip(*self._probabilities(pictures), strict=True)
+            prepared = [self._prepared(picture) for picture in pictures]
+            probs, disagreements = zip(*self._probabilities(pictures, prepared), strict=True)
             return np.stack(probs, 1), None if disagreements[0] is None else np.stack(disagreements)
         if self.options.sliding_window:
             image = [torch.from_numpy(pixels)[None] for pixels in slices]
@@ -329,7 +353,7 @@ class Predictor:
 def _bytes_read(waiting: Iterable[tuple[Input, Future | None]]) -> int:
     """Of the pictures that are read already."""
     done = (reading for _, reading in waiting if reading is not None and reading.done())
-    return sum(reading.result().pixels.nbytes for reading in done if reading.exception() is None)
+    return sum(reading.result()[0].pixels.nbytes for reading in done if reading.exception() is None)
 
 
 def _picture_of_array(array: np.ndarray) -> Picture:

@@ -121,10 +121,10 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
 def add_gradients(model: torch.nn.Module) -> None:
     """Replaces each gradient by the sum over the ranks, in one exchange, which works after a CUDA graph too."""
     if connected():
-        parameters = [p for p in model.parameters() if p.grad is not None]
-        together = torch.cat([p.grad.flatten() for p in parameters])
+        gradients = {p: p.grad for p in model.parameters() if p.grad is not None}
+        together = torch.cat([gradient.flatten() for gradient in gradients.values()])
         dist.all_reduce(together)
-        for parameter, part in zip(parameters, together.split([p.numel() for p in parameters]), strict=True):
+        for parameter, part in zip(gradients, together.split([p.numel() for p in gradients]), strict=True):
             parameter.grad = part.view_as(parameter)
 
 

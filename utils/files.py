@@ -111,11 +111,12 @@ def write_atomically(path: str | Path, *parts: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C too
+        temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
         raise OSError(f"{path}: could not be written, what was there before is untouched: {reason}") from error
-    finally:
-        temporary.unlink(missing_ok=True)  # there only after an error or Ctrl-C
     _sync_folder(path.parent)
 
 

@@ -35,14 +35,16 @@ CLASS_COLOURS = [  # of class 1, 2, ...: told apart by people with any kind of c
 def for_display(image: ArrayLike) -> np.ndarray:
     """Any image as uint8 (H, W, 3), its darkest value black and its brightest white; one colour becomes mid-grey."""
     image = np.asarray(image)
-    image = image.transpose(1, 2, 0) if image.ndim == 3 else image[..., None]
+    image = image if image.ndim == 3 else image[None]
     low, high = float(image.min()), float(image.max())
     if image.dtype == np.uint8:
         levels = np.arange(256).clip(low, high)  # each is computed once instead of in every pixel
-        shown = _stretched(levels, low, high).take(image)
+        shown = image if (low, high) == (0, 255) else _stretched(levels, low, high).take(image)
     else:
         shown = _stretched(image, low, high)
-    return np.broadcast_to(shown, (*image.shape[:2], 3)).copy()
+    picture = np.empty((*image.shape[1:], 3), np.uint8)
+    picture[:] = shown.transpose(1, 2, 0)
+    return picture
 
 
 def _stretched(values, low, high):
@@ -57,8 +59,13 @@ def draw_outlines(image: ArrayLike, prediction: ArrayLike | None = None, truth: 
     picture = for_display(image)
     for mask, colour in ((truth, TRUTH), (prediction, PREDICTION)):
         if mask is not None:
-            picture[_outline(_flat(mask) > 0.5)] = colour
+            _paint(picture, _outline(_flat(mask) > 0.5), colour)
     return picture
+
+
+def _paint(picture, where, colour):
+    """Gives the pixels of a mask (H, W) a colour; by their numbers, which for a few is faster than by the mask."""
+    picture.reshape(-1, 3)[np.flatnonzero(where)] = colour
 
 
 def _outline(mask):
@@ -88,7 +95,7 @@ def draw_class_outlines(image: ArrayLike, labels: ArrayLike, colours: Sequence[s
     """The image, uint8 (H, W, 3), with the outline of each class from 1 on in its colour."""
     picture, labels = for_display(image), _flat(labels).astype(int)
     for number, colour in enumerate(class_colours(labels.max(), colours), 1):
-        picture[_outline(labels == number)] = colour
+        _paint(picture, _outline(labels == number), colour)
     return picture
 
 

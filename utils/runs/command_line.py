@@ -59,12 +59,7 @@ def importing() -> Iterator[None]:
     try:
         yield
     finally:
-        _end_importing()
-
-
-def _end_importing():
-    gc.freeze()  # what is there stays to the end
-    gc.enable()
+        gc.enable()
 
 
 def end_on_signals() -> dict[int, Any]:
@@ -123,7 +118,6 @@ def run_with(main: Callable[[Any], Any], config: Any) -> None:
         status = 1 if isinstance(error, NonFiniteLossError | LostProcessError) else 2
     finally:
         stop_log()
-        gc.unfreeze()  # or libraries tell of what they believe to have leaked
     if status:
         # Here the exception is gone, and with it the loaders that its traceback kept. While they live, the end of the
         # program waits 5 s for each of their workers, 12 or 24 of them on a GPU.
