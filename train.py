@@ -20,7 +20,7 @@ if __name__ == "__main__":  # before PyTorch is imported, so that --help and mis
 
 import numpy as np
 
-from configs.network import build_model, count_cost, load_initial_weights, prepare
+from configs.network import build_model, compile_ahead, count_cost, load_initial_weights, prepare
 from configs.optim import OPTIMIZERS, SCHEDULERS
 from configs.stored import config_of_run
 from configs.tested import log_test
@@ -53,6 +53,7 @@ def main(config):
     if config.fold == "all":
         return run_folds(main, config)
     device = choose_device(config.device)
+    compile_ahead(config, device, trains=config.test_only is None)
     check_optimization(config, OPTIMIZERS, SCHEDULERS)
     with distributed.process_group(device), started_run(config) as run:
         if config.test_only is not None:
@@ -120,7 +121,7 @@ def test(run, config, model, criterion, execution, steps=0):
 
     steps   of the training before, at which TensorBoard shows the predictions"""
     split = "val" if config.protocol == "paper" else "test"
-    loader = build_isic_loader(config, split, distributed.rank(), distributed.world_size())
+    loader = build_isic_loader(config, split, distributed.rank(), distributed.world_size(), once=True)
     panels, pictures = Panels(config), run.folder / "predictions"
     pictures.mkdir(exist_ok=True)
 

@@ -20,7 +20,7 @@ if __name__ == "__main__":  # before PyTorch is imported, so that --help and mis
 
 from torch.utils.data import Subset
 
-from configs.network import build_model, count_cost, load_initial_weights, prepare
+from configs.network import build_model, compile_ahead, count_cost, load_initial_weights, prepare
 from configs.optim import SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS
 from configs.stored import config_of_run
 from configs.tested import log_test
@@ -53,6 +53,7 @@ def main(config):
     config = config_of_run(config)
     config = config if config.resume else with_classes(config)
     device = choose_device(config.device)
+    compile_ahead(config, device, trains=config.test_only is None)
     check_optimization(config, SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS)
     with distributed.process_group(device), started_run(config) as run:
         if config.test_only is not None:

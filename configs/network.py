@@ -12,6 +12,7 @@ from torch import nn
 from configs.base import DEPTHS, BaseConfig
 from configs.check import check_network, flag
 from models.baselines import Baseline
+from models.compile_ahead import compile_ahead as compile_kernels
 from models.cost import measure_cost
 from models.cpu_settings import tune_cpu
 from models.cross_scan import backends, cuda_scan
@@ -19,7 +20,6 @@ from models.cuda_graphs import GraphedModel
 from models.family import NETWORKS, build_network
 from models.network import SegmentationNetwork
 from models.vmunet.pretrained import HOW_TO_GET_VMAMBA, load_pretrained
-from models.vmunet.ss2d import SS2D
 from utils import distributed
 from utils.machine.device import warn_of_slow_bf16
 from utils.repository import here_or_beside_the_code
@@ -28,6 +28,7 @@ from utils.runs.shipped import SHIPPED, find_checkpoint
 
 log = logging.getLogger("vmunet")
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WITHOUT = "train without with --load-ckpt-path none"
 FROM_VMAMBA = f"{HOW_TO_GET_VMAMBA} and name it with --load-ckpt-path, or {WITHOUT}"
 OF_BLOCKS = ("use_checkpoint", "skip_at_quarter")
@@ -103,6 +104,15 @@ def initial_weights(named: str) -> str:
     return named if named in SHIPPED else str(here_or_beside_the_code(named))
 
 
+def compile_ahead(config: Any, device: torch.device, trains: bool = True) -> None:
+    """Begins to compile the CUDA kernels of a config's network, which takes a while on a machine that has not done so
+    before. Without `trains` none of gradients."""
+    if device.type == "cuda" and config.network in NETWORKS and config.scan_backend in ("auto", cuda_scan.NAME):
+        with torch.device("meta"):
+            network = build_network(vars(config))
+        compile_kernels(network, DTYPES[config.precision], device, trains)
+
+
 def prepare(
     model: nn.Module, config: Any, device: torch.device, note: Note = log_fact, trains: bool = True
 ) -> nn.Module:
@@ -110,7 +120,8 @@ def prepare(
 
     The scan backend is chosen here, so that one that can't be used says so before the first epoch. `note`, such as
     Run.note, is told the device and the backend. Without `trains` no kernels of gradients are compiled ahead."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
+    dtype = DTYPES[config.precision]
+    compile_ahead(config, device, trains)
     try:
         has_scans = config.network in NETWORKS
         backend = backends.resolve(config.scan_backend, device.type, dtype) if has_scans else "none"
@@ -121,10 +132,6 @@ def prepare(
     processes = f"{torch.get_num_threads()} CPU threads, {distributed.world_size()} processes"
     note("device", f"device {device} ({hardware}), {processes}, {config.precision}, scan backend {backend}")
     note("scan", backend, level=None)  # the line of the device names it
-    if backend == cuda_scan.NAME:
-        scans = (module for module in model.modules() if isinstance(module, SS2D))
-        sizes = ((scan.out_norm.weight.numel(), scan.split[0]) for scan in scans)
-        cuda_scan.compile_ahead(sizes, dtype, device, trains)
     if device.type == "cpu":
         tune_cpu()
         if config.precision == "bf16":

@@ -253,8 +253,9 @@ def data_folder(
     return folder
 
 
-def build_isic_loader(config: ISICConfig, split: str, rank: int = 0, world_size: int = 1) -> Loader:
-    """The loader of one split: "train" shuffled and augmented, "val" and "test" in order and unchanged.
+def build_isic_loader(config: ISICConfig, split: str, rank: int = 0, world_size: int = 1, once: bool = False) -> Loader:
+    """The loader of one split: "train" shuffled and augmented, "val" and "test" in order and unchanged; `once`: for a
+    single pass, for which workers decode as they go.
 
     The angle of the run's rotations in degrees is loader.dataset.transform.angle (None with rotation "sample").
     """
@@ -274,10 +275,12 @@ def build_isic_loader(config: ISICConfig, split: str, rank: int = 0, world_size:
     mask_values = parse_mask_values(config.mask_values, config.num_classes)
     pairs = find_split(folder, split, config)
     dataset = ISICDataset(folder, split, transform, config.num_classes, mask_values, train, config.seed, pairs)
-    fill_cache(dataset, config.cache)
+    loader = make_loader(dataset, config, train, rank, world_size)
+    if not (once and loader.num_workers):
+        fill_cache(dataset, config.cache)
     if train:
         check_foreground(dataset, folder)
-    return make_loader(dataset, config, train, rank, world_size)
+    return loader
 
 
 def build_isic_loaders(config: ISICConfig, rank: int = 0, world_size: int = 1) -> tuple[Loader, Loader]:

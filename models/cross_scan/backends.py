@@ -28,6 +28,7 @@ PREFERENCE = ("cuda", "triton", "mamba_ssm", "cpu", "torch")
 # made of pieces that autograd knows: `scan`, which takes the tensors one by one, instead of `forward`
 DIFFERENTIABLE = {"mamba_ssm", "reference", "exportable"}
 FUSED = {"cuda", "triton"}  # have `gated_forward` and `gated_backward`: the scan with the norm and the gate after it
+SELF_TEST = dict(b=1, H=3, W=5, I=32, R=4)  # sizes of its inputs
 SELF_TEST_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
@@ -49,7 +50,7 @@ def _self_test(name: str, device: torch.device, dtype: torch.dtype) -> str | Non
     C compiler at run time."""
     what = f"its self-test on {device.type} in {dtype}"
     try:
-        inputs = reference.make_inputs(b=1, H=3, W=5, I=32, R=4, dtype=dtype, device=device)
+        inputs = reference.make_inputs(**SELF_TEST, dtype=dtype, device=device)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             expected = reference.scan(*(t.double() for t in present(inputs)))
             backend = load(name)

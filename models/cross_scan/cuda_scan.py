@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import nvrtc, sum_parts, triton_scan
+from .backends import SELF_TEST
 from .inputs import GatedInputs, ScanInputs
 from .nvrtc import ELEMENTS, aligned
 
@@ -158,6 +159,13 @@ def compile_ahead(sizes: Iterable[tuple[int, int]], dtype: torch.dtype, device: 
         nvrtc.compile_ahead(AROUND, defines_around(dtype, R, I), capability)
     if trains:
         nvrtc.compile_ahead(sum_parts.SOURCE, (), capability)
+
+
+def compile_for_self_test(dtype: torch.dtype, device: torch.device) -> None:
+    """Begins to compile what the tiny inputs of `backends.SELF_TEST` need."""
+    capability, R = nvrtc.capability(device), SELF_TEST["R"]
+    nvrtc.compile_ahead(SOURCE, defines_of_scan(dtype, R, False), capability)
+    nvrtc.compile_ahead(AROUND, defines_around(dtype, R, SELF_TEST["I"]), capability)
 
 
 def fits(inputs: ScanInputs) -> bool:

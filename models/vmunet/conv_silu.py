@@ -29,6 +29,17 @@ def conv_silu(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return F.silu(conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
 
 
+def compile_ahead(dtype: torch.dtype, device: torch.device) -> None:
+    """Begins to compile the kernels for maps of a dtype, and those of the self-test."""
+    for one in dict.fromkeys((torch.float32, dtype)):
+        nvrtc.compile_ahead(SOURCE, defines(one), nvrtc.capability(device))
+
+
+def defines(dtype: torch.dtype) -> nvrtc.Defines:
+    """What the kernels are compiled for."""
+    return (("ELEMENT", nvrtc.ELEMENTS[dtype]),)
+
+
 @constant_for_compiler
 def kernels_work(device: str) -> bool:
     """Whether the kernels run there and agree with PyTorch's on a tiny map. The log says why not."""
@@ -86,7 +97,7 @@ def _launch(name, x, *tensors):
     B, H, W, I = x.shape
     grid = (-(-B * H // WARPS), -(-I // CHANNELS), 1)
     with torch.cuda.device_of(x):
-        kernels = nvrtc.functions(SOURCE, KERNELS, (("ELEMENT", nvrtc.ELEMENTS[x.dtype]),), x.device.index)
+        kernels = nvrtc.functions(SOURCE, KERNELS, defines(x.dtype), x.device.index)
         nvrtc.launch(kernels[name], grid, 32 * WARPS, (*tensors, B * H, H, W, I))
 
 

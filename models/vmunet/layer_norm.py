@@ -4,6 +4,8 @@ PyTorch's kernels give every row a block of threads of its own, which at the net
 channels in a batch, cost more than all its matmuls. Here a warp takes as many rows as fill it."""
 
 import functools
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -18,6 +20,7 @@ from ..operators import operator, register_backward, register_fake
 SOURCE = Path(__file__).with_suffix(".cu")
 KERNELS = ("layer_norm_kernel", "layer_norm_backward_kernel")
 MOST_CHANNELS = 3072  # whose sums fit into 48 KiB
+TESTED_CHANNELS = 24
 BLOCKS = 528  # that share all rows in the backward: four for each multiprocessor of the largest GPUs
 
 
@@ -42,6 +45,21 @@ class LayerNorm(nn.LayerNorm):
         return layer_norm(x, self.weight, self.bias, self.eps, dtype)
 
 
+def compile_ahead(norms: Iterable[LayerNorm], dtype: torch.dtype, device: torch.device) -> None:
+    """Begins to compile what these layers, and the self-test, will need under autocast to a dtype. Their inputs can be
+    of that dtype or float32, which depends on what is before them."""
+    wanted = {defines(TESTED_CHANNELS, torch.float32, torch.float32): None}  # a dict, which keeps the order
+    for norm, x in itertools.product(norms, (torch.float32, dtype)):
+        wanted[defines(norm.weight.numel(), x, dtype if norm.for_matmul else torch.float32)] = None
+    for one in wanted:
+        nvrtc.compile_ahead(SOURCE, one, nvrtc.capability(device))
+
+
+def defines(channels: int, x: torch.dtype, result: torch.dtype) -> nvrtc.Defines:
+    """What the kernels are compiled for."""
+    return ("C", channels), ("X", nvrtc.ELEMENTS[x]), ("Y", nvrtc.ELEMENTS[result])
+
+
 @constant_for_compiler
 def kernels_work(device: str) -> bool:
     """Whether the kernels run there and agree with PyTorch on a tiny input. The log says why not."""
@@ -54,10 +72,10 @@ def _try_kernels(device):
 
 
 def _error(device):
-    x = torch.arange(48.0).view(2, 24)
-    weight, bias = torch.ones(24, device=device), torch.zeros(24, device=device)
+    x = torch.arange(2.0 * TESTED_CHANNELS).view(2, -1)
+    weight, bias = torch.ones(TESTED_CHANNELS, device=device), torch.zeros(TESTED_CHANNELS, device=device)
     found = layer_norm(x.to(device), weight, bias, 1e-5, x.dtype).cpu()
-    return (found - F.layer_norm(x, (24,))).abs().max().item()
+    return (found - F.layer_norm(x, (TESTED_CHANNELS,))).abs().max().item()
 
 
 @operator
@@ -121,7 +139,6 @@ def rows_of_block(x: Tensor, result: torch.dtype) -> int:
 
 
 def _launch(name, x, result, blocks, *arguments):
-    defines = (("C", x.shape[-1]), ("X", nvrtc.ELEMENTS[x.dtype]), ("Y", nvrtc.ELEMENTS[result]))
     with torch.cuda.device_of(x):
-        kernels = nvrtc.functions(SOURCE, KERNELS, defines, x.device.index)
+        kernels = nvrtc.functions(SOURCE, KERNELS, defines(x.shape[-1], x.dtype, result), x.device.index)
         nvrtc.launch(kernels[name], (blocks, 1, 1), 32 * warps_of_block(x.shape[-1]), arguments)

@@ -130,6 +130,13 @@ def test_isic_batches_do_not_depend_on_workers_and_cache(isic, cached):
         assert_equal_batches(batches(plain, epoch), batches(parallel, epoch))
 
 
+def test_for_a_single_pass_workers_decode_as_they_go(isic):
+    kept = build_isic_loader(isic_config(isic), "val", once=True)
+    passing = build_isic_loader(isic_config(isic, num_workers=2, cache="on"), "val", once=True)
+    assert kept.dataset.cache is not None and passing.dataset.cache is None
+    assert_equal_batches(list(kept), list(passing))
+
+
 def test_a_pass_that_was_begun_early_has_the_same_batches(isic):
     _, plain = build_isic_loaders(isic_config(isic, batch_size=2))
     _, early = build_isic_loaders(isic_config(isic, batch_size=2, num_workers=2))
