@@ -7,6 +7,9 @@ from torch.utils.data import Dataset
 
 from utils.machine.device import available_cpus
 
+SMALL = 1_000_000  # bytes of a sample below which more than a few threads wait for each other: half is work of Python's
+PART = 16  # samples that a thread decodes in one go
+
 Key = int | tuple[int, int]  # index, or (epoch, index)
 
 
@@ -41,5 +44,8 @@ class CachedDataset(Dataset):
 
     def preload(self) -> None:
         """Decodes everything. Raises now what any file would raise later."""
-        with ThreadPoolExecutor(min(8, available_cpus())) as pool:
-            self.cache = list(pool.map(self.decode, range(len(self))))
+        small = self.decoded_bytes() < SMALL * len(self)
+        parts = [range(start, min(start + PART, len(self))) for start in range(0, len(self), PART)]
+        with ThreadPoolExecutor(min(4 if small else 16, available_cpus())) as pool:
+            decoded = pool.map(lambda part: [self.decode(index) for index in part], parts)
+            self.cache = [sample for part in decoded for sample in part]
