@@ -59,14 +59,20 @@ class _TrainingStep:
     def __init__(self, module, images, pool):
         self.images = images.clone()
         self.parameters = [p for p in module.parameters() if p.requires_grad]
+        with _other_leaves(module) as leaves:
+            self._record(module, leaves, pool)
+        log.info("training steps with images %s run as CUDA graphs", tuple(images.shape))
+
+    def _record(self, module, leaves, pool):
         # the run must not notice: recording draws random numbers, warming up moves the averages of BatchNorm
-        state = torch.cuda.get_rng_state(images.device)
+        device = self.images.device
+        state = torch.cuda.get_rng_state(device)
         averages = [buffer.clone() for buffer in module.buffers()]
         with _autocast_without_cache():
-            with _warm_up_stream(images.device):
+            with _warm_up_stream(device):
                 for _ in range(WARM_UP):
                     out = module(self.images)
-                    torch.autograd.grad(out, self.parameters, torch.ones_like(out))
+                    torch.autograd.grad(out, leaves, torch.ones_like(out))
                     del out
             self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
             with _record(self.forward, pool):
@@ -74,12 +80,11 @@ class _TrainingStep:
             self.pool = self.forward.pool()
             self.grad = torch.zeros_like(out)
             with _record(self.backward, self.pool):
-                self.grads = torch.autograd.grad(out, self.parameters, self.grad)
+                self.grads = torch.autograd.grad(out, leaves, self.grad)
         self.out = out.detach()
-        torch.cuda.set_rng_state(state, images.device)
+        torch.cuda.set_rng_state(state, device)
         for buffer, kept in zip(module.buffers(), averages, strict=True):
             buffer.copy_(kept)
-        log.info("training steps with images %s run as CUDA graphs", tuple(images.shape))
 
     def __call__(self, images):
         return _Replay.apply(self, images, *self.parameters)
@@ -117,6 +122,24 @@ class _Inference:
         self.images.copy_(images)
         self.graph.replay()
         return self.out.clone()
+
+
+@contextlib.contextmanager
+def _other_leaves(module):
+    """Lets the module use other parameters in the memory of its own; yields those that have gradients.
+
+    While a caller holds the loss of the step before, gradients of the module's own parameters would be handed to that
+    step's stream, which can't be waited for while another stream is recorded."""
+    own = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    places = [(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name, _ in own]
+    leaves = [nn.Parameter(p.detach()) for _, p in own]
+    try:
+        for (owner, leaf), parameter in zip(places, leaves, strict=True):
+            setattr(owner, leaf, parameter)
+        yield leaves
+    finally:
+        for (owner, leaf), (_, parameter) in zip(places, own, strict=True):
+            setattr(owner, leaf, parameter)
 
 
 def _record(graph, pool):

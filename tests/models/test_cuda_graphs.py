@@ -62,3 +62,22 @@ def test_gradients_in_evaluation_mode_and_none_in_training_mode_run_as_usual(rec
     with torch.no_grad():
         assert answers(model.train(), [4]) == ["usual of 4"]
     assert recorded == []
+
+
+def test_recording_sees_the_values_of_the_parameters_but_not_the_parameters():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 1)))
+    model[0].bias.requires_grad_(False)
+    own = dict(model.named_parameters())
+    images = torch.ones(1, 2)
+    held = model(images).sum()  # as a caller holds the loss of a step
+    expected = torch.autograd.grad(model(images).sum(), [p for p in own.values() if p.requires_grad])
+    with cuda_graphs._other_leaves(model) as leaves:
+        used = dict(model.named_parameters())
+        found = torch.autograd.grad(model(images).sum(), leaves)
+    assert list(used) == list(own)
+    assert all((used[name] is own[name]) == (name == "0.bias") for name in own)
+    assert all(used[name].data_ptr() == own[name].data_ptr() for name in own)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert all(after is own[name] for name, after in model.named_parameters())
+    held.backward()
+    assert own["0.weight"].grad is not None and all(leaf.grad is None for leaf in leaves)
