@@ -1,14 +1,18 @@
 """Decoded samples kept in memory for all epochs."""
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from utils.machine.device import available_cpus
+from utils.runs.stopping import leave_signals_to_main, signals_held
 
-SMALL = 1_000_000  # bytes of a sample below which more than a few threads wait for each other: half is work of Python's
-PART = 16  # samples that a thread decodes in one go
+PART = 16  # samples that are decoded in one go
+# Of small samples, which take Python as long as they take its libraries, threads would wait for each other: so many
+# parts are decoded by processes.
+SMALL, MANY = 1_000_000, 32  # bytes of a sample; parts
 
 Key = int | tuple[int, int]  # index, or (epoch, index)
 
@@ -44,8 +48,46 @@ class CachedDataset(Dataset):
 
     def preload(self) -> None:
         """Decodes everything. Raises now what any file would raise later."""
-        small = self.decoded_bytes() < SMALL * len(self)
         parts = [range(start, min(start + PART, len(self))) for start in range(0, len(self), PART)]
-        with ThreadPoolExecutor(min(4 if small else 16, available_cpus())) as pool:
-            decoded = pool.map(lambda part: [self.decode(index) for index in part], parts)
-            self.cache = [sample for part in decoded for sample in part]
+        small = self.decoded_bytes() < SMALL * len(self)
+        if small and len(parts) >= MANY and available_cpus() >= 4 and sys.platform == "linux":
+            decoded = self._decoded_by_processes(parts)
+        else:
+            with ThreadPoolExecutor(min(16, available_cpus())) as pool:
+                decoded = list(pool.map(self._decoded, parts))
+        self.cache = [sample for part in decoded for sample in part]
+
+    def _decoded(self, part: range) -> list[tuple[torch.Tensor, ...]]:
+        return [self.decode(index) for index in part]
+
+    def _decoded_by_processes(self, parts: list[range]) -> list[list[tuple[torch.Tensor, ...]]]:
+        with signals_held():
+            arriving = iter(
+                DataLoader(
+                    _Parts(self, parts),
+                    batch_size=None,
+                    num_workers=min(8, available_cpus()),
+                    collate_fn=_as_it_is,
+                    worker_init_fn=leave_signals_to_main,
+                    multiprocessing_context="fork",
+                    generator=torch.Generator(),  # or it would draw from the one that the network uses
+                )
+            )
+        return [[tuple(map(torch.from_numpy, arrays)) for arrays in part] for part in arriving]
+
+
+class _Parts(Dataset):
+    """Decoded parts of a data set as arrays, which go through pipes: shared memory may be small."""
+
+    def __init__(self, dataset, parts):
+        self.dataset, self.parts = dataset, parts
+
+    def __len__(self):
+        return len(self.parts)
+
+    def __getitem__(self, number):
+        return [tuple(tensor.numpy() for tensor in sample) for sample in self.dataset._decoded(self.parts[number])]
+
+
+def _as_it_is(part):
+    return part

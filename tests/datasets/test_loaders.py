@@ -1,5 +1,7 @@
 import itertools
+import os
 import signal
+import sys
 import time
 import weakref
 from pathlib import Path
@@ -8,7 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from datasets import cache
 from datasets.demo import make_demo_isic, make_demo_synapse
+from datasets.isic import ISICDataset
 from datasets.loaders import (
     EpochBatchSampler,
     Loader,
@@ -128,6 +132,43 @@ def test_isic_batches_do_not_depend_on_workers_and_cache(isic, cached):
     parallel, _ = build_isic_loaders(isic_config(isic, num_workers=2, cache=cached))
     for epoch in (1, 2, 1):
         assert_equal_batches(batches(plain, epoch), batches(parallel, epoch))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked")
+def test_processes_decode_what_threads_decode_and_draw_no_random_numbers(isic, monkeypatch):
+    expected = build_isic_loader(isic_config(isic), "train").dataset.cache
+    monkeypatch.setattr(cache, "PART", 1)
+    monkeypatch.setattr(cache, "MANY", 2)
+    monkeypatch.setattr(cache, "available_cpus", lambda: 4)
+    monkeypatch.setattr(cache.CachedDataset, "_decoded", main_process_may_not(cache.CachedDataset._decoded))
+    torch.manual_seed(1)
+    found = build_isic_loader(isic_config(isic), "train").dataset.cache
+    drawn = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(1), drawn)
+    for one, other in zip(found, expected, strict=True):
+        assert all(map(torch.equal, one, other))
+
+    def unreadable(dataset, index, decode=ISICDataset.decode):
+        if os.getpid() == here or index != 3:
+            return decode(dataset, index)
+        raise ValueError("mask.png cannot be read")
+
+    here = os.getpid()
+    monkeypatch.setattr(ISICDataset, "decode", unreadable)
+    with pytest.raises(ValueError, match="mask.png cannot be read"):
+        build_isic_loader(isic_config(isic), "train")
+
+
+def main_process_may_not(function):
+    """The function, which raises in this process."""
+    here = os.getpid()
+
+    def elsewhere(*arguments):
+        assert os.getpid() != here
+        return function(*arguments)
+
+    return elsewhere
 
 
 def test_for_a_single_pass_workers_decode_as_they_go(isic):
