@@ -4,23 +4,17 @@ The same seed gives the same batches for any number of workers. The batches of s
 of one.
 """
 
-import atexit
-import functools
 import itertools
 import logging
 import os
 import random
 import shutil
 import sys
-import time
 import weakref
 from collections.abc import Callable, Iterator
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, Sampler
 
 from configs.base import BaseConfig
@@ -42,7 +36,6 @@ from utils.runs.stopping import leave_signals_to_main, signals_held
 log = logging.getLogger("vmunet")
 
 PREFETCH = 2  # batches that a worker keeps ready
-TIME_TO_LEAVE = 2.0  # seconds, of a loader's workers
 DATA = REPOSITORY / "data"
 ISIC_FOLDERS = {"isic17": DATA / "isic17", "isic18": DATA / "isic18", "demo": DATA / "demo" / "isic"}
 SYNAPSE_FOLDERS = {"synapse": DATA / "Synapse", "acdc": DATA / "acdc", "demo": DATA / "demo" / "synapse"}
@@ -174,40 +167,10 @@ class Loader(DataLoader):
         with signals_held():
             batches = super().__iter__()
         if new_workers:
-            end_workers_soon(batches)
-            # Called before what PyTorch has registered for its workers: where something still holds the loader at the
-            # end of the program, such as a traceback or a profiler, they would not be told to leave.
-            atexit.register(dismiss_workers, weakref.ref(batches))
+            # Keeps the pipes to the workers open for as long as the loader lives. The collector of garbage may close
+            # them first; the workers can then not be told to leave, and PyTorch waits five seconds for each.
+            weakref.finalize(self, batches._shutdown_workers)
         return batches
-
-
-def end_workers_soon(batches: Any) -> None:
-    """Lets PyTorch wait at most TIME_TO_LEAVE for all workers together, once it has told them to leave, and kills those
-    that do not: they have nothing to save. By itself it waits for five seconds for each of them, and in some runs on
-    GPUs none leaves."""
-    pass_of, until = weakref.ref(batches), float("inf")
-
-    def join(worker: BaseProcess, timeout: float | None = None) -> None:
-        nonlocal until
-        until = min(until, time.monotonic() + TIME_TO_LEAVE)
-        BaseProcess.join(worker, max(0.0, until - time.monotonic()))
-        if worker.is_alive():
-            found = pass_of()
-            if found is not None and found._worker_pids_set:  # or their end counts as a crash
-                _remove_worker_pids(id(found))
-                found._worker_pids_set = False
-            worker.kill()
-            BaseProcess.join(worker)
-
-    for worker in batches._workers:
-        worker.join = functools.partial(join, worker)
-
-
-def dismiss_workers(batches: weakref.ref) -> None:
-    """Tells the workers that prepare the batches to leave, and waits for them."""
-    found = batches()
-    if found is not None:
-        found._shutdown_workers()
 
 
 def make_loader(dataset: CachedDataset, config: BaseConfig, shuffle: bool, rank: int, world_size: int) -> Loader:
