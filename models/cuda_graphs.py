@@ -25,6 +25,7 @@ class GraphedModel(nn.Module):
         self.module = module
         self.training_steps = _OfShapes(_TrainingStep, module)
         self.inferences = _OfShapes(_Inference, module)
+        self.train(module.training)  # not nn.Module's own start, with which a network that predicts would train
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training != torch.is_grad_enabled():

@@ -56,6 +56,12 @@ def test_inference_has_graphs_and_memory_of_its_own(recorded):
     assert recorded == [("training", 4, None), ("inference", 4, None)]
 
 
+def test_a_network_that_was_made_ready_to_predict_needs_no_second_call_of_eval(recorded):
+    model = GraphedModel(nn.Identity().eval())
+    with torch.inference_mode():
+        assert answers(model, [4]) == ["inference of 4"]
+
+
 def test_gradients_in_evaluation_mode_and_none_in_training_mode_run_as_usual(recorded):
     model = GraphedModel(nn.Identity())
     assert answers(model.eval(), [4]) == ["usual of 4"]
