@@ -15,10 +15,10 @@ WARM_UP = 3  # calls before recording, in which libraries choose and load their 
 class GraphedModel(nn.Module):
     """Calls `module` through CUDA graphs: one for forward and backward in training, one for inference.
 
-    They are recorded for two shapes of batches: the first, which is taken to be the usual one, at once; another when it
-    comes again, as the smaller last batch of an epoch does. Batches of other shapes run as without graphs. Results are
-    the same to the bit. The gradients of a training step are valid until the next one, so they can't be accumulated
-    over steps. Weights may change in place only, as optimizers and load_state_dict do."""
+    They are recorded for SHAPES shapes of batches, when they come for the second time: the usual one, and that of the
+    smaller last batch of an epoch. Other batches run as without graphs. Results are the same to the bit. The gradients
+    of a training step are valid until the next one, so they can't be accumulated over steps. Weights may change in
+    place only, as optimizers and load_state_dict do."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -47,7 +47,7 @@ class _OfShapes:
     def of(self, images):
         """The graph for images of this shape; None if there is none."""
         shape = images.shape
-        if shape not in self.recorded and len(self.recorded) < SHAPES and (shape in self.seen or not self.recorded):
+        if shape in self.seen and shape not in self.recorded and len(self.recorded) < SHAPES:
             self.recorded[shape] = self.record(self.module, images, self.pool)
             self.pool = self.recorded[shape].pool
         self.seen.add(shape)

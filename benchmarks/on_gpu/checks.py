@@ -205,13 +205,13 @@ def layer_row(name: str, shape: tuple, dtype: torch.dtype, found: tuple, exact: 
 
 
 def check_graphs(scan: ModuleType, report: Report) -> None:
-    """Losses of seven training steps, with batches of one size and of two others as the last of an epoch, and of
+    """Losses of nine training steps, with batches of one size and of two others as the last of an epoch, and of
     inference of each network, as usual and through CUDA graphs: the same to the bit where the network `repeats` itself
     at all. VM-UNetV2 does not: the backward of PyTorch's adaptive pooling adds in any order."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     images = torch.randn(4, 3, 64, 64, device="cuda")
     masks = torch.rand(4, 1, 64, 64, device="cuda").round()
-    sizes = (4, 3, 4, 3, 1, 3, 4)  # the second size is recorded when it comes again, the third never
+    sizes = (4, 4, 3, 4, 3, 1, 1, 3, 4)  # two are recorded when they come again, the third never
 
     def losses(network: str, graphed: bool) -> list[float]:
         torch.manual_seed(0)
