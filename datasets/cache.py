@@ -2,6 +2,7 @@
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -62,7 +63,7 @@ class CachedDataset(Dataset):
 
     def _decoded_by_processes(self, parts: list[range]) -> list[list[tuple[torch.Tensor, ...]]]:
         with signals_held():
-            arriving = iter(
+            arriving: Any = iter(
                 DataLoader(
                     _Parts(self, parts),
                     batch_size=None,
@@ -73,7 +74,10 @@ class CachedDataset(Dataset):
                     generator=torch.Generator(),  # or it would draw from the one that the network uses
                 )
             )
-        return [[tuple(map(torch.from_numpy, arrays)) for arrays in part] for part in arriving]
+        try:
+            return [[tuple(map(torch.from_numpy, arrays)) for arrays in part] for part in arriving]
+        finally:
+            arriving._shutdown_workers()  # see datasets.loaders.Loader: after an error they would be garbage
 
 
 class _Parts(Dataset):

@@ -13,6 +13,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -165,7 +166,7 @@ class Loader(DataLoader):
     def _start(self):
         new_workers = self.num_workers > 0 and self._iterator is None
         with signals_held():
-            batches = super().__iter__()
+            batches: Any = super().__iter__()
         if new_workers:
             # Keeps the pipes to the workers open for as long as the loader lives. The collector of garbage may close
             # them first; the workers can then not be told to leave, and PyTorch waits five seconds for each.

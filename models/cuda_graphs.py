@@ -3,6 +3,7 @@ than the GPU needs to run them."""
 
 import contextlib
 import logging
+import threading
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +26,18 @@ class GraphedModel(nn.Module):
         self.module = module
         self.training_steps = _OfShapes(_TrainingStep, module)
         self.inferences = _OfShapes(_Inference, module)
+        self.lock = threading.Lock()  # threads that predict with one network share the memory of its graphs
         self.train(module.training)  # not nn.Module's own start, with which a network that predicts would train
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training != torch.is_grad_enabled():
             return self.module(images)  # neither a step of training nor inference
         graphs = self.training_steps if self.training else self.inferences
-        graph = graphs.of(images)
-        return self.module(images) if graph is None else graph(images)
+        with self.lock:
+            graph = graphs.of(images)
+            if graph is not None:
+                return graph(images)
+        return self.module(images)
 
 
 class _OfShapes:

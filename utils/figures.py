@@ -71,7 +71,7 @@ def make_panels(
     Without `class_names` the masks are binary and drawn as outlines; with the names of the classes 1, 2, ... they hold
     class numbers, drawn as `colours` (see `class_colours`)."""
     figure = Figure(figsize=(9, 3.2 * len(samples) + 0.4), layout="constrained")
-    axes = figure.subplots(len(samples), 3, squeeze=False)
+    axes = figure.subplots(len(samples), 3, squeeze=False, subplot_kw={"xticks": (), "yticks": ()})
     for row, (title, image, truth, prediction) in zip(axes, samples, strict=True):
         if class_names is None:
             pictures = for_display(image), draw_outlines(image, truth=truth), draw_outlines(image, prediction)

@@ -5,6 +5,7 @@ Images are (C, H, W) or (H, W) tensors or arrays of any range; masks and labels 
 """
 
 import colorsys
+import io
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,6 +112,13 @@ def class_colours(number: int, given: Sequence[str] = ()) -> list[Colour]:
 def save_picture(path: str | Path, picture: np.ndarray) -> None:
     """Writes a uint8 array, (H, W) or (H, W, 3), as a PNG file."""
     Image.fromarray(picture).save(path, **PNG)
+
+
+def png(picture: np.ndarray) -> bytes:
+    """The PNG file of a uint8 array, (H, W) or (H, W, 3)."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, **PNG)
+    return buffer.getvalue()
 
 
 def _flat(mask):

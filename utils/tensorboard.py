@@ -9,8 +9,10 @@ import numpy as np
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from utils import distributed
+from utils.plots import png
 
 
 class EventWriter:
@@ -32,7 +34,9 @@ class EventWriter:
 
     def add_image(self, tag: str, picture: np.ndarray, step: int) -> None:
         """`picture`: uint8 (H, W, 3)."""
-        self._write(step=step, summary=summary.image(tag, picture, dataformats="HWC"))
+        height, width, _ = picture.shape
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png(picture))
+        self._write(step=step, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
 
     def _write(self, **event: Any) -> None:
         if self.writer is not None:

@@ -1,5 +1,8 @@
 """For which batches graphs are recorded. `benchmarks/gpu.py --check` sees on a GPU that they compute the same."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -60,6 +63,31 @@ def test_a_network_that_was_made_ready_to_predict_needs_no_second_call_of_eval(r
     model = GraphedModel(nn.Identity().eval())
     with torch.inference_mode():
         assert answers(model, [4, 4])[1] == "inference of 4"
+
+
+def test_threads_take_turns(monkeypatch):
+    """A graph has one place for its images and one for its answer."""
+
+    class Graph:
+        pool = None
+
+        def __init__(self, module, images, pool):
+            self.images = None
+
+        def __call__(self, images):
+            self.images = images
+            time.sleep(0.01)
+            return self.images.clone()
+
+    monkeypatch.setattr(cuda_graphs, "_Inference", Graph)
+    model = GraphedModel(nn.Identity().eval())
+
+    def predict(number):
+        with torch.inference_mode():
+            return model(torch.full((1,), number)).item()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(predict, range(12))) == list(range(12))
 
 
 def test_gradients_in_evaluation_mode_and_none_in_training_mode_run_as_usual(recorded):
