@@ -49,10 +49,13 @@ def for_display(image: ArrayLike) -> np.ndarray:
 
 
 def _stretched(values, low, high):
-    """Values from low to high as 0..255, uint8."""
-    values = np.asarray(values, dtype=np.float64)
-    scaled = (values - low) / (high - low) if high > low else np.full_like(values, 0.5)
-    return (scaled * 255).round().astype(np.uint8)
+    """Values from low to high as 0..255, uint8; in float32 if they are: half of a picture's time went into wider ones."""
+    values = np.asarray(values)
+    if not high > low:  # one value, or NaN
+        return np.full(values.shape, 128, np.uint8)
+    scaled = np.subtract(values, low, dtype=np.float32 if values.dtype == np.float32 else np.float64)
+    scaled *= 255 / (high - low)
+    return np.rint(scaled, out=scaled).astype(np.uint8)
 
 
 def draw_outlines(image: ArrayLike, prediction: ArrayLike | None = None, truth: ArrayLike | None = None) -> np.ndarray:
