@@ -3,7 +3,6 @@ so they share no state and need no display.
 
 matplotlib takes half a second or more to import: import this where something is drawn, not before a run begins."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
 from utils.files import read_rows, write_atomically
-from utils.plots import DICE_OF_CLASS, class_colours, draw_labels, draw_outlines, for_display
+from utils.plots import DICE_OF_CLASS, class_colours, draw_labels, draw_outlines, for_display, png
 
 Sample = tuple[str, ArrayLike, ArrayLike, ArrayLike]  # title, image, truth, prediction
 
@@ -55,9 +54,14 @@ def save_curves(metrics: str | Path, path: str | Path) -> None:
 
 def save_figure(path: str | Path, figure: Figure) -> None:
     """Writes a figure as a PNG, in one step."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=100)
-    write_atomically(path, picture.getvalue())
+    write_atomically(path, png(draw(figure)))
+
+
+def draw(figure: Figure) -> np.ndarray:
+    """A figure as a picture, uint8 (height, width, 3). Figure.savefig draws everything twice."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 # ---- predictions
@@ -91,9 +95,7 @@ def draw_panels(
     samples: Sequence[Sample], class_names: Sequence[str] | None = None, colours: Sequence[str] = ()
 ) -> np.ndarray:
     """`make_panels` as a picture, uint8 (height, width, 3)."""
-    canvas = FigureCanvasAgg(make_panels(samples, class_names, colours))
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return draw(make_panels(samples, class_names, colours))
 
 
 def add_class_legend(figure: Figure, class_names: Sequence[str], colours: Sequence[str] = ()) -> None:

@@ -49,7 +49,7 @@ def for_display(image: ArrayLike) -> np.ndarray:
 
 
 def _stretched(values, low, high):
-    """Values from low to high as 0..255, uint8; in float32 if they are: half of a picture's time went into wider ones."""
+    """Values from low to high as 0..255, uint8; in float32 if they are: wider ones took most of a picture's time."""
     values = np.asarray(values)
     if not high > low:  # one value, or NaN
         return np.full(values.shape, 128, np.uint8)
