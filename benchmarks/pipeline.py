@@ -85,8 +85,8 @@ def measure_predict(name: str, checkpoint: Path | str, photographs: Path, output
         start = time.perf_counter()
         predict.predict_all(found.inputs, names, predictor, None, Table(folder / "structures.csv"), [], config)
         rates.append(len(found.inputs) / (time.perf_counter() - start))
-    device = predictor.device.type
-    return {"network": name, "device": device, "images/s": statistics.median(rates[WARM_UP:]), "goal": IMAGES_PER_SECOND}
+    device, rate = predictor.device.type, statistics.median(rates[WARM_UP:])
+    return {"network": name, "device": device, "images/s": rate, "goal": IMAGES_PER_SECOND}
 
 
 def measure_test(data: Path, work_dir: Path) -> dict[str, Any]:
