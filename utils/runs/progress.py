@@ -184,7 +184,9 @@ class Progress:
         return epoch % self.config.val_interval == 0 or epoch == self.config.epochs
 
     def _check_finite(self, epoch, loss):
-        spoilt = [name for name, p in unwrap(self.model).named_parameters() if not p.isfinite().all()]
+        names, parameters = zip(*unwrap(self.model).named_parameters(), strict=True)
+        finite = torch.stack([parameter.isfinite().all() for parameter in parameters]).tolist()  # one wait for a GPU
+        spoilt = [name for name, good in zip(names, finite, strict=True) if not good]
         if spoilt or not math.isfinite(loss):
             found = f"the loss that selects the best epoch is {loss}" if not spoilt else f"{spoilt[0]} is not finite"
             raise NonFiniteLossError(f"{found} after epoch {epoch}, which is not saved")
