@@ -104,13 +104,15 @@ def initial_weights(named: str) -> str:
     return named if named in SHIPPED else str(here_or_beside_the_code(named))
 
 
-def compile_ahead(config: Any, device: torch.device, trains: bool = True) -> None:
+def compile_ahead(config: Any, device: torch.device, trains: bool = True, network: nn.Module | None = None) -> None:
     """Begins to compile the CUDA kernels of a config's network, which takes a while on a machine that has not done so
-    before. Without `trains` none of gradients."""
-    if device.type == "cuda" and config.network in NETWORKS and config.scan_backend in ("auto", cuda_scan.NAME):
+    before. Without `trains` none of gradients. The `network` need not be built yet."""
+    if device.type != "cuda" or config.network not in NETWORKS or config.scan_backend not in ("auto", cuda_scan.NAME):
+        return
+    if network is None:
         with torch.device("meta"):
             network = build_network(vars(config))
-        compile_kernels(network, DTYPES[config.precision], device, trains)
+    compile_kernels(network, DTYPES[config.precision], device, trains)
 
 
 def prepare(
@@ -121,7 +123,7 @@ def prepare(
     The scan backend is chosen here, so that one that can't be used says so before the first epoch. `note`, such as
     Run.note, is told the device and the backend. Without `trains` no kernels of gradients are compiled ahead."""
     dtype = DTYPES[config.precision]
-    compile_ahead(config, device, trains)
+    compile_ahead(config, device, trains, model)
     try:
         has_scans = config.network in NETWORKS
         backend = backends.resolve(config.scan_backend, device.type, dtype) if has_scans else "none"

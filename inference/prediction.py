@@ -1,7 +1,6 @@
 """The result for one input: its mask, measurements and pictures, and how they are saved."""
 
 import gzip
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from PIL import Image
 from inference.pictures import Picture
 from inference.volumes import Volume
 from utils.files import write_atomically
-from utils.plots import PNG, class_colours, draw_class_outlines, draw_labels, draw_outlines
+from utils.plots import class_colours, draw_class_outlines, draw_labels, draw_outlines, png
 from utils.volume_plots import draw_volume
 
 
@@ -88,7 +87,7 @@ class Prediction:
         folder = Path(folder)
         exif = getattr(self.source, "exif", b"")
         if overlay:
-            _write(folder / "overlays" / f"{name}.png", _png(self.overlay(truth), exif))
+            _write(folder / "overlays" / f"{name}.png", png(self.overlay(truth), exif))
         if isinstance(self.source, Volume):
             for kind, values in (("probabilities", self.probabilities), ("disagreement", self.disagreement)):
                 if values is not None:
@@ -101,16 +100,16 @@ class Prediction:
             names = self.class_names if len(self.class_names) == 1 else ["background", *self.class_names]
             for structure, probability in zip(names, self.probabilities, strict=True):
                 path = folder / "probabilities" / f"{name}_{structure.replace(' ', '_')}.png"
-                _write(path, _png(_sixteen_bits(probability), exif))
+                _write(path, png(_sixteen_bits(probability), exif))
         if self.disagreement is not None:
-            _write(folder / "disagreement" / f"{name}.png", _png(_sixteen_bits(2 * self.disagreement), exif))
+            _write(folder / "disagreement" / f"{name}.png", png(_sixteen_bits(2 * self.disagreement), exif))
         if len(self.class_names) == 1:
             picture = Image.fromarray(255 * self.mask)
         else:
             picture = Image.fromarray(self.mask).convert("P")
             colours = [(0, 0, 0), *class_colours(len(self.class_names), self.colours)]
             picture.putpalette(np.array(colours, dtype=np.uint8).tobytes())
-        _write(folder / "masks" / f"{name}.png", _png(picture, exif))
+        _write(folder / "masks" / f"{name}.png", png(picture, exif))
 
 
 def _sixteen_bits(values: np.ndarray) -> Image.Image:
@@ -119,15 +118,8 @@ def _sixteen_bits(values: np.ndarray) -> Image.Image:
 
 
 def _write(path: Path, content: bytes) -> None:
-    if not path.parent.is_dir():
-        path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     write_atomically(path, content)
-
-
-def _png(picture: Image.Image, exif: bytes) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, **PNG, exif=exif)
-    return buffer.getvalue()
 
 
 def _gzip(nifti: Nifti1Image) -> bytes:

@@ -32,7 +32,7 @@ from utils.volume import predict_volume
 log = logging.getLogger("vmunet")
 
 READ_AHEAD = 16  # images that are read while others are predicted, beside those of the next batch
-LARGEST_BATCH = 32  # of images
+TOGETHER = 32  # images that are predicted at once: few enough that others are read and saved meanwhile
 LARGEST_PICTURES = 500_000_000  # bytes of images in one batch, and of those read ahead
 LARGEST_GROUP = 16  # slices whose probabilities are made at once
 
@@ -144,8 +144,8 @@ class Predictor:
 
     @property
     def _together(self) -> int:
-        """Images that are predicted at once: few enough that others are read and saved meanwhile."""
-        return min(self.network.batch_size, LARGEST_BATCH)
+        """Images in a batch."""
+        return min(self.network.batch_size, TOGETHER)
 
     # ---- input
 

@@ -117,10 +117,11 @@ def save_picture(path: str | Path, picture: np.ndarray) -> None:
     Image.fromarray(picture).save(path, **PNG)
 
 
-def png(picture: np.ndarray) -> bytes:
-    """The PNG file of a uint8 array, (H, W) or (H, W, 3)."""
+def png(picture: np.ndarray | Image.Image, exif: bytes = b"") -> bytes:
+    """The PNG file of a PIL image or a uint8 array, (H, W) or (H, W, 3); `exif` goes into it."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, **PNG)
+    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+    image.save(buffer, **PNG, exif=exif)
     return buffer.getvalue()
 
 

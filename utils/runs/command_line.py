@@ -47,7 +47,7 @@ def parse_flags(config_class: type[Config]) -> Config:
 
 def begin_importing() -> None:
     """What a script does first: until `run_with`, signals end it (see `end_on_signals`), and Python looks for no
-    garbage among the million objects that imports make and keep, which takes a fifth of their time."""
+    garbage among the hundreds of thousands of objects that imports make and keep, which takes a fifth of their time."""
     end_on_signals()
     gc.disable()
 
