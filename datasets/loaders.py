@@ -4,6 +4,7 @@ The same seed gives the same batches for any number of workers. The batches of s
 of one.
 """
 
+import atexit
 import itertools
 import logging
 import os
@@ -170,7 +171,9 @@ class Loader(DataLoader):
         if new_workers:
             # Keeps the pipes to the workers open for as long as the loader lives. The collector of garbage may close
             # them first; the workers can then not be told to leave, and PyTorch waits five seconds for each.
-            weakref.finalize(self, batches._shutdown_workers)
+            end = weakref.finalize(self, batches._shutdown_workers)
+            # At the end of the program it is called before what PyTorch has registered, after which nobody is told.
+            atexit.register(end)
         return batches
 
 

@@ -1,6 +1,7 @@
 import gc
 import itertools
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -201,6 +202,27 @@ def test_workers_leave_at_once_when_their_loader_is_garbage(isic):
     gc.collect()
     assert time.monotonic() - start < 4  # PyTorch by itself waits for 10 s
     assert not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers)
+
+
+HELD = """
+import weakref
+class Something: pass
+something = Something()
+weakref.finalize(something, str)  # an earlier one, as of a library: it sets the order in which all of them are called
+import torch.utils.data.dataloader as pytorch
+from datasets.loaders import Loader
+def shutdown(batches, usual=pytorch._MultiProcessingDataLoaderIter._shutdown_workers):
+    print("told" if pytorch._utils.python_exit_status is False else "too late", flush=True)
+    usual(batches)
+pytorch._MultiProcessingDataLoaderIter._shutdown_workers = shutdown
+loader = Loader([1, 2], num_workers=1, persistent_workers=True, multiprocessing_context="fork")
+source = iter(loader)
+"""
+
+
+def test_workers_are_told_to_leave_although_something_holds_their_loader_to_the_end():
+    done = subprocess.run([sys.executable, "-c", HELD], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=100)
+    assert done.returncode == 0 and done.stdout.split("\n")[0] == "told", done.stderr
 
 
 class Stuck(torch.utils.data.Dataset):

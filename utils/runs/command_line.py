@@ -119,9 +119,6 @@ def run_with(main: Callable[[Any], Any], config: Any) -> None:
     finally:
         stop_log()
     if status:
-        # Here the exception is gone, and with it the loaders that its traceback kept. While they live, the end of the
-        # program waits 5 s for each of their workers, 12 or 24 of them on a GPU.
-        gc.collect()
         sys.exit(status)
 
 
