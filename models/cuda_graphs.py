@@ -26,7 +26,7 @@ class GraphedModel(nn.Module):
         self.module = module
         self.training_steps = _OfShapes(_TrainingStep, module)
         self.inferences = _OfShapes(_Inference, module)
-        self.lock = threading.Lock()  # threads that predict with one network share the memory of its graphs
+        self.lock = threading.Lock()  # threads, which must use one stream, share the memory of the graphs
         self.train(module.training)  # not nn.Module's own start, with which a network that predicts would train
 
     def forward(self, images: Tensor) -> Tensor:
@@ -66,10 +66,10 @@ class _TrainingStep:
         self.images = images.clone()
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         with _other_leaves(module) as leaves:
-            self._record(module, leaves, pool)
+            self._capture(module, leaves, pool)
         log.info("training steps with images %s run as CUDA graphs", tuple(images.shape))
 
-    def _record(self, module, leaves, pool):
+    def _capture(self, module, leaves, pool):
         # the run must not notice: recording draws random numbers, warming up moves the averages of BatchNorm
         device = self.images.device
         state = torch.cuda.get_rng_state(device)
