@@ -14,7 +14,8 @@ from PIL import Image
 from inference.pictures import Picture
 from inference.volumes import Volume
 from utils.files import write_atomically
-from utils.plots import class_colours, draw_class_outlines, draw_labels, draw_outlines, png
+from utils.plots import class_colours, draw_class_outlines, draw_labels, draw_outlines
+from utils.png import encode_png
 from utils.volume_plots import draw_volume
 
 
@@ -63,17 +64,7 @@ class Prediction:
         """A PIL image: the outlines of one class, the colours of several; of a volume three planes above its slices.
 
         truth  class numbers (H, W) of an expert's mask, of images: outlined too, in green for one class"""
-        if isinstance(self.source, Volume):
-            colours = class_colours(len(self.class_names), self.colours)
-            return Image.fromarray(
-                draw_volume(self.source.slices, self.mask, self.class_names, colours, spacing=self.spacing)
-            )
-        if len(self.class_names) == 1:
-            return Image.fromarray(draw_outlines(self.source.pixels, self.mask, truth))
-        picture = draw_labels(self.source.pixels, self.mask, colours=self.colours)
-        if truth is not None:
-            picture = draw_class_outlines(picture.transpose(2, 0, 1), truth, self.colours)
-        return Image.fromarray(picture)
+        return Image.fromarray(self._drawn(truth))
 
     def save(
         self, folder: str | os.PathLike[str], name: str, overlay: bool = True, truth: np.ndarray | None = None
@@ -87,7 +78,7 @@ class Prediction:
         folder = Path(folder)
         exif = getattr(self.source, "exif", b"")
         if overlay:
-            _write(folder / "overlays" / f"{name}.png", png(self.overlay(truth), exif))
+            _write(folder / "overlays" / f"{name}.png", encode_png(self._drawn(truth), exif=exif))
         if isinstance(self.source, Volume):
             for kind, values in (("probabilities", self.probabilities), ("disagreement", self.disagreement)):
                 if values is not None:
@@ -100,21 +91,32 @@ class Prediction:
             names = self.class_names if len(self.class_names) == 1 else ["background", *self.class_names]
             for structure, probability in zip(names, self.probabilities, strict=True):
                 path = folder / "probabilities" / f"{name}_{structure.replace(' ', '_')}.png"
-                _write(path, png(_sixteen_bits(probability), exif))
+                _write(path, encode_png(_sixteen_bits(probability), exif=exif))
         if self.disagreement is not None:
-            _write(folder / "disagreement" / f"{name}.png", png(_sixteen_bits(2 * self.disagreement), exif))
+            _write(folder / "disagreement" / f"{name}.png", encode_png(_sixteen_bits(2 * self.disagreement), exif=exif))
         if len(self.class_names) == 1:
-            picture = Image.fromarray(255 * self.mask)
+            mask = encode_png(255 * self.mask, exif=exif)
         else:
-            picture = Image.fromarray(self.mask).convert("P")
             colours = [(0, 0, 0), *class_colours(len(self.class_names), self.colours)]
-            picture.putpalette(np.array(colours, dtype=np.uint8).tobytes())
-        _write(folder / "masks" / f"{name}.png", png(picture, exif))
+            mask = encode_png(self.mask, colours, exif)
+        _write(folder / "masks" / f"{name}.png", mask)
+
+    def _drawn(self, truth):
+        """The overlay as uint8 (H, W, 3)."""
+        if isinstance(self.source, Volume):
+            colours = class_colours(len(self.class_names), self.colours)
+            return draw_volume(self.source.slices, self.mask, self.class_names, colours, spacing=self.spacing)
+        if len(self.class_names) == 1:
+            return draw_outlines(self.source.pixels, self.mask, truth)
+        picture = draw_labels(self.source.pixels, self.mask, colours=self.colours)
+        if truth is not None:
+            picture = draw_class_outlines(picture.transpose(2, 0, 1), truth, self.colours)
+        return picture
 
 
 def _sixteen_bits(values: np.ndarray) -> Image.Image:
-    """Values 0..1 as a grey picture."""
-    return Image.fromarray((values.clip(0, 1) * 65535).round().astype(np.uint16))
+    """Values 0..1 as greys."""
+    return (values.clip(0, 1) * 65535).round().astype(np.uint16)
 
 
 def _write(path: Path, content: bytes) -> None:

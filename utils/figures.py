@@ -14,7 +14,8 @@ from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
 from utils.files import read_rows, write_atomically
-from utils.plots import DICE_OF_CLASS, class_colours, draw_labels, draw_outlines, for_display, png
+from utils.plots import DICE_OF_CLASS, class_colours, draw_labels, draw_outlines, for_display
+from utils.png import encode_png
 
 Sample = tuple[str, ArrayLike, ArrayLike, ArrayLike]  # title, image, truth, prediction
 
@@ -54,7 +55,7 @@ def save_curves(metrics: str | Path, path: str | Path) -> None:
 
 def save_figure(path: str | Path, figure: Figure) -> None:
     """Writes a figure as a PNG, in one step."""
-    write_atomically(path, png(draw(figure)))
+    write_atomically(path, encode_png(draw(figure)))
 
 
 def draw(figure: Figure) -> np.ndarray:

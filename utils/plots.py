@@ -5,20 +5,16 @@ Images are (C, H, W) or (H, W) tensors or arrays of any range; masks and labels 
 """
 
 import colorsys
-import io
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image
+
+from utils.png import encode_png
 
 Colour = tuple[int, int, int]
 
-# How PNG files are compressed: photographs become as small as with Pillow's own settings, in a fourth of the time.
-PNG: dict[str, Any] = {"format": "PNG", "compress_level": 1, "compress_type": zlib.Z_RLE}
 TRUTH, PREDICTION = (0, 200, 80), (255, 60, 40)
 DICE_OF_CLASS = ("dsc ", "dice_transunet ")  # how columns of metrics.csv begin, before the name of a class
 CLASS_COLOURS = [  # of class 1, 2, ...: told apart by people with any kind of colour vision
@@ -114,15 +110,7 @@ def class_colours(number: int, given: Sequence[str] = ()) -> list[Colour]:
 
 def save_picture(path: str | Path, picture: np.ndarray) -> None:
     """Writes a uint8 array, (H, W) or (H, W, 3), as a PNG file."""
-    Image.fromarray(picture).save(path, **PNG)
-
-
-def png(picture: np.ndarray | Image.Image, exif: bytes = b"") -> bytes:
-    """The PNG file of a PIL image or a uint8 array, (H, W) or (H, W, 3); `exif` goes into it."""
-    buffer = io.BytesIO()
-    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-    image.save(buffer, **PNG, exif=exif)
-    return buffer.getvalue()
+    Path(path).write_bytes(encode_png(picture))
 
 
 def _flat(mask):

@@ -12,7 +12,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from utils import distributed
-from utils.plots import png
+from utils.png import encode_png
 
 
 class EventWriter:
@@ -35,7 +35,7 @@ class EventWriter:
     def add_image(self, tag: str, picture: np.ndarray, step: int) -> None:
         """`picture`: uint8 (H, W, 3)."""
         height, width, _ = picture.shape
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png(picture))
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encode_png(picture))
         self._write(step=step, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
 
     def _write(self, **event: Any) -> None:

@@ -94,13 +94,13 @@ def test_an_error_of_any_kind_costs_one_input(where, binary, images, tmp_path, m
         wrong.calls = 0
         monkeypatch.setattr(Predictor, "_decide", wrong)
     else:
-        name = {"saving": "overlay", "rows": "structures"}[where]
+        name = {"saving": "save", "rows": "structures"}[where]
         original, second = getattr(Prediction, name), np.asarray(Image.open(images / "b.png")).transpose(2, 0, 1)
 
-        def wrong(self, *args):  # threads save in any order
+        def wrong(self, *args, **options):  # threads save in any order
             if np.array_equal(self.source.pixels, second):
                 raise TypeError("something that nobody thought of")
-            return original(self, *args)
+            return original(self, *args, **options)
 
         monkeypatch.setattr(Prediction, name, wrong)
     with pytest.raises(ValueError, match=r"1 of 3 inputs were left out: .*b\.png"):

@@ -16,7 +16,7 @@ from utils import distributed
 from utils.errors import NonFiniteLossError
 from utils.files import read_rows, write_atomically
 from utils.optim import adopt_length, build_optimizer, build_scheduler, step_scheduler
-from utils.plots import png
+from utils.png import encode_png
 from utils.runs.batches import Batches
 from utils.runs.checkpoint import BackgroundSaver, restore, training_state, unwrap
 from utils.runs.left import TimeLeft
@@ -231,6 +231,6 @@ def show_panels(
     from utils.figures import draw_panels
 
     picture = draw_panels(samples, class_names, colours)
-    write_atomically(folder / "panels.png", png(picture))
+    write_atomically(folder / "panels.png", encode_png(picture))
     with contextlib.closing(EventWriter(folder / "tensorboard", step)) as writer:
         writer.add_image("test", picture, step)
