@@ -59,8 +59,12 @@ class Execution:
         return None if self.progress else True
 
     def autocast(self) -> contextlib.AbstractContextManager:
+        """Without autocast's cache of rounded weights, through which the gradients of a weight that is used twice in a
+        step would be added in the lower precision; CUDA graphs can't use it either."""
         dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
-        return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+        if dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype, cache_enabled=False)
 
 
 def train_one_epoch(

@@ -125,16 +125,23 @@ def test(run, config, model, criterion, execution, steps=0):
     panels, pictures = Panels(config), run.folder / "predictions"
     pictures.mkdir(exist_ok=True)
 
+    def show_first():
+        if distributed.is_main():
+            show_panels(run.folder, panels.samples, steps, panels.class_names, config.structure_colours)
+
     def save(images, targets, probs, names):
-        panels.add(images, targets, probs, names)
+        if panels.add(images, targets, probs, names):
+            painter.submit(0, show_first)
         images, targets, predictions = images.cpu(), targets.cpu(), decide(probs, config)
         for image, target, prediction, name in zip(images, targets, predictions, names, strict=True):
             arrays = (tensor.numpy() for tensor in (image, target, prediction))
             saver.submit(image.nbytes, save_prediction, pictures / name, *arrays, config)
 
     threads = max(1, available_cpus() // processes_here())
-    with InOrder(threads, lambda arguments, saving: saving.result()) as saver:
+    with InOrder(1, raise_error) as painter, InOrder(threads, raise_error) as saver:
         scores, counts = evaluate(model, loader, criterion, execution, config.threshold, save)
+        if len(panels.samples) < PANELS:
+            show_first()
     log.info("test on %d images of %s", len(counts), split)
     if config.protocol == "paper" and config.test_only is None:
         log.info("note: the best epoch was selected on the reported set, as published (--protocol holdout does not)")
@@ -147,10 +154,13 @@ def test(run, config, model, criterion, execution, steps=0):
     if distributed.is_main():
         rows = [{"name": name, **scores_of_image(c), **counts_of_image(c)} for name, c in counts]
         write_rows(run.folder / "test_images.csv", rows)
-        show_panels(run.folder, panels.samples, steps, panels.class_names, config.structure_colours)
         log.info("results are in %s", run.folder)
         report_at_end(run.folder)
     return scores
+
+
+def raise_error(_, saving):
+    saving.result()
 
 
 def save_prediction(path, image, target, prediction, config):
@@ -172,8 +182,11 @@ class Panels:
         self.class_names = config.structures if config.num_classes > 1 else None
 
     def add(self, images, targets, probs, names):
-        images, targets, probs = (t[: PANELS - len(self.samples)] for t in (images, targets, probs))
+        """Returns whether with these there are PANELS of them, and were not before."""
+        missing = PANELS - len(self.samples)
+        images, targets, probs = (t[:missing] for t in (images, targets, probs))
         self.samples += zip(names, images.cpu(), targets.cpu(), decide(probs, self.config), strict=False)
+        return 0 < missing == len(images)
 
 
 def decide(probs, config):

@@ -31,7 +31,7 @@ from utils.losses import BceDiceWithLogitsLoss
 from utils.machine.device import choose_device
 from utils.optim import build_optimizer
 from utils.repository import REPOSITORY
-from utils.runs.checkpoint import pack, save_checkpoint, write_latest, write_packed
+from utils.runs.checkpoint import copied, save_checkpoint, save_latest
 from utils.runs.run import started_run
 
 PHOTOGRAPHS, TESTED, SIDE = 150, 650, 256
@@ -114,9 +114,9 @@ def measure_checkpoints(folder: Path) -> list[dict[str, Any]]:
         waits, writes = [], []
         for _ in range(ROUNDS):
             start = time.perf_counter()
-            packed = pack(state)
+            kept = copied(state)
             waits.append(time.perf_counter() - start)
-            write_packed(folder / name, packed) if name == "best.pth" else write_latest(folder, packed)
+            save_checkpoint(folder / name, kept) if name == "best.pth" else save_latest(folder, kept)
             writes.append(time.perf_counter() - start - waits[-1])
         wait = statistics.median(waits)
         share = 100 * wait / config.checkpoint_interval

@@ -114,7 +114,7 @@ class Prediction:
         return picture
 
 
-def _sixteen_bits(values: np.ndarray) -> Image.Image:
+def _sixteen_bits(values: np.ndarray) -> np.ndarray:
     """Values 0..1 as greys."""
     return (values.clip(0, 1) * 65535).round().astype(np.uint16)
 

@@ -17,9 +17,9 @@ class GraphedModel(nn.Module):
     """Calls `module` through CUDA graphs: one for forward and backward in training, one for inference.
 
     They are recorded for SHAPES shapes of batches, when they come for the second time: the usual one, and that of the
-    smaller last batch of an epoch. Other batches run as without graphs. Results are the same to the bit. The gradients
-    of a training step are valid until the next one, so they can't be accumulated over steps. Weights may change in
-    place only, as optimizers and load_state_dict do."""
+    smaller last batch of an epoch. Other batches run as without graphs. Results are the same to the bit, under autocast
+    those without its cache (cache_enabled=False). The gradients of a training step are valid until the next one, so
+    they can't be accumulated over steps. Weights may change in place only, as optimizers and load_state_dict do."""
 
     def __init__(self, module: nn.Module):
         super().__init__()

@@ -243,6 +243,19 @@ def test_clipping_bounds_the_step():
     assert 0 < (after - before).norm().item() <= 1.001e-3
 
 
+def test_gradients_of_a_weight_that_is_used_twice_are_added_in_float32():
+    weight = torch.nn.Parameter(torch.rand(8, 8))
+    one, two = torch.rand(2, 5, 8)
+
+    def gradient(*inputs):
+        with Execution(torch.device("cpu"), "bf16").autocast():
+            total = sum(torch.nn.functional.linear(x, weight).float().sum() for x in inputs)
+        return torch.autograd.grad(total, weight)[0]
+
+    assert torch.equal(gradient(one, two), gradient(one) + gradient(two))
+    assert not torch.equal(gradient(one, two), gradient(one, two).bfloat16().float())
+
+
 def test_on_a_cpu_batches_are_handed_on_as_they_are():
     parts = [(torch.rand(2, 1), torch.rand(2, 1), ["a", "b"]), (torch.rand(1, 1), torch.rand(1, 1), ["c"])]
     handed = list(Execution(torch.device("cpu")).on_device(iter(parts)))

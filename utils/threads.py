@@ -30,6 +30,11 @@ class InOrder:
             self._hand_over()
         self.waiting.append((arguments, size, self.pool.submit(function, *arguments)))
 
+    def finish(self) -> None:
+        """Waits for all calls and hands them over."""
+        while self.waiting:
+            self._hand_over()
+
     def _is_full(self, size: int) -> bool:
         held = sum(other for _, other, _ in self.waiting)
         return len(self.waiting) >= self.limit or held + size > LARGEST_WAITING
@@ -46,8 +51,8 @@ class InOrder:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
-            while error is None and self.waiting:
-                self._hand_over()
+            if error is None:
+                self.finish()
         finally:
             self.pool.shutdown(cancel_futures=True)
             for arguments, _, future in self.waiting:  # after an error

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 
 from benchmarks.common import Report
 from benchmarks.on_gpu.inputs import EPS, Shape, make_inputs, shape_of, short
+from engine import Execution
+from models.compile_ahead import compile_ahead
 from models.cross_scan import torch_loop
 from models.cross_scan.inputs import GatedInputs, ScanInputs
 from models.cuda_graphs import GraphedModel
@@ -207,10 +209,11 @@ def layer_row(name: str, shape: tuple, dtype: torch.dtype, found: tuple, exact: 
 def check_graphs(scan: ModuleType, report: Report) -> None:
     """Losses of nine training steps, with batches of one size and of two others as the last of an epoch, and of
     inference of each network, as usual and through CUDA graphs: the same to the bit where the network `repeats` itself
-    at all. VM-UNetV2 does not: the backward of PyTorch's adaptive pooling adds in any order."""
+    at all. VM-UNetV2 need not: the backward of PyTorch's adaptive pooling adds in any order."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     images = torch.randn(4, 3, 64, 64, device="cuda")
     masks = torch.rand(4, 1, 64, 64, device="cuda").round()
+    autocast = Execution(torch.device("cuda"), "bf16").autocast
     sizes = (4, 4, 3, 4, 3, 1, 1, 3, 4)  # two are recorded when they come again, the third never
 
     def losses(network: str, graphed: bool) -> list[float]:
@@ -221,16 +224,19 @@ def check_graphs(scan: ModuleType, report: Report) -> None:
         found = []
         for size in sizes:
             optimizer.zero_grad()
-            with torch.autocast("cuda", torch.bfloat16):
+            with autocast():
                 logits = model.train()(images[:size])
             loss = F.binary_cross_entropy_with_logits(logits.float(), masks[:size])
             loss.backward()
             optimizer.step()
             found.append(loss.item())
-        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+        with torch.inference_mode(), autocast():
             found += [model.eval()(images[:size]).float().square().mean().item() for size in sizes]
         return found
 
+    for network in NETWORKS:  # all at once: one after the other they take minutes
+        model = build_network({"network": network, "scan_backend": scan.NAME})
+        compile_ahead(model, torch.bfloat16, torch.device("cuda"), trains=True)
     rows = []
     for network in NETWORKS:
         runs = [losses(network, graphed) for graphed in (False, False, True)]

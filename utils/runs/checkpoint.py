@@ -67,8 +67,17 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     write_packed(path, pack(state))
 
 
+def copied(state: Any) -> Any:
+    """The same with copies of its tensors, in main memory."""
+    if isinstance(state, dict):
+        return {name: copied(value) for name, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(map(copied, state))
+    return state.detach().to("cpu", copy=True) if isinstance(state, torch.Tensor) else state
+
+
 def pack(state: dict[str, Any]) -> io.BytesIO:
-    """The archive of a state as it is now, in memory. Raises TypeError for values that are not plain."""
+    """The archive of a state, in memory. Raises TypeError for values that are not plain."""
     _check_plain(state, "state")
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -137,8 +146,8 @@ def write_latest(folder: str | Path, packed: io.BytesIO) -> None:
 
 
 class BackgroundSaver:
-    """Writes checkpoints in a thread, in the order they are given, while training goes on: hashing and writing take
-    longer than the copy in memory, which is made at once. Leaving the block waits until all are written.
+    """Writes checkpoints in a thread, in the order they are given, while training goes on: packing, hashing and writing
+    take longer than the copies of the tensors, which are made at once. Leaving the block waits until all are written.
 
     After a file that could not be written no other is: a latest.pth must not name a best.pth that is not there."""
 
@@ -148,23 +157,24 @@ class BackgroundSaver:
         self.failed = False
 
     def save(self, path: str | Path, state: dict[str, Any]) -> None:
-        """`save_checkpoint`; errors of the disk are raised by `finish`."""
-        self.pending.append(self.thread.submit(self._write, write_packed, path, pack(state)))
+        """`save_checkpoint` of the state as it is now; its errors are raised by `finish`."""
+        self.pending.append(self.thread.submit(self._write, write_packed, path, copied(state)))
 
     def save_latest(self, folder: str | Path, state: dict[str, Any]) -> None:
-        """The function `save_latest`; errors of the disk are raised by `finish`."""
-        self.pending.append(self.thread.submit(self._write, write_latest, folder, pack(state)))
+        """The function `save_latest` of the state as it is now; its errors are raised by `finish`."""
+        self.pending.append(self.thread.submit(self._write, write_latest, folder, copied(state)))
 
     def finish(self) -> None:
-        """Waits until all files given so far are written. Raises OSError if one could not be."""
+        """Waits until all files given so far are written. Raises OSError if one could not be, TypeError for values that
+        are not plain."""
         pending, self.pending = self.pending, []
         for writing in pending:
             writing.result()
 
-    def _write(self, write: Callable[[Any, io.BytesIO], None], place: str | Path, packed: io.BytesIO) -> None:
+    def _write(self, write: Callable[[Any, io.BytesIO], None], place: str | Path, state: dict[str, Any]) -> None:
         if not self.failed:
             self.failed = True  # unless the next line returns
-            write(place, packed)
+            write(place, pack(state))
             self.failed = False
 
     def __enter__(self) -> "BackgroundSaver":

@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,13 @@ from utils.files import read_rows, write_atomically
 from utils.optim import adopt_length, build_optimizer, build_scheduler, step_scheduler
 from utils.png import encode_png
 from utils.runs.batches import Batches
-from utils.runs.checkpoint import BackgroundSaver, restore, training_state, unwrap
+from utils.runs.checkpoint import BackgroundSaver, copied, restore, training_state, unwrap
 from utils.runs.left import TimeLeft
 from utils.runs.lost import LossOfScore
 from utils.runs.run import Run
 from utils.runs.stopping import Stopped, on_signals
 from utils.tensorboard import EventWriter
+from utils.threads import InOrder
 
 log = logging.getLogger("vmunet")
 
@@ -74,6 +77,7 @@ class Progress:
         self.lost = LossOfScore()
         self.lost.replay(read_rows(run.metrics))
         self.writer: EventWriter  # in saved_when_stopped
+        self.figures: InOrder  # are drawn while training goes on
         self.saver = BackgroundSaver()
         self.clock = TimeLeft(len(self.batches), config.epochs)
 
@@ -82,7 +86,8 @@ class Progress:
         """In this block SIGTERM and Ctrl-C let the batch finish; then everything is saved, and Stopped goes on."""
         with on_signals(self.stop.remember):
             self.writer = EventWriter(self.run.folder / "tensorboard", self.step)
-            with contextlib.closing(self.writer), self.saver:
+            self.figures = InOrder(1, functools.partial(_show_drawn, self.writer))
+            with contextlib.closing(self.writer), self.saver, self.figures:
                 try:
                     yield
                 except Stopped as stopped:
@@ -133,6 +138,7 @@ class Progress:
         Raises NonFiniteLossError instead of saving weights that nothing can go on from."""
         self._check_finite(row["epoch"], loss)
         self.saver.finish()  # the checkpoints of the last epoch, or why there are none
+        self.figures.finish()
         self.epoch = row["epoch"]
         self.batches.next_epoch()
         step_scheduler(self.scheduler, loss)
@@ -142,19 +148,14 @@ class Progress:
         for name, value in row.items():
             self.writer.add_scalar(f"epoch/{name}", value, self.step)
         if samples and distributed.is_main():
-            from utils.figures import draw_panels  # matplotlib, which the first step need not wait for
-
-            picture = draw_panels(samples, class_names, self.config.structure_colours)
-            self.writer.add_image("predictions", picture, self.step)
+            self.figures.submit(0, _draw_panels, samples, class_names, self.config.structure_colours, self.step)
         self.writer.flush()
         self.run.add_metrics(row)
         if self.lost.see(row):
             log.warning("the run %s; %s", self.lost.sentence, ADVICE)
             self.run.note("lost", self.lost.sentence, level=None)
         if distributed.is_main() and (self.epoch % self.config.val_interval == 0 or self.epoch == self.config.epochs):
-            from utils.figures import save_curves
-
-            save_curves(self.run.metrics, self.run.folder / "curves.png")
+            self.figures.submit(0, _draw_curves, self.run)
         if loss < self.best["value"]:
             self.best = {"value": loss, "epoch": self.epoch}
             self.held = self._weights() if distributed.is_main() else None
@@ -192,9 +193,9 @@ class Progress:
             raise NonFiniteLossError(f"{found} after epoch {epoch}, which is not saved")
 
     def _weights(self):
-        """What best.pth holds, copied to main memory."""
-        model = {name: value.to("cpu", copy=True) for name, value in unwrap(self.model).state_dict().items()}
-        return {"model": model, "epoch": self.epoch, "config": dataclasses.asdict(self.config)}
+        """What best.pth holds, as it is now."""
+        model = unwrap(self.model).state_dict()
+        return copied({"model": model, "epoch": self.epoch, "config": dataclasses.asdict(self.config)})
 
     def _save(self):
         """Writes best.pth and then latest.pth as the run stands, unless they are there. All processes call it.
@@ -203,6 +204,7 @@ class Progress:
         are repeated, on some GPUs with slightly other numbers."""
         if self.saved == (self.epoch, self.step):
             return
+        self.figures.finish()  # a run that goes on from here does not draw them again
         if self.held is not None:
             self.saver.save(self.run.checkpoints / "best.pth", self.held)
             self.held = None
@@ -222,6 +224,25 @@ class Progress:
             self.saver.save_latest(self.run.checkpoints, state)
         distributed.barrier()
         self.saved, self.saved_at = (self.epoch, self.step), time.monotonic()
+
+
+def _draw_panels(samples, class_names, colours, step):
+    """(prediction panels as a picture, step)"""
+    from utils.figures import draw_panels  # matplotlib, which the first step need not wait for
+
+    return draw_panels(samples, class_names, colours), step
+
+
+def _draw_curves(run):
+    from utils.figures import save_curves
+
+    save_curves(run.metrics, run.folder / "curves.png")
+
+
+def _show_drawn(writer: EventWriter, _: tuple, drawing: Future) -> None:
+    """Shows prediction panels in TensorBoard. Raises what went wrong with a figure."""
+    if panels := drawing.result():
+        writer.add_image("predictions", *panels)
 
 
 def show_panels(
