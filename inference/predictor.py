@@ -1,6 +1,8 @@
 """A trained network, ready for images and volumes of any size."""
 
+import contextlib
 import dataclasses
+import functools
 import logging
 import os
 from collections import deque
@@ -155,7 +157,7 @@ class Predictor:
         """Triples (Input, what it holds, the same for each network). Images are read and prepared in other threads
         before it is their turn."""
         remaining, waiting = iter(inputs), deque[tuple[Input, Future | None]]()
-        with ThreadPoolExecutor(min(8, available_cpus())) as pool:
+        with self._readers() as pool:
             while True:
                 while len(waiting) < READ_AHEAD + self._together and _bytes_read(waiting) < LARGEST_PICTURES:
                     item = next(remaining, None)
@@ -174,6 +176,19 @@ class Predictor:
                     on_error(item, error)
                 else:
                     yield item, source, prepared
+
+    @contextlib.contextmanager
+    def _readers(self) -> Iterator[ThreadPoolExecutor]:
+        """Threads that read and prepare. Beside a network on a GPU each of them computes with one thread: with several
+        of PyTorch's they get in each other's way."""
+        threads, beside_gpu = torch.get_num_threads(), self.device.type != "cpu"
+        alone = functools.partial(torch.set_num_threads, 1) if beside_gpu else None
+        try:
+            with ThreadPoolExecutor(min(8, available_cpus()), initializer=alone) as pool:
+                yield pool
+        finally:
+            if beside_gpu:
+                torch.set_num_threads(threads)  # for threads that begin later, which take over what was set last
 
     def _read_and_prepare(self, item: Input) -> tuple[Picture | Volume, Prepared]:
         source = self._read(item)

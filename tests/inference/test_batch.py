@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 import predict
-from inference.inputs import ABOUT
+from inference.inputs import ABOUT, search
 from inference.results import Table
 from predict import PredictConfig, Prediction, Predictor
 from utils.files import read_rows
@@ -108,6 +109,30 @@ def test_an_error_of_any_kind_costs_one_input(where, binary, images, tmp_path, m
     assert predicted(tmp_path / "out") == {"a", "c"}
     text = (tmp_path / "out/log.txt").read_text(encoding="utf-8")
     assert "b.png: something that nobody thought of" in text
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda", 1), ("cpu", 3)])
+def test_beside_a_gpu_each_thread_that_reads_computes_alone(device, expected, binary, images, monkeypatch):
+    predictor = Predictor(binary, device="cpu")
+    read, of_readers, of_others = predictor._read_and_prepare, [], []
+
+    def noted(item):
+        of_readers.append(torch.get_num_threads())
+        return read(item)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        monkeypatch.setattr(predictor, "device", torch.device(device))
+        monkeypatch.setattr(predictor, "_read_and_prepare", noted)
+        results = list(predictor.predict_all(search([str(images)], "out").inputs))
+        thread = threading.Thread(target=lambda: of_others.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert len(results) == 3 and of_readers == [expected] * 3
+        assert torch.get_num_threads() == 3 and of_others == [3]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_full_disk_ends_the_batch(binary, images, tmp_path, monkeypatch):
