@@ -1,8 +1,8 @@
 """PNG files (ISO/IEC 15948) of pictures that are arrays.
 
-Pillow's encoder looks for the best of five filters in every row and holds Python's lock half of the time, so that
-threads that save results wait for each other. Here numpy and zlib do the work, which let other threads run: a
-photograph takes half the time, its file is a twentieth to an eighth larger."""
+Pillow's encoder looks for the best filter of every row and holds Python's lock for much of its time, so that threads
+that save results wait for each other. Here numpy and zlib do the work, which let other threads run: a photograph takes
+half the time, its file is a twentieth to an eighth larger."""
 
 import struct
 import zlib
