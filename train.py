@@ -97,6 +97,7 @@ def train(run, config, model, criterion, execution, cost):
     with progress.saved_when_stopped():
         for epoch in progress.epochs():
             start, lr = time.perf_counter(), progress.lr
+            progress.batches.begin()
             val_loader.begin()
             loss = train_one_epoch(model, progress.batches, progress.optimizer, criterion, execution, progress.on_step)
             usage = progress.batches.usage(execution.device)

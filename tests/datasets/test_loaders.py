@@ -26,6 +26,7 @@ from datasets.transforms import run_angle
 from tests.tiny import ROOT, isic_config, synapse_config
 from utils.machine.device import available_cpus
 from utils.machine.memory import free_memory
+from utils.runs.batches import Batches
 from utils.runs.stopping import leave_signals_to_main
 
 # forking with threads about, and more workers than cores, are what these tests are for
@@ -187,6 +188,16 @@ def test_a_pass_that_was_begun_early_has_the_same_batches(isic):
         assert_equal_batches(plain, early)
         workers |= {worker.pid for worker in early._iterator._workers}
     assert len(workers) == 2  # the same ones throughout
+
+
+def test_training_that_was_begun_early_has_the_same_batches(isic):
+    plain, _ = build_isic_loaders(isic_config(isic, batch_size=2))
+    early, _ = build_isic_loaders(isic_config(isic, batch_size=2, num_workers=1))
+    plain, early = Batches(plain, epoch=3, losses=[0.5]), Batches(early, epoch=3, losses=[0.5])
+    early.begin()
+    worker = early.loader._iterator._workers[0].pid
+    assert_equal_batches(plain, early)
+    assert [process.pid for process in early.loader._iterator._workers] == [worker]
 
 
 def test_workers_leave_at_once_when_their_loader_is_garbage(isic):

@@ -25,8 +25,7 @@ class Batches:
         self.loader, self.losses = loader, list(losses)
         if isinstance(loader, DataLoader):
             self.loader.batch_sampler.set_epoch(epoch, done=self.done)
-        # one for all epochs; made when the first begins, because it starts the workers
-        self.source: Iterator | None = None
+        self.source: Iterator | None = None  # one for all epochs; making it starts the workers
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
@@ -37,14 +36,19 @@ class Batches:
         """Batches of the present epoch that are done."""
         return len(self.losses)
 
+    def begin(self) -> Iterator:
+        """Lets the workers prepare the first batches now, if they have not begun."""
+        if self.source is None:
+            self.source = iter(self.loader)
+        return self.source
+
     def __iter__(self) -> Iterator:
         """The batches of the present epoch that remain; the loss of each is to be recorded."""
         self.waited, self.begun_at, self.start = 0.0, self.done, time.perf_counter()
-        if self.source is None:
-            self.source = iter(self.loader)
+        source = self.begin()
         for _ in range(len(self) - self.done):
             asked = time.perf_counter()
-            batch = next(self.source)
+            batch = next(source)
             self.waited += time.perf_counter() - asked
             yield batch
 
