@@ -13,6 +13,7 @@ from utils import distributed
 from utils.arriving import Arriving
 from utils.distributed import gather_over_ranks
 from utils.errors import NonFiniteLossError
+from utils.machine.device import DTYPES
 from utils.metrics import class_counts_per_image, confusion_counts_per_image, summarize
 from utils.runs.batches import Batches
 from utils.runs.stopping import StopRequest
@@ -61,10 +62,9 @@ class Execution:
     def autocast(self) -> contextlib.AbstractContextManager:
         """Without autocast's cache of rounded weights, through which the gradients of a weight that is used twice in a
         step would be added in the lower precision; CUDA graphs can't use it either."""
-        dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
-        if dtype is None:
+        if self.precision == "fp32":
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype, cache_enabled=False)
+        return torch.autocast(self.device.type, DTYPES[self.precision], cache_enabled=False)
 
 
 def train_one_epoch(

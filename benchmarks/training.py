@@ -1,12 +1,10 @@
-"""Training on this machine's CPU as `train.py` does it: images a second, the share of time spent waiting for data, and
-the time for the checkpoints of an epoch.
+"""Training on this machine's CPU as `train.py` does it: images a second, and the share of time spent waiting for data.
 
     python -m benchmarks.training [--output FILE]
 
 Trains on data/isic17 at 256 x 256 in the published batches of 32, or on the synthetic demo without that folder."""
 
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +18,10 @@ from configs.network import build_model, prepare
 from configs.optim import OPTIMIZERS
 from datasets.loaders import ISIC_FOLDERS, build_isic_loader
 from engine import Execution, train_one_epoch
-from models.vmunet import VMUNet
 from utils.losses import BceDiceWithLogitsLoss
 from utils.machine.device import has_bf16
 from utils.optim import build_optimizer
 from utils.runs.batches import Batches
-from utils.runs.checkpoint import copied, save_latest
 from utils.runs.run import set_seed
 
 BATCHES = 5  # after a first one, which takes memory and loads the scan's code
@@ -75,30 +71,6 @@ def measure(config: ISICConfig) -> dict[str, Any]:
     }
 
 
-def measure_checkpoint() -> dict[str, Any]:
-    """A row: the seconds that training waits for its latest.pth, and those that a thread writes it meanwhile."""
-    model = VMUNet()
-    optimizer = build_optimizer(model, ISICConfig(), OPTIMIZERS)
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()  # which makes its moments
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    copying, writing = [], []
-    with tempfile.TemporaryDirectory(dir=".") as folder:
-        for _ in range(BATCHES):
-            start = time.perf_counter()
-            kept = copied(state)
-            copying.append(time.perf_counter() - start)
-            save_latest(folder, kept)
-            writing.append(time.perf_counter() - start - copying[-1])
-        size = Path(folder, "latest.pth").stat().st_size
-    return {
-        "latest.pth": f"{size / 1e6:.0f} MB",
-        "copying, s": statistics.median(copying),
-        "packing, hashing and writing, in a thread, s": statistics.median(writing),
-    }
-
-
 def main() -> None:
     report = common.start(__doc__, "training")
     prepared = Path(ISIC_FOLDERS["isic17"]).is_dir()
@@ -108,7 +80,6 @@ def main() -> None:
     precisions = ("fp32", "bf16") if has_bf16() else ("fp32",)
     rows = [measure(ISICConfig(dataset=dataset, device="cpu", precision=precision)) for precision in precisions]
     report.table("training", rows)
-    report.table("checkpoint", [measure_checkpoint()])
     print(f"\nwritten to {report.path}")
 
 

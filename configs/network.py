@@ -21,14 +21,13 @@ from models.family import NETWORKS, build_network
 from models.network import SegmentationNetwork
 from models.vmunet.pretrained import HOW_TO_GET_VMAMBA, load_pretrained
 from utils import distributed
-from utils.machine.device import warn_of_slow_bf16
+from utils.machine.device import DTYPES, warn_of_slow_bf16
 from utils.repository import here_or_beside_the_code
 from utils.runs.run import Note, log_fact
 from utils.runs.shipped import SHIPPED, find_checkpoint
 
 log = logging.getLogger("vmunet")
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WITHOUT = "train without with --load-ckpt-path none"
 FROM_VMAMBA = f"{HOW_TO_GET_VMAMBA} and name it with --load-ckpt-path, or {WITHOUT}"
 OF_BLOCKS = ("use_checkpoint", "skip_at_quarter")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
 
 import train
 import train_synapse
@@ -84,7 +85,38 @@ def test_isic_run_leaves_everything_in_its_folder(data, tmp_path):
         assert mask.shape == (32, 32) and set(np.unique(mask)) <= {0, 255}
         assert (run / "predictions" / f"{row['name']}_overlay.png").exists()
     assert (run / "curves.png").stat().st_size > 0 and (run / "panels.png").stat().st_size > 0
-    assert list((run / "tensorboard").iterdir())
+    assert pictures(run) == [("predictions", 3), ("predictions", 6), ("test", 6)]  # at the last steps of the epochs
+
+
+def pictures(run):
+    """[(tag, step)] of the pictures in a run's TensorBoard."""
+    found = []
+    for file in sorted((run / "tensorboard").iterdir()):
+        content = file.read_bytes()
+        while content:  # records: length (8 bytes), its sum (4), an event, its sum (4)
+            end = 12 + int.from_bytes(content[:8], "little")
+            event, content = Event.FromString(content[12:end]), content[end + 4 :]
+            found += [(value.tag, event.step) for value in event.summary.value if value.HasField("image")]
+    return found
+
+
+@pytest.mark.parametrize("panels", [2, 5])  # of 4 images
+def test_the_test_shows_its_first_predictions(panels, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "PANELS", panels)
+    train.main(isic(data, tmp_path, epochs=1))
+    with Image.open(the_run(tmp_path) / "panels.png") as picture:
+        assert picture.height == 40 + 320 * min(panels, 4)
+
+
+@pytest.mark.parametrize("name", ["save_curves", "draw_panels"])
+def test_a_figure_that_can_not_be_drawn_ends_the_run_with_its_error(name, data, tmp_path, monkeypatch):
+    def wrong(*arguments):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(f"utils.figures.{name}", wrong)
+    with pytest.raises(RuntimeError, match="no fonts"):
+        train.main(isic(data, tmp_path, val_interval=1))
+    assert len(rows(the_run(tmp_path) / "metrics.csv")) == 1  # while the second epoch goes on
 
 
 def test_synapse_run_writes_volumes_with_their_spacing(data, tmp_path):

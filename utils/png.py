@@ -35,7 +35,7 @@ def encode_png(picture: np.ndarray, palette: Sequence[Sequence[int]] = (), exif:
     kind = RGB if colour else PALETTE if palette else GREY
     chunks = [_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8 * picture.itemsize, kind, 0, 0, 0))]
     if palette:
-        chunks.append(_chunk(b"PLTE", bytes(value for colour in palette for value in colour)))
+        chunks.append(_chunk(b"PLTE", np.array(palette, np.uint8).tobytes()))
     if exif:
         chunks.append(_chunk(b"eXIf", exif.removeprefix(EXIF_OF_JPEG)))
     return b"".join([SIGNATURE, *chunks, _chunk(b"IDAT", _compressed(_filtered(picture))), _chunk(b"IEND", b"")])

@@ -194,7 +194,7 @@ def test_training_that_was_begun_early_has_the_same_batches(isic):
     plain, _ = build_isic_loaders(isic_config(isic, batch_size=2))
     early, _ = build_isic_loaders(isic_config(isic, batch_size=2, num_workers=1))
     plain, early = Batches(plain, epoch=3, losses=[0.5]), Batches(early, epoch=3, losses=[0.5])
-    early.begin()
+    assert early.begin() is early.begin()
     worker = early.loader._iterator._workers[0].pid
     assert_equal_batches(plain, early)
     assert [process.pid for process in early.loader._iterator._workers] == [worker]

@@ -46,7 +46,9 @@ def test_class_numbers_are_kept_beside_their_colours():
 def test_exif_is_kept():
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert opened(encode_png(np.zeros((2, 3), np.uint8), exif=exif.tobytes())).getexif()[0x0112] == 6
+    content = encode_png(np.zeros((2, 3), np.uint8), exif=exif.tobytes())
+    assert opened(content).getexif()[0x0112] == 6
+    assert content.partition(b"eXIf")[2][:2] in (b"II", b"MM")  # without what begins it in a JPEG file
 
 
 def test_a_mask_takes_little_space():

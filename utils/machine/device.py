@@ -10,6 +10,8 @@ from utils import distributed
 
 log = logging.getLogger("vmunet")
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of --precision
+
 
 def choose_device(name: str) -> torch.device:
     """The torch.device for "auto" (CUDA, else Apple's GPU, else the CPU), "cpu", "cuda", "cuda:<number>" or "mps".

@@ -158,7 +158,7 @@ class Progress:
             self.figures.submit(0, _draw_curves, self.run)
         if loss < self.best["value"]:
             self.best = {"value": loss, "epoch": self.epoch}
-            self.held = self._weights() if distributed.is_main() else None
+            self.held = copied(self._weights()) if distributed.is_main() else None
         if self.epoch % self.config.save_interval == 0 and distributed.is_main():
             self.saver.save(self.run.checkpoints / f"epoch_{self.epoch}.pth", self._weights())
         if distributed.from_main(time.monotonic() >= self.saved_at + self.config.checkpoint_interval):
@@ -193,9 +193,9 @@ class Progress:
             raise NonFiniteLossError(f"{found} after epoch {epoch}, which is not saved")
 
     def _weights(self):
-        """What best.pth holds, as it is now."""
+        """What best.pth holds; of the weights themselves, no copy."""
         model = unwrap(self.model).state_dict()
-        return copied({"model": model, "epoch": self.epoch, "config": dataclasses.asdict(self.config)})
+        return {"model": model, "epoch": self.epoch, "config": dataclasses.asdict(self.config)}
 
     def _save(self):
         """Writes best.pth and then latest.pth as the run stands, unless they are there. All processes call it.
