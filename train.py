@@ -123,6 +123,7 @@ def test(run, config, model, criterion, execution, steps=0):
     steps   of the training before, at which TensorBoard shows the predictions"""
     split = "val" if config.protocol == "paper" else "test"
     loader = build_isic_loader(config, split, distributed.rank(), distributed.world_size(), once=True)
+    log.info("testing on %d images of %s", len(loader.dataset), split)  # takes a minute on a CPU
     panels, pictures = Panels(config), run.folder / "predictions"
     pictures.mkdir(exist_ok=True)
 
@@ -143,7 +144,6 @@ def test(run, config, model, criterion, execution, steps=0):
         scores, counts = evaluate(model, loader, criterion, execution, config.threshold, save)
         if len(panels.samples) < PANELS:
             show_first()
-    log.info("test on %d images of %s", len(counts), split)
     if config.protocol == "paper" and config.test_only is None:
         log.info("note: the best epoch was selected on the reported set, as published (--protocol holdout does not)")
     log.info(", ".join(f"{name} {value:.4f}" for name, value in plain(scores).items()))

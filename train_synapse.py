@@ -126,6 +126,7 @@ def test(run, config, model, execution, steps=0):
 
     steps   of the training before, at which TensorBoard shows the predictions"""
     volumes, samples, measured = build_synapse_volumes(config, "test_vol.txt"), [], []
+    log.info("testing on %d volumes of test_vol.txt", len(volumes))
     names, patients = config.structures, patients_of_cases(config)
 
     def save(case, pred, scores):
