@@ -2,13 +2,13 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
 
 import pytest
 
+from tests.ranks import environments
 from tests.tiny import ROOT
 
 CODE = """
@@ -32,27 +32,21 @@ CODE = """
 def test_a_hung_process_is_waited_for_until_the_timeout_only(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(textwrap.dedent(CODE))
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said, _ = processes[0].communicate(timeout=120)
-    finally:
-        for process in processes:
-            process.send_signal(signal.SIGKILL)  # a stopped one too
-            process.communicate()
+    with environments() as variables:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, script],
+                env=os.environ | {"PYTHONPATH": str(ROOT)} | variables[rank],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        try:
+            said, _ = processes[0].communicate(timeout=120)
+        finally:
+            for process in processes:
+                process.send_signal(signal.SIGKILL)  # a stopped one too
+                process.communicate()
     assert said.startswith("met\nsaid: process 0 of 2 lost the connection to the others")
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]

@@ -3,10 +3,9 @@ import sys
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from engine import Execution, evaluate, train_one_epoch
+from tests.ranks import run_in_two_processes
 from utils import distributed
 from utils.losses import (
     BceDiceLoss,
@@ -160,8 +159,6 @@ def train_an_epoch(wrap, shares):
 
 def train_on_share(rank, folder):
     """Rank 0 holds three of the five images, rank 1 two."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     results = {}
     for kind in ("binary", "classes"):
         model, images, targets, criterion = make_step(kind)
@@ -173,14 +170,13 @@ def train_on_share(rank, folder):
         results[kind] = loss.detach(), [p.grad for p in model.parameters()], local
     results["epoch"] = train_an_epoch(lambda network: network, slice(rank, None, 2))
     torch.save(results, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(train_on_share, (folder,), nprocs=2)
+    run_in_two_processes(train_on_share, folder)
     return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in range(2)]
 
 

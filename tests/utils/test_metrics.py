@@ -3,9 +3,8 @@ import re
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from tests.ranks import run_in_two_processes
 from utils.distributed import gather_over_ranks
 from utils.metrics import (
     class_counts_per_image,
@@ -79,16 +78,14 @@ def test_counts_need_equal_shapes_and_a_set_needs_images():
         summarize(torch.zeros(0, 4, dtype=torch.int64))
 
 
-def gather_uneven_lists(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def gather_uneven_lists(rank):
     rows = gather_over_ranks([f"rank {rank} row {i}" for i in range(2 - rank)])
     assert rows == ["rank 0 row 0", "rank 0 row 1", "rank 1 row 0"]
-    dist.destroy_process_group()
 
 
-def test_every_rank_sees_all_rows(tmp_path):
+def test_every_rank_sees_all_rows():
     assert gather_over_ranks([1, 2]) == [1, 2]
-    mp.spawn(gather_uneven_lists, (tmp_path,), nprocs=2)
+    run_in_two_processes(gather_uneven_lists)
 
 
 def test_counts_of_an_image_are_named():

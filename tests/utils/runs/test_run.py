@@ -250,8 +250,8 @@ def test_half_of_torchruns_variables_are_an_error(monkeypatch):
 
 TWO_PROCESSES = """
 import sys, torch
-from pathlib import Path
 from configs.config_setting import ISICConfig
+from tests.ranks import assert_no_thread_of_gloo
 from utils import distributed
 from utils.runs.checkpoint import restore, training_state
 from utils.machine.device import choose_device
@@ -273,8 +273,7 @@ with distributed.process_group(choose_device("cpu")):
     a, b = distributed.all_gather(drawn.item())
     assert a != b
     distributed.barrier()
-# or they abort the program, now and then, as Python ends
-assert not any("gloo" in thread.read_text() for thread in Path("/proc/self/task").glob("*/comm"))
+assert_no_thread_of_gloo()
 """
 
 
