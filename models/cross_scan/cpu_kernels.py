@@ -5,7 +5,7 @@ recurrence. LLVM maps a vector to one AVX-512 register, two of AVX2 or four of N
 four directions and, in the forward, some blocks of 16 channels; it walks the directions one after the other, in tiles
 of 32 steps. A direction is only a list of pixels. For a block and a tile the steps are projected, then every pair of
 states runs through the tile on its own, with the state in a register and all it reads in the nearest cache, while the
-next block's pixels are being fetched.
+next block's pixels are being fetched. Exponents that could leave the range of floats take a loop of their own.
 
 The forward keeps the state at the start of each tile; the backward computes a tile's states again from there. Sums over
 pixels are kept per image, sums over directions per two of them, and added up afterwards in a fixed order: no atomics,
@@ -233,8 +233,12 @@ def maximum(builder, a, b):
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
-def emit_exp2(builder, vector, x, y, y_rest=None):
-    """2^(x y) for x y <= 0; 0, or at most 2^-126, below that. y_rest: what y lacks of a constant that it stands for.
+LOWEST_EXPONENT = -126  # of a normal number
+
+
+def emit_exp2(builder, vector, x, y, y_rest=None, in_range=False):
+    """2^(x y) for x y <= 0; 0, or at most 2^-126, below 2^-126. y_rest: what y lacks of a constant that it stands for.
+    in_range: x y is known not to be below -125.
 
     Adding 1.5 * 2^23 rounds to an integer, which is in the lowest bits then. Shifted into the exponent's place and
     added there, it multiplies by its power of two without the units that multiply, which have enough to do."""
@@ -245,9 +249,11 @@ def emit_exp2(builder, vector, x, y, y_rest=None):
         fraction = call(builder, "fma", x, constant(vector, y_rest), fraction)
     exponent = builder.shl(builder.bitcast(rounded, vector.ints), ir.Constant(vector.ints, [23] * vector.width))
     mantissa = builder.bitcast(polynomial(builder, vector, fraction, EXP2), vector.ints)
-    in_range = builder.fcmp_unordered(">=", rounded, constant(vector, magic - 126))  # or NaN, which stays one
-    zero = ir.Constant(vector.ints, [0] * vector.width)
-    return builder.bitcast(builder.select(in_range, builder.add(mantissa, exponent), zero), vector.floats)
+    power = builder.add(mantissa, exponent)
+    if not in_range:
+        normal = builder.fcmp_unordered(">=", rounded, constant(vector, magic + LOWEST_EXPONENT))  # NaN, too, stays
+        power = builder.select(normal, power, ir.Constant(vector.ints, [0] * vector.width))
+    return builder.bitcast(power, vector.floats)
 
 
 def emit_exp_of_minus_abs(builder, vector, x):
@@ -259,6 +265,35 @@ def emit_exp_of_minus_abs(builder, vector, x):
 def exp2_of_product(typing, x, y):
     """2^(x y), with the product unrounded."""
     return x(x, x), lambda context, builder, signature, args: emit_exp2(builder, signature.return_type, *args)
+
+
+@intrinsic
+def exp2_in_range(typing, x, y):
+    """The same for products that are known to be in range, without the test."""
+
+    def emit(context, builder, signature, args):
+        return emit_exp2(builder, signature.return_type, *args, in_range=True)
+
+    return x(x, x), emit
+
+
+@intrinsic
+def all_in_range(typing, x, y):
+    """Whether every lane of x y is at least -125; not if one is NaN."""
+
+    def emit(context, builder, signature, args):
+        vector = signature.args[0]
+        lanes = builder.fcmp_ordered(">=", builder.fmul(*args), constant(vector, LOWEST_EXPONENT + 1))
+        together = ir.IntType(vector.width)
+        return builder.icmp_unsigned("==", builder.bitcast(lanes, together), together(-1))
+
+    return types.boolean(x, x), emit
+
+
+@intrinsic
+def larger(typing, x, y):
+    """The maximum of each lane."""
+    return x(x, x), lambda context, builder, signature, args: maximum(builder, *args)
 
 
 @intrinsic
@@ -301,6 +336,7 @@ dt, B, C: strides of (image, pixel, direction)."""
 
 
 kernel = njit(nogil=True, error_model="numpy")
+inlined = njit(nogil=True, error_model="numpy", forceinline=True)  # where a call for each pair would cost too much
 
 
 def task(function):
@@ -408,18 +444,48 @@ def project_steps_gradient(grad_raw, weight_rows, first, width, grad_dt, count):
 
 
 @kernel
+def largest(steps, count):
+    """Of each channel's steps in a tile, as a pair."""
+    most = load(steps, 0)
+    for t in range(1, count):
+        most = larger(most, load(steps, t * LANES))
+    return both(most)
+
+
+@inlined
+def decay(step, rate):
+    """exp(step A)"""
+    return exp2_of_product(step, rate)
+
+
+@inlined
+def decay_in_range(step, rate):
+    return exp2_in_range(step, rate)
+
+
+@kernel
 def scan_tile(count, N, rates, states, steps, drive, B, C, out):
     """out[t] += <C[t], h[t]> along h[t] = exp(step[t] A) h[t-1] + drive[t] B[t]; `states` go from before to after it.
 
     rates, states (N, 16)   steps, drive, out (TILE, 16)   B, C (TILE, N)"""
+    most = largest(steps, count)
     for n in range(0, N, 2):
-        rate = load_pair(rates, n * LANES)
-        h = load_pair(states, n * LANES)
-        for t in range(count):
-            decay = exp2_of_product(both(load(steps, t * LANES)), rate)
-            h = fma(decay, h, both(load(drive, t * LANES)) * broadcast_pair(B, t * N + n))
-            store(out, t * LANES, add_products(h, broadcast_pair(C, t * N + n), load(out, t * LANES)))
-        store(states, n * LANES, h)
+        if all_in_range(most, load_pair(rates, n * LANES)):
+            scan_pair(decay_in_range, n, count, N, rates, states, steps, drive, B, C, out)
+        else:
+            scan_pair(decay, n, count, N, rates, states, steps, drive, B, C, out)
+
+
+@inlined
+def scan_pair(decay, n, count, N, rates, states, steps, drive, B, C, out):
+    """`scan_tile` for the states n and n + 1."""
+    rate = load_pair(rates, n * LANES)
+    h = load_pair(states, n * LANES)
+    for t in range(count):
+        driven = both(load(drive, t * LANES)) * broadcast_pair(B, t * N + n)
+        h = fma(decay(both(load(steps, t * LANES)), rate), h, driven)
+        store(out, t * LANES, add_products(h, broadcast_pair(C, t * N + n), load(out, t * LANES)))
+    store(states, n * LANES, h)
 
 
 @task
