@@ -5,7 +5,8 @@ recurrence. LLVM maps a vector to one AVX-512 register, two of AVX2 or four of N
 four directions and, in the forward, some blocks of 16 channels; it walks the directions one after the other, in tiles
 of 32 steps. A direction is only a list of pixels. For a block and a tile the steps are projected, then every pair of
 states runs through the tile on its own, with the state in a register and all it reads in the nearest cache, while the
-next block's pixels are being fetched. Exponents that could leave the range of floats take a loop of their own.
+next block's pixels are being fetched. In the forward, exponents that could leave the range of floats take a loop of
+their own.
 
 The forward keeps the state at the start of each tile; the backward computes a tile's states again from there. Sums over
 pixels are kept per image, sums over directions per two of them, and added up afterwards in a fixed order: no atomics,
@@ -279,7 +280,7 @@ def exp2_in_range(typing, x, y):
 
 @intrinsic
 def all_in_range(typing, x, y):
-    """Whether every lane of x y is at least -125; not if one is NaN."""
+    """Whether every lane of x y is at least -125, which NaN is not."""
 
     def emit(context, builder, signature, args):
         vector = signature.args[0]
@@ -452,17 +453,6 @@ def largest(steps, count):
     return both(most)
 
 
-@inlined
-def decay(step, rate):
-    """exp(step A)"""
-    return exp2_of_product(step, rate)
-
-
-@inlined
-def decay_in_range(step, rate):
-    return exp2_in_range(step, rate)
-
-
 @kernel
 def scan_tile(count, N, rates, states, steps, drive, B, C, out):
     """out[t] += <C[t], h[t]> along h[t] = exp(step[t] A) h[t-1] + drive[t] B[t]; `states` go from before to after it.
@@ -470,20 +460,20 @@ def scan_tile(count, N, rates, states, steps, drive, B, C, out):
     rates, states (N, 16)   steps, drive, out (TILE, 16)   B, C (TILE, N)"""
     most = largest(steps, count)
     for n in range(0, N, 2):
-        if all_in_range(most, load_pair(rates, n * LANES)):
-            scan_pair(decay_in_range, n, count, N, rates, states, steps, drive, B, C, out)
+        rate = load_pair(rates, n * LANES)
+        if all_in_range(most, rate):
+            scan_pair(exp2_in_range, n, count, N, rate, states, steps, drive, B, C, out)
         else:
-            scan_pair(decay, n, count, N, rates, states, steps, drive, B, C, out)
+            scan_pair(exp2_of_product, n, count, N, rate, states, steps, drive, B, C, out)
 
 
 @inlined
-def scan_pair(decay, n, count, N, rates, states, steps, drive, B, C, out):
+def scan_pair(exp2, n, count, N, rate, states, steps, drive, B, C, out):
     """`scan_tile` for the states n and n + 1."""
-    rate = load_pair(rates, n * LANES)
     h = load_pair(states, n * LANES)
     for t in range(count):
-        driven = both(load(drive, t * LANES)) * broadcast_pair(B, t * N + n)
-        h = fma(decay(both(load(steps, t * LANES)), rate), h, driven)
+        decay = exp2(both(load(steps, t * LANES)), rate)
+        h = fma(decay, h, both(load(drive, t * LANES)) * broadcast_pair(B, t * N + n))
         store(out, t * LANES, add_products(h, broadcast_pair(C, t * N + n), load(out, t * LANES)))
     store(states, n * LANES, h)
 
