@@ -14,6 +14,7 @@ from datasets import cache
 from datasets.demo import make_demo_isic, make_demo_synapse
 from datasets.isic import ISICDataset
 from datasets.loaders import (
+    ISIC_FOLDERS,
     EpochBatchSampler,
     Loader,
     build_isic_loader,
@@ -304,9 +305,11 @@ def test_the_demo_is_made_where_none_is(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "datasets.loaders.make_demo_isic", lambda folder: made.append(make_demo_isic(folder, 16, 4, 1, 1))
     )
-    monkeypatch.chdir(tmp_path)
+    # in the repository it would stay, and `make demo` would train on its four images
+    assert ISIC_FOLDERS["demo"] == ROOT / "data/demo/isic"
+    monkeypatch.setitem(ISIC_FOLDERS, "demo", tmp_path / "demo")
     build_isic_loaders(isic_config(None, data_path=None))
-    assert set(made) == {ROOT / "data/demo/isic"}
+    assert set(made) == {tmp_path / "demo"}
 
 
 # ---- Synapse
