@@ -1,83 +1,84 @@
-"""A trained network as a file that runs without this repository: ONNX, TorchScript, or an exported PyTorch program.
+"""A trained network as a file that runs without this repository: ONNX, or an exported PyTorch program.
 
-    python export.py results/<run> --format onnx                       # ONNX Runtime and others
-    python export.py best.pth --format torchscript --output model.pt   # torch.jit.load, also from C++
-    python export.py isic17 --format torch                             # torch.export.load, .pt2
-    python export.py results/<run> --format weights                    # for this code, less than half of best.pth
+    python export.py results/<run> --format onnx        # ONNX Runtime and others
+    python export.py isic17 --format torch              # torch.export.load, .pt2
+    python export.py results/<run> --format weights     # for this code, less than half of best.pth
 
 The exported network maps `images`, float32 (batch, channels, height, width), to `probabilities` (batch, classes,
-height, width), for any batch and any size from 33 x 33 on (sides are padded to multiples of 32 and cropped inside). How
-images must be prepared is in the file's metadata: input size, normalisation, classes, threshold. The scan consists of
+height, width), for any batch and any size from 33 x 33 on (sides are padded to multiples of 32 and cropped inside). The
+file's metadata describe how to prepare images: input size, normalisation, classes, threshold. The scan consists of
 standard operators and loops; nothing is unrolled, so the graph has one size for all image sizes.
 
-Before the file is written it is run, at several sizes and batches, on the images of --images or on random ones, and
-compared with this code; a difference above 1e-4 is an error. How long both take is said at the end.
+Before the file is written, it is run at several sizes and batches, on the images of --images or on random ones, and
+compared with this code; a difference above 1e-4 is an error. The last lines of the log compare the speed.
 
-`weights` is for this code, which takes the file like a checkpoint: the weights, most of them rounded to 16 bits
-(models/weights/packed.py), with the configuration and the scores of the run. What rounding changes is said.
+`weights` is for this code, which reads the file like a checkpoint: the weights, most of them rounded to 16 bits
+(models/weights/packed.py), with the configuration and the scores of the run. The log shows what the rounding changes.
 """
 
-import copy
 import dataclasses
-import functools
 import io
 import json
 import logging
-import time
+import timeit
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import ModuleType
-from typing import Any
-
-from utils.runs.command_line import ask, begin_importing, run_with
-
-if __name__ == "__main__":
-    begin_importing()
-
-from configs.config_export import ExportConfig, Format
-from utils.runs.flags import parse_flags
-
-if __name__ == "__main__":  # before PyTorch is imported, so that --help and mistakes are answered at once
-    CONFIG = ask(ExportConfig, functools.partial(parse_flags, description=__doc__))
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.fx.experimental._config as shape_config
 import torch.nn.functional as F
+import tyro
 from torch import nn
 from torch.export import Dim
 
-from configs.tested import DATA, OF_THE_MACHINE, OF_THE_RUN
+from configs.options import MachineOptions, RunOptions, VolumeDataOptions, fields_of
 from datasets.transforms import normalizer
+from inference.image_files import read_picture
 from inference.inputs import find_inputs
-from inference.pictures import read_picture
-from inference.trained import Trained, describe, load_trained
-from models.cross_scan import backends, exportable
+from inference.trained import TrainedNetwork, describe, load_trained
+from models.cross_scan import backends
+from models.cross_scan.export import exportable
 from models.network import STRIDE, SegmentationNetwork
 from models.weights.packed import pack_weights, read_packed_weights
 from utils.files import reading, write_atomically
-from utils.runs.shipped import BEST, SHIPPED, find_checkpoint
+from utils.optional import optional
+from utils.runs.command_line import run
+from utils.runs.named_weights import BEST, SHIPPED, find_checkpoint
 
 log = logging.getLogger("vmunet")
 
+Format = Literal["onnx", "torch", "weights"]
 Predict = Callable[[torch.Tensor], torch.Tensor]  # images to probabilities
-DURATION = {"onnx": "about a minute", "torchscript": "a few minutes", "torch": "a few minutes"}
-ENDINGS = {"onnx": ".onnx", "torchscript": ".pt", "torch": ".pt2", "weights": ".h5"}
+DURATION = {"onnx": "about a minute", "torch": "a few minutes"}
+ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "weights": ".h5"}
 TOLERANCE = 1e-4  # of probabilities; of rounded weights none, because it depends on the weights
 LARGEST = 8192  # side of an image that torch.export must be told
 AXES = {0: "batch", 2: "height", 3: "width"}  # of images and probabilities that are free
-TIMED = 3  # runs
-# log at every Split that no constant is folded there, and at every empty list that its type is assumed
-TALKATIVE = ("onnxscript", "torch._export.serde.serialize")
+TIMED_RUNS = 3
+# they log at every Split that no constant is folded there, and at every empty list that its type is assumed
+VERBOSE_LOGGERS = ("onnxscript", "torch._export.serde.serialize")
+# fields of a config that are not stored with packed weights
+NON_MODEL_FIELDS = fields_of(MachineOptions, RunOptions, VolumeDataOptions) - {"dataset"} | {"load_ckpt_path"}
 
 
-# Values of a config that say nothing of the network.
-OF_NO_NETWORK = OF_THE_MACHINE | OF_THE_RUN | DATA - {"dataset"}
+@dataclass(kw_only=True)
+class ExportConfig:
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+    """a checkpoint, a run's folder, or isic17, which comes with this code"""
+    format: Format = "onnx"  # onnx: ONNX Runtime and others; torch: PyTorch; weights: this code
+    output: str | None = None  # file to write; none: beside the checkpoint, with its name
+    images: tuple[str, ...] = ()  # image files or folders to compare the outputs on
+    kind: Literal["images", "volumes"] | None = None  # what a checkpoint without a stored configuration is for
+    image_size: int | None = None  # side of the network's input; none: from the checkpoint
+    debug: bool = False  # show the traceback of errors
 
 
 class Exported(nn.Module):
-    """What is exported: `SegmentationNetwork.predict` without its checks, which no exporter can carry.
+    """The module to export: `SegmentationNetwork.predict` without its checks, which exporters can't trace.
 
     channels: of the images; 1 if the network was trained on grey slices."""
 
@@ -98,10 +99,10 @@ def main(config: ExportConfig) -> None:
     log.setLevel(logging.INFO)
     output = output_of(config)
     if output.exists():
-        raise ValueError(f"--output {output}: there is such a file; remove it or name another")
+        raise ValueError(f"--output {output}: found such a file, expected none; remove it or name another")
     if config.format == "onnx":  # before anything is loaded
         for module in ("onnx", "onnxscript", "onnxruntime"):
-            import_onnx(module)
+            optional(module, "--format onnx")
     trained = load_trained(config.checkpoint, config.kind, image_size=config.image_size)
     network = trained.network
     channels = 1 if trained.config.of_volumes else trained.config.input_channels
@@ -109,8 +110,12 @@ def main(config: ExportConfig) -> None:
     with torch.inference_mode():
         expected = [network.predict(images) for images in batches]  # before the network is changed
     if config.format == "weights":
-        content = pack_weights(network.state_dict(), config_to_store(trained), about(trained))
-        differences(with_packed_weights(network, content), batches, expected)
+        values = dataclasses.asdict(trained.config)
+        stored = {name: value for name, value in values.items() if name not in NON_MODEL_FIELDS}
+        content = pack_weights(network.state_dict(), stored, about(trained))
+        weights, _, _ = read_packed_weights(content, "the packed weights")
+        network.load_state_dict(weights)
+        differences(network.predict, batches, expected)
     else:
         ours = seconds(network.predict, batches[0])
         metadata = describe(trained.config)
@@ -129,7 +134,7 @@ def main(config: ExportConfig) -> None:
 
 
 def output_of(config: ExportConfig) -> Path:
-    """The file to write. Without --output it lies beside the checkpoint, for a shipped network in the working
+    """Return the file to write: --output, or a file beside the checkpoint, for a shipped network in the working
     directory."""
     if config.output:
         return Path(config.output)
@@ -145,14 +150,9 @@ def by(shape: Sequence[int]) -> str:
 # ---- packed weights
 
 
-def config_to_store(trained: Trained) -> dict[str, Any]:
-    values = dataclasses.asdict(trained.config)
-    return {name: value for name, value in values.items() if name not in OF_NO_NETWORK}
-
-
-def about(trained: Trained) -> dict[str, Any]:
-    """What readers of a packed file want to know: how images are prepared, where the weights come from, how they
-    scored. Of a packed file that is packed again, its own words stay."""
+def about(trained: TrainedNetwork) -> dict[str, Any]:
+    """Return what readers of a packed file need to know: how images are prepared, where the weights come from, how they
+    scored. Facts of a packed file that is packed again are kept."""
     checkpoint, facts = trained.checkpoint, {"checkpoint_sha256": trained.checkpoint.sha256}
     initial = checkpoint.config.get("load_ckpt_path")
     if isinstance(initial, str):
@@ -164,35 +164,26 @@ def about(trained: Trained) -> dict[str, Any]:
     return facts | checkpoint.about | describe(trained.config)
 
 
-def with_packed_weights(network: SegmentationNetwork, content: bytes) -> Predict:
-    """`predict` of a network with the weights of a packed file."""
-    weights, _, _ = read_packed_weights(content, "the packed weights")
-    network = copy.deepcopy(network)
-    network.load_state_dict(weights)
-    return network.predict
-
-
 # ---- exporting
 
 
 def export(network: SegmentationNetwork, channels: int, format: Format, metadata: dict[str, Any]) -> bytes:
-    """The bytes of a network in one of the formats. Its scan, if it has one, is replaced."""
-    backends.resolve("exportable", "cpu", torch.float32)  # held against the definition once, outside of any tracing
+    """Return the file of a network in the format onnx or torch. Its scan, if it has one, is replaced."""
+    backends.resolve("exportable", "cpu", torch.float32)  # its self-test, before anything is traced
     for module in network.modules():
         if hasattr(module, "scan_backend"):
             module.scan_backend = "exportable"
-    write = {"onnx": to_onnx, "torchscript": to_torchscript, "torch": to_torch}[format]
+    write = to_onnx if format == "onnx" else to_torch
     with torch.no_grad():
         return write(Exported(network.eval().float().cpu(), channels).eval(), channels, metadata)
 
 
 def to_onnx(model: Exported, channels: int, metadata: dict[str, Any]) -> bytes:
-    onnx = import_onnx("onnx")
-    import_onnx("onnxscript")
-    from models.cross_scan import onnx_scan
+    onnx = optional("onnx", "--format onnx")
+    from models.cross_scan.export import onnx_scan  # which imports onnxscript
 
-    program = exported_program(model, channels, onnx_scan.scan)
-    with deliberate_warnings():
+    program = exported_program(model, channels, exportable.using(scan=onnx_scan.scan))
+    with without_known_warnings():
         names: dict[str, Any] = dict(input_names=["images"], output_names=["probabilities"])
         names |= dict(dynamic_shapes={"images": AXES})
         exported = torch.onnx.export(program, **names, opset_version=onnx_scan.OPSET, verbose=False)
@@ -210,63 +201,46 @@ def to_onnx(model: Exported, channels: int, metadata: dict[str, Any]) -> bytes:
     return proto.SerializeToString()
 
 
-def to_torchscript(model: Exported, channels: int, metadata: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    with deliberate_warnings(), exportable.using(exportable.torchscript_loops()):
-        traced = torch.jit.trace(model, torch.rand(2, channels, 70, 100), check_trace=False)
-        torch.jit.save(traced, buffer, _extra_files={"metadata.json": json.dumps(metadata)})
-    return buffer.getvalue()
-
-
 def to_torch(model: Exported, channels: int, metadata: dict[str, Any]) -> bytes:
-    program, buffer = exported_program(model, channels, exportable.torch_export_loops()), io.BytesIO()
-    with deliberate_warnings():
+    program, buffer = exported_program(model, channels, exportable.using(loop=exportable.graph_loop)), io.BytesIO()
+    with without_known_warnings():
         torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata)})
     return buffer.getvalue()
 
 
-def exported_program(model: Exported, channels: int, scan: exportable.Loops | Callable) -> torch.export.ExportedProgram:
-    """torch.export's program with free batch, height and width.
+def exported_program(model: Exported, channels: int, scan: AbstractContextManager) -> torch.export.ExportedProgram:
+    """Return torch.export's program with free batch, height and width; `scan` replaces parts of the scan.
 
-    Sizes are treated as unknown even where the example would decide ("backed_size_oblivious"): else what it happens to
-    be, such as more than one image, becomes a condition on all inputs."""
+    Sizes are treated as unknown even where the example would decide ("backed_size_oblivious"): otherwise what it
+    happens to be, such as more than one image, becomes a condition on all inputs."""
     height, width = (Dim(name, min=STRIDE + 1, max=LARGEST) for name in ("height", "width"))
     shapes = {"images": {0: Dim("batch"), 2: height, 3: width}}
     example = torch.rand(3, channels, 70, 100)
     oblivious = shape_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]  # it is made at runtime
-    with deliberate_warnings(), exportable.using(scan), oblivious:
+    with without_known_warnings(), scan, oblivious:
         program = torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
-    # What is left as a condition is that a batch has several images: oneDNN chooses its memory layout by it. One image
-    # goes through the same operators; the comparison with this code includes it.
+    # One condition remains, that a batch has several images: PyTorch chooses a convolution's implementation by it, also
+    # without oneDNN. One image goes through the same operators; the comparison with this code includes it.
     program._guards_code = [guard for guard in program._guards_code if "size()[0] > 1" not in guard]
     return program
 
 
 @contextmanager
-def deliberate_warnings() -> Iterator[None]:
-    """Without the warnings of PyTorch's exporters that were looked at and found to say nothing about the result."""
+def without_known_warnings() -> Iterator[None]:
+    """Within the block, ignore the warnings of PyTorch's exporters that say nothing about the result."""
+    for name in VERBOSE_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        # TorchScript is deprecated as a whole; who asks for the format by name knows why
-        warnings.filterwarnings("ignore", ".*torch.jit.* is deprecated", DeprecationWarning)
-        warnings.filterwarnings("ignore", ".*torch.jit.* is deprecated", FutureWarning)
         # PyTorch's own code, deep inside torch.export
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
-        loggers = [logging.getLogger(name) for name in TALKATIVE]
-        levels = [logger.level for logger in loggers]
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield
 
 
 # ---- the exported file at work
 
 
 def differences(call: Predict, batches: list[torch.Tensor], expected: list[torch.Tensor]) -> list[float]:
-    """The largest difference of the probabilities of each batch; they go to the log."""
+    """Return and log the largest difference of the probabilities of each batch."""
     errors = []
     with torch.inference_mode():
         for images, probabilities in zip(batches, expected, strict=True):
@@ -276,21 +250,19 @@ def differences(call: Predict, batches: list[torch.Tensor], expected: list[torch
 
 
 def load(content: bytes, format: Format) -> Predict:
-    """The exported network as a function of images, from the bytes of its file."""
+    """Return the exported network as a function of images, from the bytes of its file."""
     if format == "onnx":
-        runtime = import_onnx("onnxruntime")
+        runtime = optional("onnxruntime", "--format onnx")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-    with deliberate_warnings():
-        if format == "torchscript":
-            return torch.jit.load(io.BytesIO(content))
+    with without_known_warnings():
         return torch.export.load(io.BytesIO(content)).module()
 
 
 def sample_batches(paths: Sequence[str], config: Any, channels: int) -> Iterator[torch.Tensor]:
-    """Images as the network gets them, in several batches and sizes: of files, or random ones."""
+    """Yield batches, of several numbers and sizes of images, as the network gets them: of files, or random ones."""
     size, generator = config.image_size, torch.Generator().manual_seed(0)
     if paths and config.of_volumes:
         raise ValueError("--images: found a value, but the network is for volumes")
@@ -305,23 +277,9 @@ def sample_batches(paths: Sequence[str], config: Any, channels: int) -> Iterator
 
 
 def seconds(call: Predict, images: torch.Tensor) -> float:
-    """The shortest of a few runs, after one to warm up."""
-    call(images)
-    times = []
-    for _ in range(TIMED):
-        start = time.perf_counter()
-        call(images)
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def import_onnx(name: str) -> ModuleType:
-    """One of the modules onnx, onnxscript, onnxruntime. Raises ValueError with the command that installs them."""
-    try:
-        return __import__(name)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"--format onnx needs {error.name}; pip install -r requirements-extra.txt") from error
+    """Return the duration of the shortest of a few runs, after one to warm up."""
+    return min(timeit.repeat(lambda: call(images), number=1, repeat=1 + TIMED_RUNS)[1:])
 
 
 if __name__ == "__main__":
-    run_with(main, CONFIG)
+    run(main, ExportConfig)

@@ -12,25 +12,25 @@ if Path(str(models.__file__)).resolve().parent != HERE / "models":  # many repos
         "makes this one's networks available as `vmunet`"
     )
 
-dependencies = ["torch", "numpy", "numba", "h5py"]
+dependencies = ["torch", "numpy", "numba", "h5py", "huggingface_hub", "safetensors"]
 
 
 def vmunet(**options: Any) -> models.VMUNet:
-    """VM-UNet with random weights, 27.43 M parameters. Options: those of models/vmunet/vmunet.py."""
+    """Return VM-UNet with random weights, 27.43 M parameters. Options: those of models/vmunet/vmunet.py."""
     return models.VMUNet(**options)
 
 
 def vmunetv2(**options: Any) -> models.VMUNetV2:
-    """VM-UNetV2 with random weights, 22.77 M parameters. Options: those of models/vmunet/vmunetv2.py."""
+    """Return VM-UNetV2 with random weights, 22.77 M parameters. Options: those of models/vmunet/vmunetv2.py."""
     return models.VMUNetV2(**options)
 
 
 def ultralight(**options: Any) -> models.UltraLightVMUNet:
-    """UltraLight VM-UNet with random weights, 0.049 M parameters. Options: those of models/ultralight.py."""
+    """Return UltraLight VM-UNet with random weights, 0.049 M parameters. Options: those of models/ultralight.py."""
     return models.UltraLightVMUNet(**options)
 
 
 def isic17() -> models.VMUNet:
-    """VM-UNet trained on ISIC17, skin lesions in dermoscopic photographs; docs/library.md says how images are prepared,
-    pretrained_weights/vmunet_isic17.md how well it does."""
+    """Return VM-UNet trained on ISIC17: skin lesions in dermoscopic photographs. docs/library.md describes how to
+    prepare images, pretrained_weights/vmunet_isic17.md how well it does."""
     return models.load(HERE / "pretrained_weights" / "vmunet_isic17.h5")

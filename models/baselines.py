@@ -13,30 +13,27 @@ from torch import Tensor, nn
 
 from .network import SegmentationNetwork
 
-ENCODER = "resnet34"  # where none is named
+ENCODER = "resnet34"  # the default
 INSTALL = "pip install -r requirements-extra.txt"
 
 
 class Baseline(SegmentationNetwork):
-    """A network of the library that `network` names, with random weights.
+    """The library's network of this name, with random weights.
 
-    Raises ValueError if the name is none of the library's, or without the library."""
+    Raises ValueError for a name that the library lacks, or without the library."""
 
     def __init__(self, network: str, num_classes: int = 1, input_channels: int = 3):
         super().__init__(num_classes, input_channels)
         self.architecture, self.encoder = parse(network)
+        self.name = f"{self.architecture}-{self.encoder}"
         self.network = self._create(None)
-
-    @property
-    def name(self) -> str:
-        return f"{self.architecture}-{self.encoder}"
 
     def _create(self, encoder_weights: str | None) -> nn.Module:
         smp = import_library()
         _check("architecture", self.architecture, list(smp.MODEL_ARCHITECTURES_MAPPING))
-        if not re.fullmatch(r"[\w.+-]+", self.encoder):  # hf-hub:, local-dir: timm would fetch it, or read a folder
+        if not re.fullmatch(r"[\w.+-]+", self.encoder):  # hf-hub:, local-dir: timm would download it, or read a folder
             raise ValueError(
-                f"--network: found the encoder {self.encoder!r}, expected a name of the library, not a place"
+                f"--network: found the encoder {self.encoder!r}, expected a name of the library, not a location"
             )
         if not self.encoder.startswith("tu-"):  # timm's, of which there are a thousand
             _check("encoder", self.encoder, smp.encoders.get_encoder_names())
@@ -50,13 +47,13 @@ class Baseline(SegmentationNetwork):
         return self.network(x)
 
     def load_imagenet_encoder(self) -> None:
-        """Fills the encoder with its ImageNet weights, which the library downloads on first use."""
+        """Fill the encoder with its ImageNet weights, which the library downloads on first use."""
         weights = self._create("imagenet").get_submodule("encoder").state_dict()
         self.network.get_submodule("encoder").load_state_dict(weights)
 
 
 def parse(network: str) -> tuple[str, str]:
-    """(architecture, encoder) of a `network` of the config: ("unet", "resnet34") for unet, and for smp:unet."""
+    """Return (architecture, encoder) of a config's `network`: ("unet", "resnet34") for unet, and for smp:unet."""
     kind, _, rest = network.partition(":")
     if network != "unet" and (kind != "smp" or not rest):
         raise ValueError(f"--network: found {network!r}, expected unet or smp:<architecture>[-<encoder>]")
@@ -65,7 +62,7 @@ def parse(network: str) -> tuple[str, str]:
 
 
 def import_library() -> ModuleType:
-    """segmentation_models_pytorch. Raises ValueError with the command that installs it."""
+    """Import segmentation_models_pytorch. Raises ValueError with the command that installs it."""
     try:
         from . import torchvision_compat  # noqa: F401, I001  before the library, which imports torchvision
         import segmentation_models_pytorch

@@ -1,27 +1,27 @@
-"""CUDA kernels of a network, compiled before they are wanted: side by side, while data are read and libraries imported.
+"""CUDA kernels of a network, compiled before they are needed: side by side, while data are read and libraries imported.
 
 On a machine that has not compiled them they take 80 s of processor time together, and the first batch would ask for one
 after the other."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from .cross_scan import cuda_scan, nvrtc
-from .vmunet import conv_silu, layer_norm
-from .vmunet.ss2d import SS2D
+from .cross_scan import backends
+from .kernels import nvrtc
 
 
 def compile_ahead(network: nn.Module, dtype: torch.dtype, device: torch.device, trains: bool) -> None:
-    """Begins to compile what the network will need in a dtype, under autocast unless that is float32, and what the
-    self-tests before it need; what gradients need too if it `trains`. Whether kernels can be compiled at all is for the
-    self-tests to say."""
+    """Start compiling what the network's layers need in a dtype, under autocast unless that is float32, and what the
+    self-tests before it need; what gradients need too if it `trains`. Without NVRTC or a GPU nothing is done: the
+    self-tests log the reason."""
     if nvrtc.why_not(device) is not None:
         return
-    scans = [module for module in network.modules() if isinstance(module, SS2D)]
-    norms = [module for module in network.modules() if isinstance(module, layer_norm.LayerNorm)]
-    if scans:
-        cuda_scan.compile_for_self_test(dtype, device)
-        sizes = ((scan.out_norm.weight.numel(), scan.split[0]) for scan in scans)
-        cuda_scan.compile_ahead(sizes, dtype, device, trains)
-        conv_silu.compile_ahead(dtype, device)
-    layer_norm.compile_ahead(norms, dtype, device)
+    layers: list[Any] = [module for module in network.modules() if hasattr(module, "programs")]
+    programs = [program for layer in layers for program in layer.programs(dtype, trains)]
+    programs.sort(key=lambda program: -dict(program[1]).get("R", 0))  # the largest scans take longest
+    if any("R" in dict(defines) for _, defines in programs):
+        programs = backends.load("cuda").self_test_programs(dtype) + programs
+    for source, defines in dict.fromkeys(programs):
+        nvrtc.compile_ahead(source, defines, nvrtc.capability(device))

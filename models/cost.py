@@ -1,13 +1,14 @@
-"""What a forward pass costs, counted twice: as the literature quotes it, and in full.
+"""What a forward pass costs, counted twice: as papers quote it, and in full.
 
-The figure published for VM-UNet, 4.11 G at 256 x 256 with 22.04 M parameters, came from the package thop. It is the
-multiply-adds of the convolutions and Linear modules plus four for each element that a LayerNorm sees. The projections
-of the scan, the scan itself and the parameters that belong to no such module are not in it. The figure of UltraLight
-VM-UNet, 0.060 G, is found by the same rule. That of VM-UNetV2 has 0.46 G more: of the encoder's last blocks, whose
-output nothing reads and which are not run here.
+The figure published for VM-UNet, 4.11 G at 256 x 256 with 22.04 M parameters, came from the package thop. It counts the
+multiply-adds of the convolutions and Linear modules, and four for each element that a LayerNorm sees. It leaves out the
+projections of the scan, the scan itself and the parameters that belong to no such module. The figure of UltraLight
+VM-UNet, 0.060 G, follows the same rule. That of VM-UNetV2 is 0.46 G higher than ours: the original runs the encoder's
+last blocks, whose output nothing reads.
 """
 
 import copy
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from .cross_scan import backends
-from .cross_scan.operator import recurrence_flops
 from .network import SegmentationNetwork
-from .ultralight import Mamba
-from .vmunet.ss2d import SS2D
 from .vmunet.vmamba import FinalPatchExpand2D
 
 CONVOLUTION = nn.Conv2d | nn.ConvTranspose2d
@@ -40,73 +38,61 @@ class Cost:
 
     def __str__(self) -> str:
         height, width = self.image_size
-        thop = f"{shown(self.published_macs / 1e9)} G and {shown(self.published_parameters / 1e6)} M"
+        thop = f"{short(self.published_macs / 1e9)} G and {short(self.published_parameters / 1e6)} M"
         return (
-            f"{shown(self.parameters / 1e6)} M parameters; at {height}x{width} {shown(self.flops / 1e9)} GFLOP: "
-            f"{shown(self.matmul_macs / 1e9)} G multiply-adds in matmuls, {shown(self.scan_flops / 1e9)} GFLOP in the "
+            f"{short(self.parameters / 1e6)} M parameters; at {height}x{width} {short(self.flops / 1e9)} GFLOP: "
+            f"{short(self.matmul_macs / 1e9)} G multiply-adds in matmuls, {short(self.scan_flops / 1e9)} GFLOP in the "
             f"scan (thop, as papers quote it: {thop})"
         )
 
 
-def shown(number: float) -> str:
-    """With two decimals or, below 0.1, two digits that count."""
+def short(number: float) -> str:
+    """Return a number with two decimals or, below 0.1, two significant digits."""
     return f"{number:.2f}" if number >= 0.1 else f"{number:.2g}"
 
 
 def measure_cost(model: SegmentationNetwork, height: int, width: int) -> Cost:
-    """The `Cost` of a network for one image. Nothing is computed: a copy of the model runs on shapes alone."""
+    """Return the `Cost` of a network for one image. Nothing is computed: a copy of the model runs on shapes alone."""
     model = copy.deepcopy(model).cpu().float().eval()
     for module in model.modules():
-        if isinstance(module, SS2D | Mamba):
-            module.scan_backend = "torch"  # any machine can count with it
+        if hasattr(module, "scan_backend"):
+            module.scan_backend = "torch"  # type: ignore[assignment]  # any machine can count with it
     backends.resolve("torch", "cpu", torch.float32)  # its self-test needs real tensors, so it runs before the fake ones
 
-    seen = dict(macs=0, norm_elements=0, scan_flops=0)
-    _watch(model, lambda module, inputs, output: _add(seen, module, *inputs, output=output))
+    counts: Counter[str] = Counter()
+    _watch(model, lambda module, inputs, output: counts.update(_cost_of_call(module, *inputs, output=output)))
     with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(1, model.input_channels, height, width))
     counted = counter.get_total_flops()
+    seen_by_thop = [m for m in model.modules() if isinstance(m, CONVOLUTION | nn.Linear | nn.LayerNorm)]
     return Cost(
         image_size=(height, width),
         parameters=sum(p.numel() for p in model.parameters()),
-        flops=counted + LAYER_NORM_FLOPS * seen["norm_elements"],
-        matmul_macs=(counted - seen["scan_flops"]) // 2,
-        scan_flops=seen["scan_flops"],
-        published_parameters=sum(
-            p.numel()
-            for module in model.modules()
-            if isinstance(module, CONVOLUTION | nn.Linear | nn.LayerNorm)
-            for p in module.parameters()
-        ),
-        published_macs=seen["macs"] + 4 * seen["norm_elements"],
+        flops=counted + LAYER_NORM_FLOPS * counts["norm_elements"],
+        matmul_macs=(counted - counts["scan_flops"]) // 2,
+        scan_flops=counts["scan_flops"],
+        published_parameters=sum(p.numel() for module in seen_by_thop for p in module.parameters()),
+        published_macs=counts["macs"] + 4 * counts["norm_elements"],
     )
 
 
 def _watch(module, count):
-    """Calls `count(module, inputs, output)` for every layer. SS2D and Mamba count as one: they apply weights
-    themselves."""
-    if isinstance(module, SS2D | Mamba | FinalPatchExpand2D | CONVOLUTION | nn.Linear | nn.LayerNorm):
+    """Call `count(module, inputs, output)` after every layer. A module with a `cost` of its own counts as one layer."""
+    own = hasattr(module, "cost")
+    if own or isinstance(module, FinalPatchExpand2D | CONVOLUTION | nn.Linear | nn.LayerNorm):
         module.register_forward_hook(count)
-    if not isinstance(module, SS2D | Mamba):
-        for child in module.children():
-            _watch(child, count)
+    for child in () if own else module.children():
+        _watch(child, count)
 
 
-def _add(seen, module, x, head=None, *, output):
-    """Adds what one call of a layer costs."""
-    if isinstance(module, SS2D):  # x (B, H, W, C)
-        tokens, channels, states = x.shape[:-1].numel(), module.out_norm.weight.numel(), module.A_logs.shape[1]
-        weights = (module.in_proj.weight, module.out_proj.weight, module.conv2d.weight)
-        seen["macs"] += tokens * sum(weight.numel() for weight in weights)
-        seen["norm_elements"] += tokens * channels
-        seen["scan_flops"] += recurrence_flops(tokens, channels, states)
-    elif isinstance(module, Mamba):  # x (B, L, C); thop saw none of its matmuls, which ran in one kernel
-        seen["scan_flops"] += recurrence_flops(x.shape[:-1].numel(), *module.A_log.shape)
-    elif isinstance(module, FinalPatchExpand2D):  # which applies the weights of the last convolution, `head`
-        seen["macs"] += output[:, 0].numel() * head.weight.numel()
-    elif isinstance(module, CONVOLUTION):
-        seen["macs"] += output[:, 0].numel() * module.weight.numel()
-    elif isinstance(module, nn.Linear):
-        seen["macs"] += x.shape[:-1].numel() * module.weight.numel()
-    else:
-        seen["norm_elements"] += x.numel()
+def _cost_of_call(module, x, head=None, *, output):
+    """Return what one call of a layer adds to the counts."""
+    if hasattr(module, "cost"):
+        return module.cost(x.shape[:-1].numel())
+    if isinstance(module, FinalPatchExpand2D):  # which applies the weights of the last convolution, `head`
+        return dict(macs=output[:, 0].numel() * head.weight.numel())
+    if isinstance(module, CONVOLUTION):
+        return dict(macs=output[:, 0].numel() * module.weight.numel())
+    if isinstance(module, nn.Linear):
+        return dict(macs=x.shape[:-1].numel() * module.weight.numel())
+    return dict(norm_elements=x.numel())

@@ -1,8 +1,8 @@
-"""Settings of a process that computes on a CPU: which library multiplies matrices, and what becomes of freed memory.
+"""Settings of a process that computes on a CPU: the library for matmuls, and whether freed memory is kept.
 
 PyTorch's default library runs float32 matmuls at half speed on some processors with AVX-512. Asked for "bf16"
 precision, oneDNN takes over: on most of them it still computes in float32, only faster; on processors with matrix units
-for bfloat16 (AMX) it really rounds to bfloat16. So the switch is tried, and kept only if the results stay exact.
+for bfloat16 (AMX) it really rounds to bfloat16. So the switch is tested, and kept only if the results stay exact.
 """
 
 import ctypes
@@ -22,19 +22,19 @@ LARGEST_KEPT = 2**30  # bytes of one tensor
 
 
 def tune_cpu() -> bool:
-    """Makes networks on a CPU faster from now on, with the same results; returns whether float32 matmuls are oneDNN's.
+    """Make networks on a CPU faster, with the same results; return whether oneDNN computes float32 matmuls.
 
-    For the whole process, at any time: matmuls by oneDNN where it is accurate here, and freed memory is kept for the
-    next tensor instead of going back to the system. The peak is the same."""
+    This holds for the whole process: oneDNN computes matmuls if it is accurate on this processor, and freed memory is
+    kept for the next tensor instead of being returned to the system. The peak of memory is the same."""
     keep_freed_memory()
     return use_fast_matmuls()
 
 
 def keep_freed_memory() -> bool:
-    """Lets the C library keep freed memory for the next tensor. Returns whether it does; only glibc has the setting.
+    """Let the C library keep freed memory for the next tensor; return whether it does. Only glibc has the setting.
 
-    By default it returns each large tensor's memory to the system, which has to fill it with zeros before the next use:
-    a quarter of a training step with a batch of 8."""
+    By default it returns each large tensor's memory to the system, which fills it with zeros before the next use: a
+    quarter of a training step with a batch of 8."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         return False
@@ -42,20 +42,20 @@ def keep_freed_memory() -> bool:
 
 
 def use_fast_matmuls() -> bool:
-    """Switches oneDNN's float32 matmuls on if they are accurate here. Returns whether they are on."""
+    """Switch oneDNN's float32 matmuls on if they are accurate on this processor; return whether they are on."""
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"
     error = largest_error()
     if error > FLOAT32_ERROR:
         matmul.fp32_precision = before
-    outcome = "on" if error <= FLOAT32_ERROR else "off, they round to bfloat16 here"
+    outcome = "on" if error <= FLOAT32_ERROR else "off, they round to bfloat16"
     log.debug("oneDNN's float32 matmuls: %s (relative error %.0e)", outcome, error)
     return error <= FLOAT32_ERROR
 
 
 def largest_error() -> float:
-    """The largest relative error of a float32 matmul among the network's shapes."""
+    """Return the largest relative error of a float32 matmul among the network's shapes."""
     random, errors = torch.Generator().manual_seed(0), []
     for rows, inputs, outputs in SHAPES:
         x = torch.randn(rows, inputs, generator=random)

@@ -1,8 +1,9 @@
-"""CUDA graphs: the network's thousand kernels launched at once, because launching them one by one takes the CPU longer
+"""CUDA graphs: launch the network's thousand kernels at once, because launching them one by one takes the CPU longer
 than the GPU needs to run them."""
 
 import contextlib
 import logging
+import sys
 import threading
 
 import torch
@@ -13,44 +14,72 @@ SHAPES = 2  # of batches, for which graphs are recorded
 WARM_UP = 3  # calls before recording, in which libraries choose and load their kernels
 
 
+def under_debugger() -> bool:
+    """Return whether a debugger traces this thread, or has registered itself."""
+    monitoring = getattr(sys, "monitoring", None)  # from Python 3.12 on
+    registered = monitoring is not None and monitoring.get_tool(monitoring.DEBUGGER_ID) is not None
+    return registered or sys.gettrace() is not None
+
+
 class GraphedModel(nn.Module):
     """Calls `module` through CUDA graphs: one for forward and backward in training, one for inference.
 
-    They are recorded for SHAPES shapes of batches, when they come for the second time: the usual one, and that of the
-    smaller last batch of an epoch. Other batches run as without graphs. Results are the same to the bit, under autocast
-    those without its cache (cache_enabled=False). The gradients of a training step are valid until the next one, so
-    they can't be accumulated over steps. Weights may change in place only, as optimizers and load_state_dict do."""
+    Graphs are recorded for SHAPES shapes of batches, each at its second batch: the usual shape, and that of the smaller
+    last batch of an epoch. Other batches run without graphs. Results are the same to the bit, under autocast those
+    without its cache (cache_enabled=False). The gradients of a training step are valid until the next one, and can't be
+    accumulated over steps. Weights may change in place only, as optimizers and load_state_dict do.
+
+    Replaying a graph executes none of the module's Python code. So no graph is used under a debugger, nor while a hook
+    is registered on a module of the network."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module
-        self.training_steps = _OfShapes(_TrainingStep, module)
-        self.inferences = _OfShapes(_Inference, module)
+        self.training_steps = _GraphsByShape(_TrainingStep, module)
+        self.inferences = _GraphsByShape(_Inference, module)
         self.lock = threading.Lock()  # threads, which must use one stream, share the memory of the graphs
+        self.hooks = [  # of all modules, in tables that stay the same objects
+            table
+            for part in module.modules()
+            for table in (part._forward_pre_hooks, part._forward_hooks, part._backward_pre_hooks, part._backward_hooks)
+        ]
+        self.logged: set[str] = set()
         self.train(module.training)  # not nn.Module's own start, with which a network that predicts would train
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training != torch.is_grad_enabled():
             return self.module(images)  # neither a step of training nor inference
+        reason = self.why_not()
+        if reason is not None:
+            if reason not in self.logged:
+                log.info("running without CUDA graphs: %s", reason)
+            self.logged.add(reason)
+            return self.module(images)
         graphs = self.training_steps if self.training else self.inferences
         with self.lock:
-            graph = graphs.of(images)
+            graph = graphs.find(images)
             if graph is not None:
                 return graph(images)
         return self.module(images)
 
+    def why_not(self) -> str | None:
+        """Return None if the module may run as graphs, otherwise the reason."""
+        if under_debugger():
+            return "a debugger is attached"
+        return "a module of the network has hooks" if any(self.hooks) else None
 
-class _OfShapes:
+
+class _GraphsByShape:
     """The graphs of one kind, recorded for SHAPES shapes of batches, over one pool of memory: they run one after the
-    other, and what one leaves in it is read before the next."""
+    other, and the results of one are read before the next runs."""
 
     def __init__(self, record, module):
         self.record, self.module, self.pool = record, module, None
         self.recorded: dict = {}
         self.seen: set = set()
 
-    def of(self, images):
-        """The graph for images of this shape; None if there is none."""
+    def find(self, images):
+        """Return the graph for images of this shape, or None."""
         shape = images.shape
         if shape in self.seen and shape not in self.recorded and len(self.recorded) < SHAPES:
             self.recorded[shape] = self.record(self.module, images, self.pool)
@@ -70,7 +99,7 @@ class _TrainingStep:
         log.info("training steps with images %s run as CUDA graphs", tuple(images.shape))
 
     def _capture(self, module, leaves, pool):
-        # the run must not notice: recording draws random numbers, warming up moves the averages of BatchNorm
+        # restored below: recording draws random numbers, warming up moves the averages of BatchNorm
         device = self.images.device
         state = torch.cuda.get_rng_state(device)
         averages = [buffer.clone() for buffer in module.buffers()]
@@ -132,10 +161,10 @@ class _Inference:
 
 @contextlib.contextmanager
 def _other_leaves(module):
-    """Lets the module use other parameters in the memory of its own; yields those that have gradients.
+    """Within the block, replace the module's parameters by others in the same memory; yield those with gradients.
 
-    While a caller holds the loss of the step before, gradients of the module's own parameters would be handed to that
-    step's stream, which can't be waited for while another stream is recorded."""
+    While a caller holds the loss of the step before, gradients of the module's own parameters would be accumulated in
+    that step's stream, which can't be waited for while another stream is recorded."""
     own = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     places = [(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name, _ in own]
     leaves = [nn.Parameter(p.detach()) for _, p in own]
@@ -155,14 +184,14 @@ def _record(graph, pool):
 
 @contextlib.contextmanager
 def _warm_up_stream(device):
-    here, aside = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-    aside.wait_stream(here)
-    with torch.cuda.stream(aside):
+    current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
         yield
-    here.wait_stream(aside)
+    current.wait_stream(side)
 
 
 def _autocast_without_cache():
-    """The autocast around, without its cache of rounded weights: a graph must round them anew in every step."""
+    """Return the current autocast without its cache of rounded weights: a graph must round them in every step."""
     enabled = torch.is_autocast_enabled("cuda")
     return torch.autocast("cuda", torch.get_autocast_dtype("cuda"), enabled=enabled, cache_enabled=False)

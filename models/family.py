@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from .baselines import Baseline
-from .hub import OF_THE_MACHINE
+from .hub import MACHINE_OPTIONS
 from .network import SegmentationNetwork
 from .ultralight import UltraLightVMUNet
 from .vmunet.vmunet import VMUNet
@@ -16,45 +16,31 @@ from .weights.filling import check_fit, fill_network, inner_weights
 from .weights.reading import read_weights
 from .weights.shape import shape_of_weights
 
-
-class Member(NamedTuple):
-    """A network of the family, and which values of a config it is built with."""
-
-    network: type[SegmentationNetwork]
-    options: tuple[str, ...]  # beside num_classes and input_channels
-
-
-OF_STAGES = ("depths", "drop_path_rate", "dims", "d_state", "scan_backend", "use_checkpoint")
-NETWORKS = {
-    "vmunet": Member(VMUNet, (*OF_STAGES, "depths_decoder", "skip_at_quarter")),
-    "vmunetv2": Member(VMUNetV2, OF_STAGES),
-    "ultralight": Member(UltraLightVMUNet, ("d_state", "scan_backend")),
-}
+NETWORKS: dict[str, type[SegmentationNetwork]] = {c.name: c for c in (VMUNet, VMUNetV2, UltraLightVMUNet)}
 
 
 def build_network(values: Mapping[str, Any]) -> SegmentationNetwork:
-    """The network `values["network"]` with random weights: one of NETWORKS, or a baseline. What `values` does not say
-    is as the network has it; what is no option of the network is not looked at."""
+    """Return the network `values["network"]` with random weights: one of NETWORKS, or a baseline. Options that `values`
+    lacks have the network's defaults; values that are no options of the network are ignored."""
     name = values["network"]
     if name not in NETWORKS:
         return Baseline(name, values["num_classes"], values["input_channels"])
-    network, options = NETWORKS[name]
-    known = {"num_classes", "input_channels", *options}
-    return network(**{option: value for option, value in values.items() if option in known})
+    options = {"num_classes", "input_channels", *NETWORKS[name].options}
+    return NETWORKS[name](**{option: value for option, value in values.items() if option in options})
 
 
 def load(path: str | Path) -> SegmentationNetwork:
-    """The trained network of a file, in eval mode on the CPU.
+    """Return the trained network of a file, in eval mode on the CPU.
 
     The file is a checkpoint of this project, packed weights (`export.py --format weights`), or a checkpoint of the
-    network's original. A file without a configuration tells the network by its weights.
+    network's original. Without a stored configuration, the weights tell the network.
 
     Raises FileNotFoundError, and ValueError for a file that is no checkpoint or does not fit its configuration."""
     checkpoint = read_weights(path)
     values = checkpoint.config or shape_of_weights(checkpoint.weights, path)
-    values = {name: value for name, value in values.items() if name not in OF_THE_MACHINE}
+    values = {name: value for name, value in values.items() if name not in MACHINE_OPTIONS}
     try:
-        with torch.device("meta"):  # before memory is taken for it: the configuration may ask for any amount
+        with torch.device("meta"):  # takes no memory: the configuration may ask for any amount
             expected = inner_weights(build_network(values))
     except (KeyError, TypeError, ValueError) as error:
         found = f"no {error}" if isinstance(error, KeyError) else str(error)

@@ -1,4 +1,4 @@
-"""What every network here shares: inputs of any size, logits out, probabilities on request."""
+"""What all networks share: inputs of any size, logits as outputs, probabilities on request."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from .hub import CARD, HubMixin
 
 STRIDE = 32  # the deepest map is 32 times smaller than the image
+STAGE_OPTIONS = ("depths", "drop_path_rate", "dims", "d_state", "scan_backend", "use_checkpoint")  # of VSS blocks
 
 
 class SegmentationNetwork(
@@ -13,14 +14,13 @@ class SegmentationNetwork(
 ):
     """A network over inputs whose sides are multiples of 32, opened to any size from 32 x 32 on.
 
-    A subclass has `logits(x)`: (B, input_channels, H, W) -> (B, num_classes, H, W)."""
+    A subclass has `logits(x)`: (B, input_channels, H, W) -> (B, num_classes, H, W), and these facts:"""
 
-    classifier: tuple[str, ...] = ()  # names of the weights whose shapes depend on the number of classes start so
-
-    @property
-    def name(self) -> str:
-        """In messages."""
-        return type(self).__name__
+    name: str  # as `--network` takes it, and in messages
+    options: tuple[str, ...] = ()  # values of a config that it is built with, beside num_classes and input_channels
+    depths_published: tuple[int, ...] | None = None  # VSS blocks of the encoder's stages
+    weights_advice: str = ""  # for messages: where to get weights to start from
+    classifier: tuple[str, ...] = ()  # prefixes of the weights whose shapes depend on the number of classes
 
     def __init__(self, num_classes: int, input_channels: int):
         super().__init__()
@@ -31,7 +31,7 @@ class SegmentationNetwork(
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, input_channels or 1, H, W) -> logits (B, num_classes, H, W); H and W at least 32.
+        """Return the logits (B, num_classes, H, W) of images (B, input_channels or 1, H, W), H and W at least 32.
 
         Sides that are not multiples of 32 are padded with zeros, right and bottom; the output is cropped back."""
         B, channels, H, W = x.shape
@@ -47,6 +47,6 @@ class SegmentationNetwork(
         return self.logits(x)[:, :, :H, :W]
 
     def predict(self, x: Tensor) -> Tensor:
-        """Probabilities (B, num_classes, H, W): the sigmoid for one class, the softmax over several."""
+        """Return probabilities (B, num_classes, H, W): the sigmoid for one class, the softmax over several."""
         logits = self(x)
         return logits.sigmoid() if self.num_classes == 1 else logits.softmax(dim=1)

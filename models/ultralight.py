@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cross_scan.sequence import sequence_scan
+from .cross_scan import cross_selective_scan
+from .cross_scan.operator import recurrence_flops
 from .network import SegmentationNetwork
+from .vmunet.pretrained import WITHOUT_WEIGHTS
 
 PARTS = 4  # of the channels, which share one Mamba block
 
@@ -41,6 +43,30 @@ class Mamba(nn.Module):
         steps = self.dt_proj.bias, self.dt_proj.weight
         y = sequence_scan(x, dt, B, C, -self.A_log.exp(), self.D, *steps, self.scan_backend)
         return self.out_proj(y * F.silu(z))
+
+    def cost(self, tokens: int) -> dict[str, int]:
+        """Return what a forward over so many tokens costs, as `models.cost` counts it: the FLOP of the recurrence. The
+        package thop sees none of its matmuls, which the original runs in one kernel."""
+        return dict(scan_flops=recurrence_flops(tokens, *self.A_log.shape))
+
+
+def sequence_scan(
+    x: Tensor, dt: Tensor, B: Tensor, C: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, dt_weight: Tensor, backend: str
+) -> Tensor:
+    """Return y (b, L, I): a selective scan along a sequence in one direction, as in Mamba.
+
+    x (b, L, I), dt (b, L, R), B and C (b, L, N), A (I, N), D and dt_bias (I), dt_weight (I, R); the recurrence is that
+    of `cross_selective_scan`, over a map of one row. The other three directions run with output weights of zero, which
+    costs little in a small network."""
+
+    def first_of_four(tensor: Tensor, dim: int) -> Tensor:
+        padding = [0, 0] * (-1 - dim) + [0, 3]
+        return F.pad(tensor.unsqueeze(dim), padding)
+
+    dt, B, C = (first_of_four(t.unsqueeze(1), -2) for t in (dt, B, C))  # (b, 1, L, 4, R or N)
+    A = A.expand(4, -1, -1).contiguous()  # negative in all directions, so that no state grows
+    D, dt_bias, dt_weight = (first_of_four(t, -t.ndim - 1) for t in (D, dt_bias, dt_weight))
+    return cross_selective_scan(x.unsqueeze(1), dt, B, C, A, D, dt_bias, dt_weight, backend).squeeze(1)
 
 
 class PVMLayer(nn.Module):
@@ -114,6 +140,9 @@ class UltraLightVMUNet(SegmentationNetwork):
         dims: channels of the six levels; the last three have Mamba blocks and are multiples of 4
     """
 
+    name = "ultralight"
+    options = ("d_state", "scan_backend")
+    weights_advice = f"{WITHOUT_WEIGHTS}, as published"
     classifier = ("final.",)
     encoder6: nn.Sequential
 
@@ -127,7 +156,7 @@ class UltraLightVMUNet(SegmentationNetwork):
     ):
         super().__init__(num_classes, input_channels)
         if len(dims) != 6 or any(dim < PARTS or dim % PARTS for dim in dims):
-            raise ValueError(f"UltraLightVMUNet: found dims {list(dims)}; expected six multiples of {PARTS}")
+            raise ValueError(f"{self.name}: found dims {list(dims)}; expected six multiples of {PARTS}")
 
         def block(dim: int, channels: int, mamba: bool) -> nn.Sequential:
             layer = PVMLayer(dim, channels, d_state, scan_backend) if mamba else nn.Conv2d(dim, channels, 3, padding=1)
@@ -172,11 +201,8 @@ def initialize(module: nn.Module) -> None:
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv1d | nn.Conv2d):
-        fan = (
-            math.prod(module.kernel_size)
-            * module.out_channels
-            // (module.groups if isinstance(module, nn.Conv2d) else 1)
-        )
+        groups = module.groups if isinstance(module, nn.Conv2d) else 1
+        fan = math.prod(module.kernel_size) * module.out_channels // groups
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan))
         if module.bias is not None and isinstance(module, nn.Conv2d):
             nn.init.zeros_(module.bias)

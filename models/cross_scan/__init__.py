@@ -1,16 +1,15 @@
 """The cross-scan: a selective scan of a map in four directions, summed (SS2D, section 3.2 of the VM-UNet paper).
 
-`reference.py` defines it; the other modules compute the same faster, and `tests/models` holds them to it.
+`reference.py` defines it; the other modules compute it faster, and `tests/models` compares them with it.
 """
-
-from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import backends, operator
-from .inputs import GatedInputs, ScanInputs
+from . import backends
+from .operator import cross_scan
+from .problems import GatedInputs, ScanInputs, present
 
 
 def cross_selective_scan(
@@ -24,18 +23,18 @@ def cross_selective_scan(
     dt_weight: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """The four-directional selective scan, channels last, in pixel order.
+    """Return the four-directional selective scan, channels last, in pixel order.
 
     Direction k visits the pixels row by row (0), column by column (1), or backwards (2, 3). Along it
 
         delta[t] = softplus(dt[t] + dt_bias)
         h[t] = exp(delta[t] A) h[t-1] + delta[t] B[t] x[t],    y[t] = <C[t], h[t]> + D x[t]
 
-    and the result is the sum of the four y, each back at its pixel.
+    and the result is the sum of the four y, each at its pixel.
 
     Args:
         x: (b, H, W, I) tokens
-        dt: (b, H, W, 4, I) raw steps; or (b, H, W, 4, R) with `dt_weight`, making them: dt_weight[k] @ dt[..., k, :]
+        dt: (b, H, W, 4, I) raw steps; with `dt_weight` (b, H, W, 4, R), of which dt_weight[k] @ dt[..., k, :] are those
         B, C: (b, H, W, 4, N) input and output weights of the N states
         A: (4, I, N) rates, negative
         D, dt_bias: (4, I)
@@ -52,12 +51,11 @@ def cross_selective_scan(
         RuntimeError: a backend that can't run here
     """
     inputs = ScanInputs(x, dt, B, C, A, D, dt_bias, dt_weight)
-    if not torch.jit.is_tracing():  # where sizes are no numbers
-        check_inputs(inputs)
-    name = resolve(backend, x.device.type, x.dtype)
-    if name in backends.DIFFERENTIABLE:
+    check_inputs(inputs)
+    name = backends.resolve(backend, x.device.type, x.dtype)
+    if hasattr(backends.load(name), "scan"):
         return backends.load(name).scan(*inputs)
-    return operator.cross_scan(*inputs, name, _wants_grad(inputs))[0]
+    return _call_operator(inputs.gated(None, None, None), 0.0, name)
 
 
 def gated_cross_scan(
@@ -73,29 +71,29 @@ def gated_cross_scan(
     eps: float = 1e-5,
     backend: str = "auto",
 ) -> Tensor:
-    """LayerNorm(cross_selective_scan(...)) * SiLU(z): the scan, its norm and its gate.
+    """Return LayerNorm(cross_selective_scan(...)) * SiLU(z), (b, H, W, I) in x's dtype: scan, norm and gate.
 
     z is (b, H, W, I); projected (b, H, W, 4, R + 2 N) has dt, B and C side by side; norm_weight and norm_bias are (I,);
-    the rest as in `cross_selective_scan`."""
-    gated = GatedInputs(x, z, projected, A, D, dt_bias, dt_weight, norm_weight, norm_bias)
-    name = resolve(backend, x.device.type, x.dtype)
-    if name in backends.FUSED:
-        check_inputs(gated.scan)
-        return operator.gated_cross_scan(*gated, eps, name, _wants_grad(gated))[0]
-    y = cross_selective_scan(*gated.scan, name)
+    the other tensors, `backend` and the errors are those of `cross_selective_scan`."""
+    inputs = GatedInputs(x, z, projected, A, D, dt_bias, dt_weight, norm_weight, norm_bias)
+    check_inputs(inputs.scan)
+    name = backends.resolve(backend, x.device.type, x.dtype)
+    if backends.is_fused(name):
+        return _call_operator(inputs, eps, name)
+    if hasattr(backends.load(name), "scan"):
+        y = backends.load(name).scan(*inputs.scan)
+    else:
+        y = _call_operator(inputs._replace(z=None, norm_weight=None, norm_bias=None), eps, name)
     return F.layer_norm(y, y.shape[-1:], norm_weight, norm_bias, eps) * F.silu(z)
 
 
-def _wants_grad(tensors: Iterable[Tensor | None]) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-# The choice looks at the machine, so it is made while a model is being compiled and not in the compiled code.
-resolve = backends.constant_for_compiler(backends.resolve)
+def _call_operator(inputs, eps, backend):
+    save = torch.is_grad_enabled() and any(t.requires_grad for t in present(inputs))
+    return cross_scan(*inputs, eps, backend, save)[0]
 
 
 def check_inputs(inputs: ScanInputs) -> None:
-    """Shapes, dtypes and devices of the operator's inputs, for all backends. Raises ValueError."""
+    """Raise ValueError for a shape, dtype or device that does not fit, for all backends."""
     x, A, dt_weight = inputs.x, inputs.A, inputs.dt_weight
     if x.ndim != 4 or A.ndim != 3:
         raise ValueError(

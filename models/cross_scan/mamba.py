@@ -10,17 +10,16 @@ from torch import Tensor
 
 from .reference import scan_order
 
-NAME = "mamba_ssm"
 INSTALL = "MAMBA_KEEP_CUDA_BUILD=TRUE pip install mamba_ssm --no-build-isolation"
 
 
 def selective_scan_fn() -> Callable[..., Tensor]:
-    """mamba_ssm's differentiable scan. Raises ImportError, also when its CUDA extension was not built."""
+    """Import mamba_ssm's differentiable scan. Raises ImportError, also without its CUDA extension."""
     return importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """None if the package can scan there, otherwise why not."""
+    """Return None if the package can scan there, otherwise the reason."""
     if device.type != "cuda":
         return "it needs an NVIDIA GPU"
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -33,16 +32,10 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def scan(
-    x: Tensor,
-    dt: Tensor,
-    B: Tensor,
-    C: Tensor,
-    A: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    dt_weight: Tensor | None = None,
+    x: Tensor, dt: Tensor, B: Tensor, C: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, dt_weight: Tensor | None = None
 ) -> Tensor:
-    """`models.cross_scan.cross_selective_scan` by way of mamba_ssm; shapes as there."""
+    """Return the scan, (b, H, W, I), of x (b, H, W, I), dt (b, H, W, 4, R or I), B and C (b, H, W, 4, N), A (4, I, N),
+    D and dt_bias (4, I), dt_weight (4, I, R) or None."""
     b, H, W, I = x.shape
     order = scan_order(H, W, x.device)
     k = torch.arange(4, device=x.device)[:, None]

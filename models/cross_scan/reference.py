@@ -9,21 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .inputs import ScanInputs
+from .problems import ScanInputs
 
-NAME = "reference"
 LONGEST_WITH_GRADIENT = 1024  # autograd keeps every state of every step
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """The definition runs everywhere; being asked for by name is its only use."""
+    """Return None: the definition runs everywhere, if it is asked for by name."""
     return None
 
 
 def scan_order(H: int, W: int, device: torch.device | None = None) -> Tensor:
-    """(4, L): the pixel that each direction visits at each step.
+    """Return (4, L): the pixel that each direction visits at each step.
 
-    Row by row, column by column, and the two backwards."""
+    Row by row, column by column, and both backwards."""
     pixels = torch.arange(H * W, device=device)
     rows, columns = pixels, pixels.view(H, W).t().flatten()
     return torch.stack([rows, columns, rows.flip(0), columns.flip(0)])
@@ -51,12 +50,13 @@ def scan(
     dt_bias: Tensor,
     dt_weight: Tensor | None = None,
 ) -> Tensor:
-    """`models.cross_scan.cross_selective_scan` by definition; shapes as there."""
+    """Return the scan, (b, H, W, I), of x (b, H, W, I), dt (b, H, W, 4, R or I), B and C (b, H, W, 4, N), A (4, I, N),
+    D and dt_bias (4, I), dt_weight (4, I, R) or None."""
     H, W = x.shape[1:3]
     if torch.is_grad_enabled() and H * W > LONGEST_WITH_GRADIENT:
         raise RuntimeError(
             f"scan backend 'reference': found {H * W} steps with gradients, expected at most {LONGEST_WITH_GRADIENT}; "
-            "it keeps every state and is meant for tests, take 'torch'"
+            "it keeps every state and is for tests only; use 'torch'"
         )
     # 16-bit inputs are scanned in float32, as everywhere
     precise = torch.promote_types(x.dtype, torch.float32)
@@ -74,7 +74,7 @@ def scan(
 
 
 def inverse_softplus(y: Tensor) -> Tensor:
-    """The x with softplus(x) = y."""
+    """Return the x with softplus(x) = y."""
     return y + torch.log(-torch.expm1(-y))
 
 
@@ -89,9 +89,8 @@ def make_inputs(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> ScanInputs:
-    """Random inputs as the model makes them (initial values of A, D and the bias perturbed), for self-tests, tests and
-    benchmarks. dt, B and C are views of one projection, as in SS2D; without R, dt holds the raw steps themselves and
-    dt_weight is None."""
+    """Return random inputs like the model's, with perturbed initial values of A, D and the bias. dt, B and C are views
+    of one projection, as in SS2D; without R, dt holds the raw steps themselves and dt_weight is None."""
     random = torch.Generator().manual_seed(seed)
 
     def normal(*shape):

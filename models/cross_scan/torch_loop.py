@@ -12,14 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .inputs import ScanInputs
+from .problems import ScanInputs
 from .reference import scan_order
-
-NAME = "torch"
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Plain PyTorch runs everywhere."""
+    """Return None: plain PyTorch runs everywhere."""
     return None
 
 
@@ -28,7 +26,7 @@ def _chunk(length):
 
 
 def saved_shape(inputs: ScanInputs) -> tuple[int, ...]:
-    """Shape of the states that the forward keeps: one for each chunk."""
+    """Return the shape of the states that the forward saves: one for each chunk."""
     (b, H, W, I), N = inputs.x.shape, inputs.A.shape[-1]
     return (-(-H * W // _chunk(H * W)), b, 4, N, I)
 
@@ -61,13 +59,13 @@ class _Sequences:
 
 
 def _decays(seq, A, start, stop):
-    """exp(dt A) of one chunk: (chunk, b, 4, N, I)."""
+    """Return exp(dt A) of one chunk: (chunk, b, 4, N, I)."""
     steps = seq.steps[:, :, start:stop].permute(2, 0, 1, 3)
     return (steps.unsqueeze(3) * A.transpose(1, 2)).exp_()
 
 
 def _states(seq, drive, decays, h, start):
-    """The recurrence over one chunk: the state after each step, (chunk, b, 4, N, I)."""
+    """Return the state after each step of one chunk: (chunk, b, 4, N, I)."""
     states = torch.empty_like(decays)
     for t, decay in enumerate(decays):
         torch.mul(decay, h, out=states[t])
@@ -76,7 +74,7 @@ def _states(seq, drive, decays, h, start):
 
 
 def forward(inputs: ScanInputs, save: bool = True) -> tuple[Tensor, Tensor]:
-    """y (b, H, W, I) and the kept states (empty without `save`)."""
+    """Return y (b, H, W, I) and the saved states (empty without `save`)."""
     seq = _Sequences(inputs)
     x, A, D = inputs.x, inputs.A, inputs.D
     L, chunk = seq.u.shape[2], _chunk(seq.u.shape[2])
@@ -94,7 +92,7 @@ def forward(inputs: ScanInputs, save: bool = True) -> tuple[Tensor, Tensor]:
 
 
 def backward(grad_y: Tensor, saved: Tensor, inputs: ScanInputs) -> ScanInputs:
-    """The gradients of the inputs, chunk by chunk from the end."""
+    """Return the gradients of the inputs, computed chunk by chunk from the end."""
     seq = _Sequences(inputs)
     x, A, D = inputs.x, inputs.A, inputs.D
     gy = grad_y.flatten(1, 2)[:, seq.order].to(seq.u.dtype)
@@ -102,7 +100,7 @@ def backward(grad_y: Tensor, saved: Tensor, inputs: ScanInputs) -> ScanInputs:
     L, chunk = seq.u.shape[2], _chunk(seq.u.shape[2])
     du, dsteps, dB, dC = (torch.empty_like(t) for t in (seq.u, seq.u, seq.B, seq.C))
     dA = torch.zeros_like(A)
-    g_next = torch.zeros_like(saved[0])  # the gradient of the state that the chunk hands on
+    g_next = torch.zeros_like(saved[0])  # the gradient of the state after the chunk
     for number in reversed(range(len(saved))):
         part = slice(number * chunk, min((number + 1) * chunk, L))
         decays = _decays(seq, A, part.start, part.stop)

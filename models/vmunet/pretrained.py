@@ -23,6 +23,8 @@ HOW_TO_GET_VMAMBA = (
     f"download {DOWNLOADS}vssmsmall_dp03_ckpt_epoch_238.pth or {DOWNLOADS}vssmtiny_dp01_ckpt_epoch_292.pth (release "
     "v0cls of MzeroMiko/VMamba)"
 )
+WITHOUT_WEIGHTS = "train without with --load-ckpt-path none"
+VMAMBA_ADVICE = f"{HOW_TO_GET_VMAMBA} and name it with --load-ckpt-path, or {WITHOUT_WEIGHTS}"
 ENCODER = ("patch_embed.", "layers.")  # names of its weights start so
 
 # Later versions of VMamba renamed the same modules.

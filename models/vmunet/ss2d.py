@@ -6,9 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cross_scan import gated_cross_scan
+from ..cross_scan import backends, gated_cross_scan
+from ..cross_scan.operator import recurrence_flops
 from ..cross_scan.reference import inverse_softplus
-from .conv_silu import conv_silu
+from ..kernels import conv_silu as convolution
+from ..kernels.conv_silu import conv_silu
+from ..kernels.nvrtc import Program
 
 
 class SS2D(nn.Module):
@@ -58,3 +61,18 @@ class SS2D(nn.Module):
         steps, norm = (self.dt_projs_bias, self.dt_projs_weight), self.out_norm
         y = gated_cross_scan(x, z, projected, A, D, *steps, norm.weight, norm.bias, norm.eps, self.scan_backend)
         return self.out_proj(y)
+
+    def cost(self, tokens: int) -> dict[str, int]:
+        """Return what a forward over so many pixels costs, as `models.cost` counts it: the multiply-adds of linear
+        layers and convolutions, the elements that are normalised, the FLOP of the recurrence."""
+        weights = (self.in_proj.weight, self.out_proj.weight, self.conv2d.weight)
+        inner, states = self.dt_projs_weight.shape[1], self.A_logs.shape[1]
+        macs = tokens * sum(weight.numel() for weight in weights)
+        return dict(macs=macs, norm_elements=tokens * inner, scan_flops=recurrence_flops(tokens, inner, states))
+
+    def programs(self, dtype: torch.dtype, trains: bool) -> list[Program]:
+        """Return the CUDA programs that a forward, and if it `trains` a backward, runs on maps of a dtype."""
+        inner, rank = self.dt_projs_weight.shape[1:]
+        uses_cuda = self.scan_backend in ("auto", "cuda")
+        scans = backends.load("cuda").programs(inner, rank, dtype, trains) if uses_cuda else []
+        return [*scans, *convolution.programs(dtype)]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .layer_norm import LayerNorm
+from ..kernels.layer_norm import LayerNorm
 from .ss2d import SS2D
 
 

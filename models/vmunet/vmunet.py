@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..network import SegmentationNetwork
+from ..network import STAGE_OPTIONS, SegmentationNetwork
+from .pretrained import VMAMBA_ADVICE
 from .vmamba import VSSM
 
 
@@ -23,13 +24,17 @@ class VMUNet(SegmentationNetwork):
         skip_at_quarter: also add the skip at a quarter of the image's size (not in the published model)
     """
 
+    name = "vmunet"
+    options = (*STAGE_OPTIONS, "depths_decoder", "skip_at_quarter")
+    depths_published = (2, 2, 2, 2)
+    weights_advice = VMAMBA_ADVICE
     classifier = ("final_conv.",)
 
     def __init__(
         self,
         num_classes: int = 1,
         input_channels: int = 3,
-        depths: Sequence[int] = (2, 2, 2, 2),
+        depths: Sequence[int] = depths_published,
         depths_decoder: Sequence[int] = (2, 2, 2, 1),
         drop_path_rate: float = 0.2,
         dims: Sequence[int] | int = (96, 192, 384, 768),
@@ -42,7 +47,7 @@ class VMUNet(SegmentationNetwork):
         dims = [dims * 2**i for i in range(4)] if isinstance(dims, int) else list(dims)
         if len(depths) != 4 or len(depths_decoder) != 4 or [dims[0] * 2**i for i in range(4)] != dims or dims[0] % 4:
             raise ValueError(
-                f"VMUNet: found depths {list(depths)}, depths_decoder {list(depths_decoder)}, dims {dims}; "
+                f"{self.name}: found depths {list(depths)}, depths_decoder {list(depths_decoder)}, dims {dims}; "
                 "expected four of each, dims doubling from stage to stage and the first a multiple of 4"
             )
         self.vmunet = VSSM(

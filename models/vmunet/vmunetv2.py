@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..network import SegmentationNetwork
+from ..network import STAGE_OPTIONS, SegmentationNetwork
+from .pretrained import VMAMBA_ADVICE
 from .vmamba import PatchEmbed2D, PatchMerging2D, VSSLayer, drop_path_rates, initialize_linear
 
 REDUCTION = 16  # of the channels inside channel attention
@@ -117,6 +118,10 @@ class VMUNetV2(SegmentationNetwork):
         deep_supervision: the output is the sum of the logits of the two finest levels, as published; else of the finest
     """
 
+    name = "vmunetv2"
+    options = STAGE_OPTIONS
+    depths_published = (2, 2, 9, 2)
+    weights_advice = VMAMBA_ADVICE
     classifier = ("seg_outs.", "deconv6.")
     deconv2: nn.ConvTranspose2d
     deconv3: nn.ConvTranspose2d
@@ -127,7 +132,7 @@ class VMUNetV2(SegmentationNetwork):
         self,
         num_classes: int = 1,
         input_channels: int = 3,
-        depths: Sequence[int] = (2, 2, 9, 2),
+        depths: Sequence[int] = depths_published,
         drop_path_rate: float = 0.2,
         dims: Sequence[int] = (96, 192, 384, 768),
         d_state: int = 16,
@@ -139,7 +144,7 @@ class VMUNetV2(SegmentationNetwork):
         dims = list(dims)
         if len(depths) != 4 or [dims[0] * 2**i for i in range(4)] != dims or dims[0] % (2 * REDUCTION):
             raise ValueError(
-                f"VMUNetV2: found depths {list(depths)}, dims {dims}; expected four of each, dims doubling from "
+                f"{self.name}: found depths {list(depths)}, dims {dims}; expected four of each, dims doubling from "
                 f"stage to stage and the first a multiple of {2 * REDUCTION}"
             )
         channels = dims[0] // 2

@@ -1,4 +1,4 @@
-"""The archives of torch.save: how large they claim to be, and the checksum at the end of ours."""
+"""The archives of torch.save: the size that they declare, and the checksum at the end of ours."""
 
 import hashlib
 import io
@@ -13,12 +13,12 @@ MOST_MEMBERS = 100_000  # of an archive: one for each tensor, and a few more
 
 
 class ArchiveError(ValueError):
-    """An archive that torch.save has not written, or that was altered since."""
+    """An archive that torch.save has not written, or that has changed since."""
 
 
 def check_archive(content: bytes) -> None:
-    """Raises ArchiveError for an archive that would take more memory than the file: torch.save compresses nothing, and
-    what is compressed may be a thousand times as large. Files from before PyTorch 1.6 are no archives and pass."""
+    """Raise ArchiveError for an archive that would take more memory than the file: torch.save compresses nothing, and
+    compressed records may be a thousand times as large. Files from before PyTorch 1.6 are no archives and pass."""
     if not content.startswith(b"PK"):
         return
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -27,16 +27,16 @@ def check_archive(content: bytes) -> None:
     if compressed:
         raise ArchiveError(f"found the compressed record {compressed[0]!r}, expected records as torch.save writes them")
     if len(members) > MOST_MEMBERS or sum(member.file_size for member in members) > len(content):
-        raise ArchiveError(f"found {len(members)} records that claim more than the file's {len(content)} bytes")
+        raise ArchiveError(f"found {len(members)} records that declare more than the file's {len(content)} bytes")
 
 
 def has_checksum(content: bytes) -> bool:
-    """Whether these bytes are a checkpoint of this project; those of other programs have no checksum."""
+    """Return whether these bytes are a checkpoint of this project; those of other programs have no checksum."""
     return content[-len(MARK) - DIGEST_BYTES : -DIGEST_BYTES] == MARK
 
 
 def verify_checksum(content: bytes, path: str | Path) -> None:
-    """Raises ArchiveError if the checksum at the end is not that of the bytes before it."""
+    """Raise ArchiveError if the checksum at the end is not that of the bytes before it."""
     expected = content[-DIGEST_BYTES:].decode("ascii", "replace")
     found = hashlib.sha256(memoryview(content)[:-DIGEST_BYTES]).hexdigest()
     if found != expected:

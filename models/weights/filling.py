@@ -1,8 +1,7 @@
-"""Filling a network with weights. They fill what they should fill, to the last tensor, or are refused; nothing is ever
-matched in part.
+"""Fill a network with weights, which must match exactly: missing or extra tensors are an error.
 
-Names are compared without what wraps a network, so that it does not matter with which of it a file was written:
-`module.`, `_orig_mod.`, and `vmunet.`, in which VMUNet has all of its layers and VMUNetV2 its encoder.
+Names are compared without the prefixes of wrappers, which a file may have or not: `module.`, `_orig_mod.`, and
+`vmunet.`, in which VMUNet has all of its layers and VMUNetV2 its encoder.
 """
 
 import re
@@ -17,12 +16,12 @@ NAMES_SHOWN = 5
 
 
 def inner_name(name: str) -> str:
-    """A parameter's name without the prefixes of what wraps the network."""
+    """Return a parameter's name without the prefixes of wrappers."""
     return WRAPPERS.sub("", name)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside GraphedModel and torch.compile: names in checkpoints must not depend on them."""
+    """Return the model inside GraphedModel and torch.compile: names in checkpoints must not depend on them."""
     while True:
         inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
         if inner is None:
@@ -31,13 +30,12 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def inner_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a network's state dict by their inner names."""
+    """Return the tensors of a network's state dict by their inner names."""
     return {inner_name(name): tensor for name, tensor in unwrap(model).state_dict().items()}
 
 
 def fill_network(model: nn.Module, weights: Mapping[str, Tensor], path: str | Path, left: Collection[str] = ()) -> None:
-    """Puts exactly these weights, by inner name and from the file `path`, into a network; names in `left` stay as they
-    are.
+    """Fill a network with exactly these weights, by inner name, of the file `path`; skip the names in `left`.
 
     Raises ValueError, before anything is filled, if names or shapes are not the network's."""
     state = {name: tensor for name, tensor in inner_weights(model).items() if name not in left}
@@ -45,21 +43,21 @@ def fill_network(model: nn.Module, weights: Mapping[str, Tensor], path: str | Pa
     check_fit(state, weights, path)
     try:
         copy_weights(model, weights)
-    except RuntimeError as error:  # tensors of another kind, such as sparse ones
+    except RuntimeError as error:  # such as sparse tensors
         raise ValueError(
             f"{path}: found weights that can't be copied: {str(error).splitlines()[-1].strip()}"
         ) from error
 
 
 def copy_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Puts weights, by inner name, into a network; the others stay as they are."""
+    """Copy weights, by inner name, into a network; keep the others."""
     network = unwrap(model)
     full_names = {inner_name(name): name for name in network.state_dict()}
     network.load_state_dict({full_names[name]: tensor for name, tensor in weights.items()}, strict=False)
 
 
 def check_fit(state: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Raises ValueError unless the weights have the names and shapes of a network's state."""
+    """Raise ValueError unless the weights have the names and shapes of a network's state."""
     missing = [name for name in state if name not in weights]
     foreign = [name for name in weights if name not in state]
     if missing or foreign:
@@ -72,7 +70,7 @@ def check_fit(state: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: 
 
 
 def check_shapes(path: str | Path, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Raises ValueError that names the weights whose shapes are not those of `state`."""
+    """Raise ValueError that lists the weights whose shapes are not those of `state`."""
     wrong = [
         f"{name} {list(tensor.shape)} instead of {list(state[name].shape)}"
         for name, tensor in weights.items()
@@ -83,17 +81,17 @@ def check_shapes(path: str | Path, weights: Mapping[str, Tensor], state: Mapping
 
 
 def check_values(path: str | Path, weights: Mapping[str, Tensor]) -> None:
-    """Raises ValueError that names a weight that is not dense, or not a finite number."""
+    """Raise ValueError that names a weight that is not dense, or holds a value that is not finite."""
     for name, tensor in weights.items():
         if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
             kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else str(tensor.layout)
-            raise ValueError(f"{path}: found {name} as a {kind} tensor, expected an ordinary one")
+            raise ValueError(f"{path}: found {name} as a {kind} tensor, expected a dense one")
         if not tensor.isfinite().all():
             raise ValueError(f"{path}: found NaN or infinite values in {name}, expected weights that were trained")
 
 
 def first(names: Iterable[str]) -> str:
-    """The first NAMES_SHOWN of the names, and how many more there are; "none" without any."""
+    """Return the first NAMES_SHOWN of the names, and how many more there are; "none" without any."""
     names = list(names)
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return (", ".join(names[:NAMES_SHOWN]) or "none") + more

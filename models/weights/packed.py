@@ -39,11 +39,11 @@ def is_packed(content: bytes) -> bool:
 
 
 def pack_weights(weights: Mapping[str, torch.Tensor], config: dict, about: dict) -> bytes:
-    """The file of a network's weights; the same weights always give the same bytes.
+    """Return the file of a network's weights; the same weights always give the same bytes.
 
     config  plain values, as a checkpoint holds them; about  plain values for readers, such as data, scores, licence
 
-    Raises ValueError for a weight that is not finite, also once it is rounded."""
+    Raises ValueError for a weight that is not finite before or after rounding."""
     arrays = {name: _rounded(name, tensor) for name, tensor in weights.items()}
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver="latest") as file:
@@ -69,10 +69,10 @@ def _rounded(name: str, tensor: torch.Tensor) -> np.ndarray:
 
 
 def read_packed_weights(content: bytes, path: str | Path) -> tuple[dict[str, torch.Tensor], dict, dict]:
-    """(weights in float32 by name, config, about) of a file's bytes; `path` is for messages.
+    """Return (weights in float32 by name, config, about) of a file's bytes; `path` is for messages.
 
-    Raises ValueError for a file of another format or version, for one whose values are not those it was written with,
-    not finite or elsewhere, and for more than LARGEST of them, before any of them is read."""
+    Raises ValueError for another format or version, for values that have changed since they were written, are not
+    finite or lie outside the file, and for more than LARGEST bytes, before any value is read."""
     with _naming(path), h5py.File(io.BytesIO(content)) as file:
         found = [_text(file, "format"), file.attrs.get("version")]
         if found != [FORMAT, VERSION]:
@@ -90,7 +90,7 @@ def read_packed_weights(content: bytes, path: str | Path) -> tuple[dict[str, tor
 
 @contextlib.contextmanager
 def _naming(path: str | Path) -> Iterator[None]:
-    """Errors name the file. HDF5's library raises more kinds for damaged ones than it documents."""
+    """Add the file to errors. For damaged files HDF5's library raises more kinds than it documents."""
     try:
         yield
     except Exception as error:
@@ -98,7 +98,7 @@ def _naming(path: str | Path) -> Iterator[None]:
 
 
 def _text(file: h5py.File, name: str) -> str:
-    """A text among the attributes, "" if there is none."""
+    """Return a text attribute, "" if there is none."""
     value = file.attrs.get(name, "")
     return value.decode() if isinstance(value, bytes) else str(value)
 
@@ -114,8 +114,8 @@ def _plain_dict(file: h5py.File, name: str) -> dict:
 
 
 def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
-    """The datasets of the weights, none of which is read yet. Raises ValueError for any that `pack_weights` would not
-    have written: it could name another file, or unpack to more memory than there is."""
+    """Return the datasets of the weights without reading them. Raises ValueError for any that `pack_weights` does not
+    write: it could refer to another file, or unpack to more memory than there is."""
     if not isinstance(file.get("weights", getlink=True), h5py.HardLink) or not isinstance(file["weights"], h5py.Group):
         raise ValueError("found no weights, expected a group of them")
     datasets, total = {}, 0
@@ -137,8 +137,8 @@ def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
 
 
 def _lies_in_file(dataset: h5py.Dataset) -> bool:
-    """Whether all values of a dataset lie in the file itself, as they are or in gzipped chunks of the right size. HDF5
-    would not check that size, and let a chunk of a few kilobytes fill the memory."""
+    """Return whether all values of a dataset lie in the file itself, unpacked or in gzipped chunks of the right size.
+    HDF5 does not check that size, and lets a chunk of a few kilobytes fill the memory."""
     if dataset.is_virtual or dataset.external:
         return False
     if dataset.chunks is None:

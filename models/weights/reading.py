@@ -1,4 +1,4 @@
-"""What a file holds of a network: checkpoints of this project, of the originals and of VMamba, and packed weights."""
+"""Read the files of networks: checkpoints of this project, of the originals and of VMamba, and packed weights."""
 
 import hashlib
 import io
@@ -23,7 +23,7 @@ THOP = ("total_ops", "total_params")  # what this package has left in the origin
 
 
 class Checkpoint(NamedTuple):
-    """What a file holds of a network."""
+    """The content of a network's file."""
 
     path: Path  # the file
     sha256: str  # of the file
@@ -33,10 +33,10 @@ class Checkpoint(NamedTuple):
 
 
 def read_weights(path: str | Path, how_to_get: str = "") -> Checkpoint:
-    """The `Checkpoint` of a file, whose weights may be stored alone or under one of WRAPPINGS. `how_to_get` is advice
-    for messages.
+    """Return the `Checkpoint` of a file, whose weights may be stored alone or under one of WRAPPINGS. `how_to_get` is
+    advice for messages.
 
-    Raises FileNotFoundError, and ValueError for what is no checkpoint or one of ours that was altered."""
+    Raises FileNotFoundError, and ValueError for a file that is no checkpoint, or one of ours that has changed."""
     path = Path(path)
     if not path.is_file():
         advice = f"; {how_to_get}" if how_to_get else ""
@@ -50,10 +50,10 @@ def read_weights(path: str | Path, how_to_get: str = "") -> Checkpoint:
 
 
 def _read(path: Path, how_to_get: str) -> tuple[Any, str]:
-    """The content of a checkpoint file and its SHA-256.
+    """Return the content of a checkpoint file and its SHA-256.
 
-    Nothing in the file can run: it is packed, or read with `weights_only=True`. VMamba's training settings, a yacs
-    node, become a dictionary that nobody looks at."""
+    Reading executes nothing: the file is packed, or read with `weights_only=True`. VMamba's training settings, a yacs
+    node, become a dictionary that is not used."""
     content = path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
     if is_packed(content):

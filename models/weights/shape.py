@@ -1,4 +1,4 @@
-"""Which network weights are of, and its shape, from the weights alone: for checkpoints without a configuration."""
+"""The network and its shape, from the weights alone: for checkpoints without a configuration."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +10,10 @@ STAGES = range(4)
 
 
 def shape_of_weights(weights: Mapping[str, Tensor], path: str | Path) -> dict[str, Any]:
-    """The values of a config that tensors tell, by their inner names: network, classes, channels, depths, widths,
+    """Return the values of a config that weights, by inner name, determine: network, classes, channels, depths, widths,
     states.
 
-    Raises ValueError for weights of no network of the family."""
+    Raises ValueError for weights of another network."""
     try:
         if "sdi_1.convs.0.weight" in weights:
             classes, own = weights["seg_outs.0.weight"], {"network": "vmunetv2"}
@@ -41,5 +41,5 @@ def shape_of_weights(weights: Mapping[str, Tensor], path: str | Path) -> dict[st
 
 
 def blocks(weights: Mapping[str, Tensor], half: str) -> tuple[int, ...]:
-    """The number of blocks of each stage, `half` being "layers" or "layers_up"."""
+    """Return the number of blocks of each stage, `half` being "layers" or "layers_up"."""
     return tuple(len({n.split(".")[3] for n in weights if n.startswith(f"{half}.{i}.blocks.")}) for i in STAGES)

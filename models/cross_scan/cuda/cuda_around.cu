@@ -178,8 +178,7 @@ extern "C" __global__ void __launch_bounds__(128) sum_parameters_kernel(
 // ---- the norm and the gate: a warp takes a token
 
 constexpr int VECTORS = I / PER, PIECES = (VECTORS + LANES - 1) / LANES;  // of a token, of a lane
-constexpr int GATE_WARPS = I <= 384 ? 8 : I <= 768 ? 4 : 2;               // as many as fit, with their sums, into 48 KiB
-constexpr int GATE_THREADS = GATE_WARPS * LANES;
+constexpr int GATE_WARPS = warps_of_block(I), GATE_THREADS = GATE_WARPS * LANES;
 
 // LayerNorm(y) * SiLU(z) of y, the sum of the planes (4, tokens, I) rounded to their type
 template <bool SAVE>

@@ -5,7 +5,7 @@
 
 #include "elements.cuh"
 
-constexpr int LANES = 32, WARPS = C <= 384 ? 8 : C <= 768 ? 4 : 2;  // as many as fit, with their sums, into 48 KiB
+constexpr int LANES = 32, WARPS = warps_of_block(C);
 constexpr int PER = sizeof(X) == 4 || sizeof(Y) == 4 ? 4 : 8;  // channels of a vector
 constexpr int VECTORS = C / PER;
 // lanes of a row

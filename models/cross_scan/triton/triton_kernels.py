@@ -12,7 +12,7 @@ How they are laid out
 - With too little work for the GPU, the steps are cut into chunks: the end states of all chunks from zero, a small scan
   over the chunks, then the real run. The recurrence is linear: a chunk multiplies what it is handed by
   exp(A sum(delta)).
-- The forward keeps the state every SEGMENT steps. The backward walks the segments from the end and recomputes.
+- The forward saves the state before every tile. The backward walks the tiles from the end and recomputes the others.
 - Sums over channels (dB, dC and the gradient of the low-rank steps) go through the matrix unit, and one partial result
   for each block of channels to memory; those are added afterwards. The products that dB and dC add up are rounded to
   bfloat16 where the results will be: they pass through shared memory, which half the bytes leave free.
@@ -105,21 +105,9 @@ def sigmoid(z):
 
 @triton.jit
 def raw_steps(
-    dt,
-    packed,
-    weights,
-    bias,
-    rows,
-    d,
-    t,
-    mask,
-    I,
-    N: tl.constexpr,
-    R: tl.constexpr,
-    UNROLL: tl.constexpr,
-    T: tl.constexpr,
-    BD: tl.constexpr,
-):
+    dt, packed, weights, bias, rows, d, t, mask, I,
+    N: tl.constexpr, R: tl.constexpr, UNROLL: tl.constexpr, T: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
     """bias + dt_weight r for the tile, (T, BD); with R = 0 the steps are read instead."""
     z = tl.zeros((T, BD), tl.float32) + bias[None, :]
     if R == 0:
@@ -137,30 +125,10 @@ def raw_steps(
 
 @triton.jit
 def pack_kernel(
-    dt,
-    B,
-    C,
-    A,
-    dt_weight,
-    packed,
-    weights,
-    dt_row,
-    dt_k,
-    B_row,
-    B_k,
-    C_row,
-    C_k,
-    H,
-    W,
-    I,
-    tiles,
-    blocks,
-    N: tl.constexpr,
-    R: tl.constexpr,
-    RP: tl.constexpr,
-    T: tl.constexpr,
-    BL: tl.constexpr,
-):
+    dt, B, C, A, dt_weight, packed, weights,
+    dt_row, dt_k, B_row, B_k, C_row, C_k, H, W, I, tiles, blocks,
+    N: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, T: tl.constexpr, BL: tl.constexpr,
+):  # fmt: skip
     """Brings what is shared by all channels into the order and precision in which the scans read it.
 
     packed (b, 4, tiles, 2 N + R, T): B, C and the low-rank steps in scan order, zero beyond the last step
@@ -204,33 +172,14 @@ def pack_kernel(
 
 @triton.jit(do_not_specialize=["I"])
 def scan_kernel(
-    x,
-    dt,
-    packed,
-    weights,
-    D,
-    bias,
-    starts,
-    planes,
-    H,
-    W,
-    I,
-    chunk,
-    tiles,
-    slots,
-    stride,
-    SAVE: tl.constexpr,
-    SEGMENT: tl.constexpr,
-    N: tl.constexpr,
-    R: tl.constexpr,
-    UNROLL: tl.constexpr,
-    T: tl.constexpr,
-    BD: tl.constexpr,
-):
+    x, dt, packed, weights, D, bias, starts, planes,
+    H, W, I, chunk, tiles, slots, stride,
+    SAVE: tl.constexpr, N: tl.constexpr, R: tl.constexpr, UNROLL: tl.constexpr, T: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
     """The recurrence over one chunk, and its output.
 
     starts (b, 4, slots, N, I): chunks after the first find their state in slot chunk * stride; with SAVE, the state
-    before each segment is left there
+    before each tile is left there
     planes (4, b, L, I): y of each direction, in pixel order"""
     d = tl.program_id(0) * BD + tl.arange(0, BD)
     bk = tl.program_id(2).to(tl.int64)
@@ -261,8 +210,7 @@ def scan_kernel(
     for step in range(first, last, T):
         skip += 0.0 * tl.sum(touched, 0)
         if SAVE:
-            if step % SEGMENT == 0:
-                tl.store(starts + (step // SEGMENT) * N * I + of_state, h, mask=mine[None, :])
+            tl.store(starts + (step // T) * N * I + of_state, h, mask=mine[None, :])
         tile = packed + (step // T) * ((2 * N + R) * T)
         touched = touch(tile + (2 * N + R) * T, step + T < last, 2 * N + R, BD)
         z = raw_steps(dt, tile, weights, offset, rows, d, t, mask, I, N, R, UNROLL, T, BD)
@@ -291,27 +239,10 @@ def scan_kernel(
 
 @triton.jit(do_not_specialize=["I"])
 def ends_kernel(
-    v,
-    dt,
-    packed,
-    weights,
-    bias,
-    ends,
-    totals,
-    H,
-    W,
-    I,
-    chunk,
-    tiles,
-    slots,
-    stride,
-    BACKWARDS: tl.constexpr,
-    N: tl.constexpr,
-    R: tl.constexpr,
-    UNROLL: tl.constexpr,
-    T: tl.constexpr,
-    BD: tl.constexpr,
-):
+    v, dt, packed, weights, bias, ends, totals,
+    H, W, I, chunk, tiles, slots, stride,
+    BACKWARDS: tl.constexpr, N: tl.constexpr, R: tl.constexpr, UNROLL: tl.constexpr, T: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
     """What each chunk hands on when nothing was handed to it, and the sum of its steps.
 
     Forward: the end state, v = x, kept in slot (chunk + 1) * stride of ends (b, 4, slots, N, I). BACKWARDS: the
@@ -368,19 +299,9 @@ def ends_kernel(
 
 @triton.jit(do_not_specialize=["I"])
 def hand_on_kernel(
-    weights,
-    totals,
-    ends,
-    I,
-    chunks,
-    slots,
-    stride,
-    BACKWARDS: tl.constexpr,
-    NR: tl.constexpr,
-    N: tl.constexpr,
-    T: tl.constexpr,
-    BD: tl.constexpr,
-):
+    weights, totals, ends, I, chunks, slots, stride,
+    BACKWARDS: tl.constexpr, NR: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
     """The scan over the chunks, in place: `ends` as left by `ends_kernel`, then with what each chunk was handed."""
     d = tl.program_id(0) * BD + tl.arange(0, BD)
     i = tl.program_id(1)
@@ -406,43 +327,17 @@ def hand_on_kernel(
 
 @triton.jit(do_not_specialize=["I"])
 def scan_backward_kernel(
-    grad,
-    x,
-    dt,
-    packed,
-    weights,
-    D,
-    bias,
-    starts,
-    carry,
-    inner,
-    dx,
-    ddt,
-    blocks_out,
-    parameters_out,
-    H,
-    W,
-    I,
-    chunk,
-    tiles,
-    slots,
-    SEGMENT: tl.constexpr,
-    N: tl.constexpr,
-    R: tl.constexpr,
-    RP: tl.constexpr,
-    NP: tl.constexpr,
-    UNROLL: tl.constexpr,
-    T: tl.constexpr,
-    BD: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROUND: tl.constexpr,
-):
-    """The gradients over one chunk, from its last segment to its first.
+    grad, x, dt, packed, weights, D, bias, starts,
+    carry, dx, ddt, blocks_out, parameters_out,
+    H, W, I, chunk, tiles, slots,
+    N: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, NP: tl.constexpr, UNROLL: tl.constexpr,
+    T: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr, ROUND: tl.constexpr,
+):  # fmt: skip
+    """The gradients over one chunk, from its last tile to its first.
 
     With g the gradient of a state after its own output was added, and s = exp(delta A) g what it hands back:
         dC = sum_d grad h    dB = sum_d g delta x    d(delta) = x <g, B> + <s h_before, A>    dx = delta <g, B> + D grad
     carry (b, 4, chunks, N, I): what comes from the later chunk; updated in place
-    inner (b, 4, chunks, SEGMENT / T - 1, N, I): room for the states inside a segment
     dx (4, b, L, I), ddt (b, L, 4, I; only without a low rank): in pixel order
     blocks_out (blocks of channels, b, 4, tiles T, 2 N + R): dB, dC, gradient of the low-rank steps, for the block's
     channels, in the order of the steps
@@ -467,7 +362,6 @@ def scan_backward_kernel(
     starts += bk * slots * N * I + d
     part = bk * tl.num_programs(1) + number
     carry += part * N * I + d
-    inner += part * (SEGMENT // T - 1) * N * I + d
     parameters_out += part * (N + R + 2) * I + d
     mine = d < I
     skip = tl.load(D + k * I + d, mask=mine, other=0.0)
@@ -478,135 +372,107 @@ def scan_backward_kernel(
     SUMMED: tl.constexpr = tl.bfloat16 if ROUND else tl.float32
     ones = tl.full((BD, NP), 1.0, SUMMED)
 
-    segments = tl.cdiv(last - first, SEGMENT)
+    tiles_of_chunk = tl.cdiv(last - first, T)
     touched = touch(packed + ((last - 1) // T) * ((2 * N + R) * T), True, 2 * N + R, BD)
-    for segment in range(segments):
-        begin = first + (segments - 1 - segment) * SEGMENT
-        end = tl.minimum(begin + SEGMENT, last)
-        of_segment = starts + (begin // SEGMENT) * N * I
-        inner_tiles = tl.cdiv(end - begin, T) - 1
+    for back in range(tiles_of_chunk):
+        step = first + (tiles_of_chunk - 1 - back) * T
+        tile = packed + (step // T) * ((2 * N + R) * T)
+        before_tile = starts + (step // T) * N * I
+        rows = pixels(k, step, t, H, W)
+        mask = (step + t < last)[:, None] & mine[None, :]
+        here = rows[:, None] * I + d[None, :]
+        skip += 0.0 * tl.sum(touched, 0)
+        touched = touch(tile - (2 * N + R) * T, step > first, 2 * N + R, BD)
+        u = tl.load(x + here, mask=mask, other=0.0).to(tl.float32)
+        q = tl.load(grad + here, mask=mask, other=0.0).to(tl.float32)
+        z = raw_steps(dt, tile, weights, offset, rows, d, t, mask, I, N, R, UNROLL, T, BD)
+        delta = tl.where(mask, softplus(z), 0.0)
+        drive = delta * u
+        g_B = tl.zeros((T, BD), tl.float32)  # <g, B>
+        w_A = tl.zeros((T, BD), tl.float32)  # <s h_before, A>, A times log2(e)
+        dB = tl.zeros((T, NP), tl.float32)
+        dC = tl.zeros((T, NP), tl.float32)
+        # what a state needs is read while the one before it is computed
+        state_next = tl.load(before_tile, mask=mine, other=0.0)
+        rate_next = tl.load(weights + d, mask=mine, other=0.0)
+        carry_next = tl.load(carry, mask=mine, other=0.0)
+        d_rate_next = tl.load(parameters_out, mask=mine, other=0.0)
+        for i in range(N):
+            state, rate, g_next, d_rate = state_next, rate_next, carry_next, d_rate_next
+            b_i = tl.load(tile + i * T + t)
+            c_i = tl.load(tile + (N + i) * T + t)
+            other = tl.minimum(i + 1, N - 1) * I
+            state_next = tl.load(before_tile + other, mask=mine, other=0.0)
+            rate_next = tl.load(weights + other + d, mask=mine, other=0.0)
+            carry_next = tl.load(carry + other, mask=mine, other=0.0)
+            d_rate_next = tl.load(parameters_out + other, mask=mine, other=0.0)
+            decay = tl.exp2(delta * rate[None, :])
+            # forwards: the states; `before` is the state before each step
+            states = drive * b_i[:, None]
+            before = states
+            for s in tl.static_range(T):
+                before = put(before, t, s, state)
+                state = row(decay, t, s) * state + row(states, t, s)
+                states = put(states, t, s, state)
+            # backwards: g, and s h_before
+            g = q * c_i[:, None]
+            w = before
+            for s in tl.static_range(T - 1, -1, -1):
+                g_row = row(g, t, s) + g_next
+                g_next = row(decay, t, s) * g_row
+                g = put(g, t, s, g_row)
+                w = put(w, t, s, g_next * row(before, t, s))
+            tl.store(carry + i * I, g_next, mask=mine)
+            tl.store(parameters_out + i * I, d_rate + tl.sum(w * delta, 0), mask=mine)
+            g_B += g * b_i[:, None]
+            w_A += w * rate[None, :]
+            # sums over the channels, into column i
+            column = n[None, :] == i
+            dB = tl.where(column, tl.dot((g * drive).to(SUMMED), ones, input_precision=PRECISION), dB)
+            dC = tl.where(column, tl.dot((q * states).to(SUMMED), ones, input_precision=PRECISION), dC)
 
-        # the states at the starts of the segment's later tiles
-        if SEGMENT > T:
-            for m in range(inner_tiles):
-                step = begin + m * T
-                tile = packed + (step // T) * ((2 * N + R) * T)
-                rows = pixels(k, step, t, H, W)
-                mask = (step + t < last)[:, None] & mine[None, :]
-                u = tl.load(x + rows[:, None] * I + d[None, :], mask=mask, other=0.0).to(tl.float32)
-                z = raw_steps(dt, tile, weights, offset, rows, d, t, mask, I, N, R, UNROLL, T, BD)
-                delta = tl.where(mask, softplus(z), 0.0)
-                drive = delta * u
-                for i in range(N):
-                    b_i = tl.load(tile + i * T + t)
-                    rate = tl.load(weights + i * I + d, mask=mine, other=0.0)
-                    state = tl.load(of_segment + i * I, mask=d < tl.where(m == 0, I, 0), other=0.0)
-                    state += tl.load(inner + ((m - 1) * N + i) * I, mask=d < tl.where(m > 0, I, 0), other=0.0)
-                    decay = tl.exp2(delta * rate[None, :])
-                    states = recurrence(decay, drive * b_i[:, None], state, t)
-                    tl.store(inner + (m * N + i) * I, row(states, t, T - 1), mask=mine)
-                tl.debug_barrier()
-
-        for back in range(inner_tiles + 1):
-            m = inner_tiles - back
-            step = begin + m * T
-            tile = packed + (step // T) * ((2 * N + R) * T)
-            rows = pixels(k, step, t, H, W)
-            mask = (step + t < last)[:, None] & mine[None, :]
-            here = rows[:, None] * I + d[None, :]
-            skip += 0.0 * tl.sum(touched, 0)
-            touched = touch(tile - (2 * N + R) * T, step > first, 2 * N + R, BD)
-            u = tl.load(x + here, mask=mask, other=0.0).to(tl.float32)
-            q = tl.load(grad + here, mask=mask, other=0.0).to(tl.float32)
-            z = raw_steps(dt, tile, weights, offset, rows, d, t, mask, I, N, R, UNROLL, T, BD)
-            delta = tl.where(mask, softplus(z), 0.0)
-            drive = delta * u
-            g_B = tl.zeros((T, BD), tl.float32)  # <g, B>
-            w_A = tl.zeros((T, BD), tl.float32)  # <s h_before, A>, A times log2(e)
-            dB = tl.zeros((T, NP), tl.float32)
-            dC = tl.zeros((T, NP), tl.float32)
-            # what a state needs is read while the one before it is computed
-            from_start = d < tl.where(m == 0, I, 0)
-            state_next = tl.load(of_segment, mask=from_start, other=0.0)
-            if SEGMENT > T:
-                from_inner = d < tl.where(m > 0, I, 0)
-                state_next += tl.load(inner + (m - 1) * N * I, mask=from_inner, other=0.0)
-            rate_next = tl.load(weights + d, mask=mine, other=0.0)
-            carry_next = tl.load(carry, mask=mine, other=0.0)
-            d_rate_next = tl.load(parameters_out, mask=mine, other=0.0)
-            for i in range(N):
-                state, rate, g_next, d_rate = state_next, rate_next, carry_next, d_rate_next
-                b_i = tl.load(tile + i * T + t)
-                c_i = tl.load(tile + (N + i) * T + t)
-                other = tl.minimum(i + 1, N - 1) * I
-                state_next = tl.load(of_segment + other, mask=from_start, other=0.0)
-                if SEGMENT > T:
-                    state_next += tl.load(inner + (m - 1) * N * I + other, mask=from_inner, other=0.0)
-                rate_next = tl.load(weights + other + d, mask=mine, other=0.0)
-                carry_next = tl.load(carry + other, mask=mine, other=0.0)
-                d_rate_next = tl.load(parameters_out + other, mask=mine, other=0.0)
-                decay = tl.exp2(delta * rate[None, :])
-                # forwards: the states; `before` is the state before each step
-                states = drive * b_i[:, None]
-                before = states
-                for s in tl.static_range(T):
-                    before = put(before, t, s, state)
-                    state = row(decay, t, s) * state + row(states, t, s)
-                    states = put(states, t, s, state)
-                # backwards: g, and s h_before
-                g = q * c_i[:, None]
-                w = before
-                for s in tl.static_range(T - 1, -1, -1):
-                    g_row = row(g, t, s) + g_next
-                    g_next = row(decay, t, s) * g_row
-                    g = put(g, t, s, g_row)
-                    w = put(w, t, s, g_next * row(before, t, s))
-                tl.store(carry + i * I, g_next, mask=mine)
-                tl.store(parameters_out + i * I, d_rate + tl.sum(w * delta, 0), mask=mine)
-                g_B += g * b_i[:, None]
-                w_A += w * rate[None, :]
-                # sums over the channels, into column i
-                column = n[None, :] == i
-                dB = tl.where(column, tl.dot((g * drive).to(SUMMED), ones, input_precision=PRECISION), dB)
-                dC = tl.where(column, tl.dot((q * states).to(SUMMED), ones, input_precision=PRECISION), dC)
-
-            tl.store(dx + here, (delta * g_B + skip[None, :] * q).to(dx.dtype.element_ty), mask=mask)
-            d_z = tl.where(mask, (u * g_B + w_A * 0.6931471805599453) * sigmoid(z), 0.0)
-            d_skip += tl.sum(q * u, 0)
-            d_offset += tl.sum(d_z, 0)
-            out = blocks_out + (step + t)[:, None] * (2 * N + R)
-            valid = (step + t < last)[:, None]
-            tl.store(out + n[None, :], dB, mask=valid & (n < N)[None, :])
-            tl.store(out + N + n[None, :], dC, mask=valid & (n < N)[None, :])
-            if R == 0:
-                tl.store(ddt + rows[:, None] * (4 * I) + d[None, :], d_z.to(ddt.dtype.element_ty), mask=mask)
-            else:
-                low_rank = mine[:, None] & (j < R)[None, :]
-                w = tl.load(weights + (N + j)[None, :] * I + d[:, None], mask=low_rank, other=0.0)
-                d_r = tl.dot(d_z, w, input_precision=PRECISION)
-                tl.store(out + 2 * N + j[None, :], d_r, mask=valid & (j < R)[None, :])
-                of_weight = parameters_out + N * I
-                total_next = tl.load(of_weight, mask=mine, other=0.0)
-                for i in range(R):
-                    total = total_next
-                    total_next = tl.load(of_weight + tl.minimum(i + 1, R - 1) * I, mask=mine, other=0.0)
-                    r = tl.load(tile + (2 * N + i) * T + t)
-                    tl.store(of_weight + i * I, total + tl.sum(d_z * r[:, None], 0), mask=mine)
-            tl.debug_barrier()
+        tl.store(dx + here, (delta * g_B + skip[None, :] * q).to(dx.dtype.element_ty), mask=mask)
+        d_z = tl.where(mask, (u * g_B + w_A * 0.6931471805599453) * sigmoid(z), 0.0)
+        d_skip += tl.sum(q * u, 0)
+        d_offset += tl.sum(d_z, 0)
+        out = blocks_out + (step + t)[:, None] * (2 * N + R)
+        valid = (step + t < last)[:, None]
+        tl.store(out + n[None, :], dB, mask=valid & (n < N)[None, :])
+        tl.store(out + N + n[None, :], dC, mask=valid & (n < N)[None, :])
+        if R == 0:
+            tl.store(ddt + rows[:, None] * (4 * I) + d[None, :], d_z.to(ddt.dtype.element_ty), mask=mask)
+        else:
+            low_rank = mine[:, None] & (j < R)[None, :]
+            w = tl.load(weights + (N + j)[None, :] * I + d[:, None], mask=low_rank, other=0.0)
+            d_r = tl.dot(d_z, w, input_precision=PRECISION)
+            tl.store(out + 2 * N + j[None, :], d_r, mask=valid & (j < R)[None, :])
+            of_weight = parameters_out + N * I
+            total_next = tl.load(of_weight, mask=mine, other=0.0)
+            for i in range(R):
+                total = total_next
+                total_next = tl.load(of_weight + tl.minimum(i + 1, R - 1) * I, mask=mine, other=0.0)
+                r = tl.load(tile + (2 * N + i) * T + t)
+                tl.store(of_weight + i * I, total + tl.sum(d_z * r[:, None], 0), mask=mine)
+        tl.debug_barrier()
     tl.store(parameters_out + (N + R) * I, d_skip, mask=mine)
     tl.store(parameters_out + (N + R + 1) * I, d_offset, mask=mine)
 
 
 @triton.jit
-def sum_planes_kernel(planes, out, size, BLOCK: tl.constexpr):
-    """(y0 + y2) + y1 + y3, the original's order; planes (4, size)."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = at < size
+def sum_planes(planes, at, size, mask):
+    """Return (y0 + y2) + y1 + y3, the original's order, of the planes (4, size) at the places `at`."""
     y0 = tl.load(planes + at, mask=mask, other=0.0).to(tl.float32)
     y1 = tl.load(planes + size + at, mask=mask, other=0.0).to(tl.float32)
     y2 = tl.load(planes + 2 * size + at, mask=mask, other=0.0).to(tl.float32)
     y3 = tl.load(planes + 3 * size + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + at, (y0 + y2 + y1 + y3).to(out.dtype.element_ty), mask=mask)
+    return y0 + y2 + y1 + y3
+
+
+@triton.jit
+def sum_planes_kernel(planes, out, size, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < size
+    tl.store(out + at, sum_planes(planes, at, size, mask).to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -666,11 +532,7 @@ def gate_kernel(
     i = tl.arange(0, BI)
     mask = (token < tokens)[:, None] & (i < I)[None, :]
     at = token[:, None] * I + i[None, :]
-    y0 = tl.load(planes + at, mask=mask, other=0.0).to(tl.float32)
-    y1 = tl.load(planes + size + at, mask=mask, other=0.0).to(tl.float32)
-    y2 = tl.load(planes + 2 * size + at, mask=mask, other=0.0).to(tl.float32)
-    y3 = tl.load(planes + 3 * size + at, mask=mask, other=0.0).to(tl.float32)
-    rounded = (y0 + y2 + y1 + y3).to(out.dtype.element_ty)
+    rounded = sum_planes(planes, at, size, mask).to(out.dtype.element_ty)
     if SAVE:
         tl.store(y + at, rounded, mask=mask)
     v = rounded.to(tl.float32)

@@ -19,7 +19,7 @@ op = opset18
 
 @script(_domain, default_opset=op)
 def Backwards(sequence):
-    """Turned around along the first axis."""
+    """Reverse a sequence along its first axis."""
     return op.Slice(
         sequence,
         op.Constant(value_ints=[-1]),
@@ -56,7 +56,7 @@ def Sequences(maps):
 
 @script(_domain, default_opset=op)
 def SoftPlus(x):
-    """The operator Softplus in operators that ONNX Runtime computes many times faster."""
+    """Compute Softplus by operators that are many times faster in ONNX Runtime."""
     return op.Relu(x) + op.Log(op.Exp(op.Neg(op.Abs(x))) + 1.0)
 
 
@@ -77,7 +77,7 @@ def Recurrence(delta, drive, B, C, A):
 
 @script(_domain, default_opset=op)
 def CrossScan(x, dt, B, C, A, D, dt_bias, dt_weight):
-    """Shapes as of `models.cross_scan.cross_selective_scan`."""
+    """The cross-scan; shapes as in `reference.scan`."""
     row, column = op.Constant(value_ints=[3]), op.Constant(value_ints=[4])
     rates = op.Transpose(A, perm=[0, 2, 1])  # (4, N, I)
     # (L, b, 4, 1, R) @ (4, R, I)
@@ -104,12 +104,12 @@ FUNCTIONS = (Backwards, Sequences, SoftPlus, Recurrence, CrossScan)
 def scan(
     x: Tensor, dt: Tensor, B: Tensor, C: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, dt_weight: Tensor | None = None
 ) -> Tensor:
-    """What torch.onnx.export turns into a call of `CrossScan`; it computes nothing."""
+    """Return a placeholder that torch.onnx.export turns into a call of `CrossScan`; nothing is computed."""
     assert dt_weight is not None  # as SS2D has it
     inputs = [x, dt, B, C, A, D, dt_bias, dt_weight]
     return torch.onnx.ops.symbolic(f"{DOMAIN}::CrossScan", inputs, dtype=x.dtype, shape=x.shape, version=1)
 
 
 def functions() -> list[onnx.FunctionProto]:
-    """The ONNX functions that a model calling the scan must carry."""
+    """Return the ONNX functions that a model with the scan needs."""
     return [function.to_function_proto() for function in FUNCTIONS]

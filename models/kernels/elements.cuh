@@ -20,6 +20,9 @@ template <typename E> __device__ __forceinline__ float rounded(float v) {
     return to_float(e);
 }
 
+// Warps of a block that normalises tokens: as many as fit, with their sums, into 48 KiB
+__device__ __host__ constexpr int warps_of_block(int channels) { return channels <= 384 ? 8 : channels <= 768 ? 4 : 2; }
+
 __device__ __forceinline__ float sigmoid(float v) {
     float e = exp2_(-LOG2_E * fabsf(v));
     return (v >= 0.0f ? 1.0f : e) * reciprocal(1.0f + e);

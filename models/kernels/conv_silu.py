@@ -1,54 +1,19 @@
 """SiLU of a depthwise 3x3 convolution, as SS2D has it; on NVIDIA GPUs in one CUDA kernel, its backward in two.
 
 cuDNN's convolution, the bias and SiLU pass six times over a map of all inner channels, their backward eight times;
-these kernels do with two and five."""
+these kernels pass over it two and five times."""
 
-import functools
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cross_scan import nvrtc
-from ..cross_scan.backends import constant_for_compiler
-from ..cross_scan.sum_parts import sum_parts
-from ..operators import operator, register_backward, register_fake
+from ..cross_scan.operator import NAMESPACE
+from . import nvrtc
+from .sum_parts import sum_parts
 
-SOURCE = Path(__file__).with_suffix(".cu")
-KERNELS = ("conv_silu_kernel", "conv_silu_backward_kernel", "conv_transposed_kernel")
 WARPS, CHANNELS = 8, 64  # rows and channels of a block of threads
-
-
-def conv_silu(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """SiLU(conv(x)) of a channels-last map (B, H, W, I) by a depthwise convolution of kernel 3 and padding 1."""
-    fits = x.is_cuda and x.dtype in nvrtc.ELEMENTS and x.shape[-1] % 2 == 0 and conv.weight.dtype == torch.float32
-    if fits and kernels_work(str(x.device)):
-        assert conv.bias is not None
-        return convolve(x, conv.weight, conv.bias)
-    return F.silu(conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-
-
-def compile_ahead(dtype: torch.dtype, device: torch.device) -> None:
-    """Begins to compile the kernels for maps of a dtype, and those of the self-test."""
-    for one in dict.fromkeys((torch.float32, dtype)):
-        nvrtc.compile_ahead(SOURCE, defines(one), nvrtc.capability(device))
-
-
-def defines(dtype: torch.dtype) -> nvrtc.Defines:
-    """What the kernels are compiled for."""
-    return (("ELEMENT", nvrtc.ELEMENTS[dtype]),)
-
-
-@constant_for_compiler
-def kernels_work(device: str) -> bool:
-    """Whether the kernels run there and agree with PyTorch's on a tiny map. The log says why not."""
-    return _try_kernels(device)
-
-
-@functools.cache
-def _try_kernels(device):
-    return nvrtc.agree("depthwise convolution", device, _error)
 
 
 def _error(device):
@@ -59,23 +24,46 @@ def _error(device):
     return (found - F.silu(convolved).permute(0, 2, 3, 1)).abs().max().item()
 
 
-@operator
+NAMES = ("conv_silu_kernel", "conv_silu_backward_kernel", "conv_transposed_kernel")
+KERNELS = nvrtc.LayerKernels(Path(__file__).with_suffix(".cu"), NAMES, "depthwise convolution", _error)
+
+
+def conv_silu(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Return SiLU(conv(x)) of a channels-last map (B, H, W, I) by a depthwise convolution of kernel 3 and padding 1."""
+    fits = x.is_cuda and x.dtype in nvrtc.ELEMENTS and x.shape[-1] % 2 == 0 and conv.weight.dtype == torch.float32
+    if fits and KERNELS.work(str(x.device)):
+        assert conv.bias is not None
+        return convolve(x, conv.weight, conv.bias)
+    return F.silu(conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+
+
+def programs(dtype: torch.dtype) -> list[nvrtc.Program]:
+    """Return what is compiled for maps of a dtype, after what the self-test needs."""
+    return [(KERNELS.source, defines(one)) for one in (torch.float32, dtype)]
+
+
+def defines(dtype: torch.dtype) -> nvrtc.Defines:
+    """Return the macros that the kernels are compiled with."""
+    return (("ELEMENT", nvrtc.ELEMENTS[dtype]),)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::convolve", mutates_args=())
 def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """SiLU of the convolution of x (B, H, W, I) with weight (I, 1, 3, 3), float32, zeros around."""
+    """Return SiLU of the convolution of x (B, H, W, I) with weight (I, 1, 3, 3), float32, with zeros as padding."""
     x = nvrtc.aligned(x)
     out = torch.empty_like(x)
     _launch("conv_silu_kernel", x, x, weight.contiguous(), bias.contiguous(), out)
     return out
 
 
-@register_fake(convolve)
+@convolve.register_fake
 def _(x, weight, bias):
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@operator
+@torch.library.custom_op(f"{NAMESPACE}::convolve_backward", mutates_args=())
 def convolve_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, weight and bias."""
+    """Return the gradients of x, weight and bias."""
     x, weight = nvrtc.aligned(x), weight.contiguous()
     I = x.shape[-1]
     d_sum, dx = torch.empty_like(x), torch.empty_like(x)
@@ -87,7 +75,7 @@ def convolve_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> 
     return dx, d_weight, d_bias
 
 
-@register_fake(convolve_backward)
+@convolve_backward.register_fake
 def _(grad, x, weight, bias):
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     return dx, torch.empty_like(weight), torch.empty_like(bias)
@@ -96,9 +84,7 @@ def _(grad, x, weight, bias):
 def _launch(name, x, *tensors):
     B, H, W, I = x.shape
     grid = (-(-B * H // WARPS), -(-I // CHANNELS), 1)
-    with torch.cuda.device_of(x):
-        kernels = nvrtc.functions(SOURCE, KERNELS, defines(x.dtype), x.device.index)
-        nvrtc.launch(kernels[name], grid, 32 * WARPS, (*tensors, B * H, H, W, I))
+    KERNELS.launch(name, x, defines(x.dtype), grid, 32 * WARPS, (*tensors, B * H, H, W, I))
 
 
 def _setup(ctx, inputs, output):
@@ -109,4 +95,4 @@ def _backward(ctx, grad):
     return convolve_backward(grad, *ctx.saved_tensors)
 
 
-register_backward(convolve, _backward, _setup)
+convolve.register_autograd(_backward, setup_context=_setup)

@@ -1,4 +1,4 @@
-"""The tensors of a call as one object, by name: what the operators hand to a backend, and get back as gradients."""
+"""The tensors of a call as one object, by name: the inputs of a backend, and the gradients that it returns."""
 
 from collections.abc import Iterable
 from typing import NamedTuple, TypeVar
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class ScanInputs(NamedTuple):
-    """The inputs of a scan, or their gradients, in the operator's order. Letters as in `reference.py`."""
+    """The inputs of a scan, or their gradients. Letters as in `reference.py`."""
 
     x: Tensor  # (b, H, W, I)
     dt: Tensor  # (b, H, W, 4, R), or the raw steps (b, H, W, 4, I) without dt_weight
@@ -19,31 +19,39 @@ class ScanInputs(NamedTuple):
     dt_bias: Tensor  # (4, I)
     dt_weight: Tensor | None = None  # (4, I, R)
 
-    def gated(self, z: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> "GatedInputs":
-        """The same with what the norm and the gate after the scan need."""
+    def gated(self, z: Tensor | None, norm_weight: Tensor | None, norm_bias: Tensor | None) -> "GatedInputs":
+        """Return the same inputs with those of the norm and the gate after the scan."""
         parameters = (self.A, self.D, self.dt_bias, self.dt_weight)
         return GatedInputs(self.x, z, self.projected(), *parameters, norm_weight, norm_bias)
 
     def projected(self) -> Tensor:
-        """dt, B and C side by side: (b, H, W, 4, R + 2 N)."""
+        """Return dt, B and C side by side: (b, H, W, 4, R + 2 N)."""
         return torch.cat((self.dt, self.B, self.C), -1)
 
 
 class GatedInputs(NamedTuple):
-    """The inputs of a scan with LayerNorm and gate, or their gradients, in the operator's order."""
+    """The inputs of a scan with LayerNorm and gate, or their gradients, in the operator's order. Without norm and gate
+    z, norm_weight and norm_bias are None."""
 
     x: Tensor
-    z: Tensor  # (b, H, W, I), the gate
-    projected: Tensor  # (b, H, W, 4, R + 2 N), dt, B and C side by side: their gradients are one tensor, too
+    z: Tensor | None  # (b, H, W, I), the gate
+    projected: Tensor  # (b, H, W, 4, R + 2 N): dt, B and C side by side
     A: Tensor
     D: Tensor
     dt_bias: Tensor
     dt_weight: Tensor | None
-    norm_weight: Tensor  # (I,)
-    norm_bias: Tensor  # (I,)
+    norm_weight: Tensor | None  # (I,)
+    norm_bias: Tensor | None  # (I,)
+
+    @property
+    def norm_and_gate(self) -> tuple[Tensor, Tensor, Tensor]:
+        """norm_weight, norm_bias and z, where there are norm and gate."""
+        assert self.norm_weight is not None and self.norm_bias is not None and self.z is not None
+        return self.norm_weight, self.norm_bias, self.z
 
     @property
     def scan(self) -> ScanInputs:
+        """The inputs of the scan alone."""
         N = self.A.shape[-1]
         dt, B, C = self.projected.split([self.projected.shape[-1] - 2 * N, N, N], -1)
         return ScanInputs(self.x, dt, B, C, self.A, self.D, self.dt_bias, self.dt_weight)
@@ -53,11 +61,11 @@ Inputs = TypeVar("Inputs", ScanInputs, GatedInputs)
 
 
 def present(tensors: Iterable[Tensor | None]) -> list[Tensor]:
-    """Those that are not None, which is all that an operator can return in a list."""
+    """Return the tensors that are not None: an operator can return no others in a list."""
     return [tensor for tensor in tensors if tensor is not None]
 
 
 def by_name(found: list[Tensor], inputs: Inputs) -> Inputs:
-    """The way back: the `present` gradients of `inputs` under their names, None where an input is None."""
+    """Return the `present` gradients of `inputs` under their names, with None where an input is None."""
     remaining = iter(found)
     return type(inputs)._make(None if tensor is None else next(remaining) for tensor in inputs)

@@ -1,8 +1,8 @@
 """The cross-scan on CPUs: numba kernels (`cpu_kernels.py`) on PyTorch's memory, in PyTorch's own threads.
 
-Those are OpenMP's, which spin for some milliseconds after each operation: threads of our own, or numba's, would have to
-share the cores with them. Where PyTorch is built without OpenMP, and in a forked process, which has lost OpenMP's
-threads, they are Python's: the kernels run without the GIL.
+Those are OpenMP's, which spin for some milliseconds after each operation, so that other threads would have to share the
+cores with them. Where PyTorch is built without OpenMP, and in a forked process, which has lost OpenMP's threads, the
+kernels run in Python's threads, without the GIL.
 """
 
 import ctypes
@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .inputs import ScanInputs
-from .reference import scan_order
+from ..problems import ScanInputs
+from ..reference import scan_order
 
 try:
     from . import cpu_kernels as kernels
@@ -29,15 +29,14 @@ try:
 except ImportError as error:
     IMPORT_ERROR = error
 
-NAME = "cpu"
 LANES, TILE = 16, 32  # of the kernels
-HALVES = 2  # of the four directions, for the kernels too; each has its own y and gradient of x, which are added up last
-ENOUGH_FOR_THREADS = 2_000_000  # state updates, about 0.3 ms; less is done before another thread has woken up
+HALVES = 2  # of the four directions; each has its own y and gradient of x, which are added last
+ENOUGH_FOR_THREADS = 2_000_000  # state updates, about 0.3 ms: less takes no longer than waking another thread
 log = logging.getLogger("vmunet")
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """None if the kernels can run, otherwise why not."""
+    """Return None if the kernels can run, otherwise the reason."""
     if IMPORT_ERROR is not None:
         return f"numba can't be imported ({IMPORT_ERROR}); pip install -r requirements.txt"
     if device.type != "cpu":
@@ -48,69 +47,69 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def saved_shape(inputs: ScanInputs) -> tuple[int, ...]:
-    """Shape of the states kept by the forward, one for each tile of steps."""
+    """Return the shape of the states that the forward saves, one for each tile of steps."""
     (b, H, W, I), N = inputs.x.shape, inputs.A.shape[-1]
-    return (b, 4, _rounded_up(H * W, TILE) // TILE, _rounded_up(I, LANES) // LANES, _rounded_up(N, LANES), LANES)
+    return (b, 4, _round_up(H * W, TILE) // TILE, _round_up(I, LANES) // LANES, _round_up(N, LANES), LANES)
 
 
-def _rounded_up(size, multiple):
+def _round_up(size, multiple):
     return -(-size // multiple) * multiple
 
 
 def _flat(tensor):
-    """The memory of a tensor from its first element on, as a one-dimensional array."""
+    """Return the memory of a tensor from its first element on, as a one-dimensional array."""
     extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.as_strided((extent if tensor.numel() else 0,), (1,)).numpy()
 
 
 @functools.lru_cache(maxsize=16)
 def _order(H, W):
-    """The pixel of each step of the four directions; after the end the last one, for what is fetched ahead."""
+    """Return the pixel of each step of the four directions; after the end the last one, for prefetching."""
     order = scan_order(H, W)
     return torch.cat([order, order[:, -1:].expand(4, 2 * TILE)], 1).flatten().numpy()
 
 
-def _filled_up(tensor, size, dim=-1):
-    """With zeros up to `size`; the tensor itself if it has that size."""
+def _pad(tensor, size, dim=-1):
+    """Pad a dimension with zeros to `size`; return the tensor itself if it has that size."""
     lacking = size - tensor.shape[dim]
     return F.pad(tensor, (0, 0) * (-1 - dim) + (0, lacking)) if lacking else tensor
 
 
 def _tokens(tensor, columns):
-    """(b, H, W, 4, c) in float32 as (b, L, 4, `columns`), without a copy where the strides allow, and its strides."""
-    tensor = _filled_up(tensor.float(), columns).flatten(1, 2)
+    """Return (b, H, W, 4, c) in float32 as (b, L, 4, `columns`), a view where the strides allow, and its strides."""
+    tensor = _pad(tensor.float(), columns).flatten(1, 2)
     if tensor.stride(-1) != 1:
         tensor = tensor.contiguous()
     return tensor, tensor.stride()[:3]
 
 
-def _blocked(parameter, I):
-    """(4, i, n) -> (4, blocks, n, 16), with channels of zeros up to I."""
-    return _filled_up(parameter, I, dim=-2).unflatten(1, (-1, LANES)).transpose(2, 3).contiguous()
+def _to_blocks(parameter, I):
+    """(4, i, n) -> (4, blocks, n, 16), padded with channels of zeros to I."""
+    return _pad(parameter, I, dim=-2).unflatten(1, (-1, LANES)).transpose(2, 3).contiguous()
 
 
-def _unblocked(blocked, i):
-    """The way back, for the first i channels."""
+def _from_blocks(blocked, i):
+    """(4, blocks, n, 16) -> (4, i, n), the first i channels."""
     return blocked.transpose(2, 3).flatten(1, 2)[:, :i]
 
 
-def _cut(tensor, like):
-    """Without what filled up the last dimension, contiguous, in the shape of `like`."""
+def _crop(tensor, like):
+    """Crop the last dimension to that of `like`; return a contiguous tensor of its shape."""
     return tensor[..., : like.shape[-1]].contiguous().view(like.shape)
 
 
-class _Call:
-    """The inputs as the kernels want them: float32, channels and states filled up to whole vectors."""
+class _KernelInputs:
+    """The inputs as the kernels take them: float32, channels and states padded to whole vectors."""
 
     def __init__(self, inputs: ScanInputs):
         self.b, self.H, self.W, i = inputs.x.shape
         states = inputs.A.shape[-1]
-        self.I, self.N = _rounded_up(i, LANES), _rounded_up(states, LANES)
+        self.I, self.N = _round_up(i, LANES), _round_up(states, LANES)
         self.L, self.blocks = self.H * self.W, self.I // LANES
         self.R = 0 if inputs.dt_weight is None else inputs.dt.shape[-1]
-        self.width = _rounded_up(self.R, 16)
-        rates = _blocked(_filled_up(inputs.A * kernels.LOG2E, self.N), self.I)
-        weight = rates.new_empty(0) if inputs.dt_weight is None else _blocked(inputs.dt_weight, self.I)
+        self.width = _round_up(self.R, 16)
+        rates = _to_blocks(_pad(inputs.A * kernels.LOG2E, self.N), self.I)
+        weight = rates.new_empty(0) if inputs.dt_weight is None else _to_blocks(inputs.dt_weight, self.I)
         dt, dt_strides = _tokens(inputs.dt, self.R or self.I)
         B, B_strides = _tokens(inputs.B, states)
         C, C_strides = _tokens(inputs.C, states)
@@ -129,7 +128,7 @@ class _Call:
 
     def channels(self, tensor: Tensor) -> Tensor:
         """(..., i) -> (..., I), contiguous."""
-        return _filled_up(tensor.float(), self.I).contiguous()
+        return _pad(tensor.float(), self.I).contiguous()
 
     def threads(self) -> int:
         return torch.get_num_threads() if self.b * self.L * 4 * self.I * self.N > ENOUGH_FOR_THREADS else 1
@@ -141,8 +140,8 @@ IMPORTED_BY = os.getpid()
 
 @functools.cache
 def openmp_parallel() -> Callable | None:
-    """GOMP_parallel of the OpenMP library that PyTorch is linked to, or None."""
-    try:  # a symbol is looked for in the library and in those that it depends on
+    """Return GOMP_parallel of the OpenMP library that PyTorch is linked to, or None."""
+    try:  # symbols are looked up in the library and in those that it depends on
         function = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so")).GOMP_parallel
     except (OSError, AttributeError):
         return None
@@ -152,12 +151,12 @@ def openmp_parallel() -> Callable | None:
 
 @functools.cache
 def _pool(process, threads):
-    """Threads don't survive a fork, so every process has its own."""
+    """Return this process's pool: threads don't survive a fork."""
     return ThreadPoolExecutor(threads, thread_name_prefix="cross-scan")
 
 
 def in_threads(work: Callable[[], None], threads: int) -> None:
-    """Calls `work` once in each thread, this one included. Raises what one of the calls has raised."""
+    """Call `work` once in each thread, this one included. Raises the first exception of these calls."""
     if threads == 1:
         work()
     elif (parallel := openmp_parallel() if os.getpid() == IMPORTED_BY else None) is None:
@@ -180,7 +179,7 @@ def in_threads(work: Callable[[], None], threads: int) -> None:
 
 
 def _run(kernel, tasks, threads, *args):
-    """kernel(*task, *args) for each task, in this thread and others."""
+    """Call kernel(*task, *args) for each task, in this thread and others."""
     if tasks and not kernel.signatures:
         _compile(kernel, tasks.pop(), args)
     queue = iter(tasks)  # next() is atomic under the GIL
@@ -193,44 +192,44 @@ def _run(kernel, tasks, threads, *args):
 
 
 def _compile(kernel, task, args):
-    """The first call in a process: compiles, or finds the code that an earlier process left."""
-    log.debug("compiling the CPU scan (%s); a few seconds, unless an earlier run has kept it", kernel.__name__)
+    """Call a kernel for the first time in a process, which compiles it or loads it from the cache."""
+    log.debug("compiling the CPU scan (%s); a few seconds, unless it is cached", kernel.__name__)
     start = time.perf_counter()
     try:
         kernel(*task, *args)
     except OSError as error:
-        log.warning("the compiled CPU scan can't be kept for the next run: %s", error)
+        log.warning("the compiled CPU scan can't be cached for the next run: %s", error)
         kernel(*task, *args)
     origin = f"found in {kernel.stats.cache_path}" if kernel.stats.cache_hits else "compiled"
     log.debug("the CPU scan (%s): %s in %.1f s", kernel.__name__, origin, time.perf_counter() - start)
 
 
 def _spans(count, pieces):
-    """[0, count) in at most `pieces` parts: [(first, last), ...]"""
+    """Cut [0, count) into at most `pieces` parts: [(first, last), ...]"""
     pieces = min(count, pieces)
     edges = [i * count // pieces for i in range(pieces + 1)]
     return list(itertools.pairwise(edges))
 
 
 def forward(inputs: ScanInputs, save: bool = True) -> tuple[Tensor, Tensor]:
-    """y (b, H, W, I) and the kept states (empty without `save`)."""
-    call, x = _Call(inputs), inputs.x
+    """Return y (b, H, W, I) and the saved states (empty without `save`)."""
+    call, x = _KernelInputs(inputs), inputs.x
     y = x.new_empty(call.b, HALVES, call.L, call.I, dtype=torch.float32)
     saved = y.new_empty(saved_shape(inputs) if save else (0,))
     threads = call.threads()
-    # Threads at neighbouring blocks of one y would take its cache lines from each other, and each part gathers B and C
-    # anew: only the directions are parted if that occupies all threads to the end.
+    # Threads at neighbouring blocks of one y would compete for its cache lines, and each part gathers B and C again:
+    # only the directions are split if that occupies all threads to the end.
     spans = _spans(call.blocks, 1 if HALVES * call.b % threads == 0 else -(-threads // call.b))
     tasks = [(image, half, *span) for image in range(call.b) for span in spans for half in range(HALVES)]
     _run(kernels.forward_task, tasks, threads, call.inputs, call.layout, _flat(y), _flat(saved))
-    return _cut(y[:, 0] + y[:, 1], x).to(x.dtype), saved
+    return _crop(y[:, 0] + y[:, 1], x).to(x.dtype), saved
 
 
 def backward(grad_y: Tensor, saved: Tensor, inputs: ScanInputs) -> ScanInputs:
-    """The gradients of the inputs."""
-    call, new = _Call(inputs), saved.new_empty
+    """Return the gradients of the inputs."""
+    call, new = _KernelInputs(inputs), saved.new_empty
     b, L, I, N, width = call.b, call.L, call.I, call.N, call.width
-    grads = ScanInputs(  # as the kernel lays them out
+    grads = ScanInputs(  # in the kernel's layout
         x=new(b, HALVES, L, I),
         dt=new(b, L, 4, width if call.R else I),
         B=new(b, L, 4, N),
@@ -242,25 +241,25 @@ def backward(grad_y: Tensor, saved: Tensor, inputs: ScanInputs) -> ScanInputs:
     )
     weight_rows = new((0,))
     if inputs.dt_weight is not None:
-        weight_rows = _filled_up(_filled_up(inputs.dt_weight, width), I, dim=-2).contiguous()
+        weight_rows = _pad(_pad(inputs.dt_weight, width), I, dim=-2).contiguous()
     tasks = list(itertools.product(range(b), range(HALVES)))
     arrays = (_flat(weight_rows), _flat(call.channels(grad_y)), _flat(saved), tuple(map(_flat, grads)))
     _run(kernels.backward_task, tasks, call.threads(), call.inputs, call.layout, *arrays)
-    return _as_given(grads, inputs)
+    return _sum_gradients(grads, inputs)
 
 
-def _as_given(grads: ScanInputs, inputs: ScanInputs) -> ScanInputs:
-    """The kernel's gradients summed over images and halves, in the inputs' shapes and dtypes."""
+def _sum_gradients(grads: ScanInputs, inputs: ScanInputs) -> ScanInputs:
+    """Sum the kernel's gradients over images and halves; return them in the inputs' shapes and dtypes."""
     i, N = inputs.x.shape[-1], inputs.A.shape[-1]
 
     def of_tokens(grad, like):
-        return _cut(grad, like).to(like.dtype)
+        return _crop(grad, like).to(like.dtype)
 
     def of_channels(grad):
         return grad.sum(0)[:, :i].contiguous()
 
     def of_blocks(grad, columns):
-        return _unblocked(grad.sum(0), i)[..., :columns].contiguous()
+        return _from_blocks(grad.sum(0), i)[..., :columns].contiguous()
 
     weight = inputs.dt_weight
     return ScanInputs(

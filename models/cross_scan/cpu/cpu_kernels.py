@@ -262,20 +262,17 @@ def emit_exp_of_minus_abs(builder, vector, x):
     return emit_exp2(builder, vector, call(builder, "fabs", x), constant(vector, -LOG2E), rest)
 
 
-@intrinsic
-def exp2_of_product(typing, x, y):
-    """2^(x y), with the product unrounded."""
-    return x(x, x), lambda context, builder, signature, args: emit_exp2(builder, signature.return_type, *args)
+def exponential(in_range):
+    """Make the function 2^(x y), with the product unrounded; in_range: x y is known not to be below -125."""
+
+    @intrinsic
+    def exp2(typing, x, y):
+        return x(x, x), lambda context, builder, signature, args: emit_exp2(builder, x, *args, in_range=in_range)
+
+    return exp2
 
 
-@intrinsic
-def exp2_in_range(typing, x, y):
-    """The same for products that are known to be in range, without the test."""
-
-    def emit(context, builder, signature, args):
-        return emit_exp2(builder, signature.return_type, *args, in_range=True)
-
-    return x(x, x), emit
+exp2_of_product, exp2_in_range = exponential(False), exponential(True)
 
 
 @intrinsic
@@ -533,26 +530,12 @@ def forward_task(image, half, first, last, inputs, layout, y, saved):
                     accumulate(y, out_here + rows[t] * I, load(out, t * LANES), k > 2 * half)
 
 
+Tile = namedtuple("Tile", "steps drive B C grad_y grad_B grad_C B_grad rate_grad decays decayed")
+Tile.__doc__ = """The arrays of a tile in the backward; see `scan_tile_backward`."""
+
+
 @kernel
-def scan_tile_backward(
-    count,
-    N,
-    rates,
-    states,
-    steps,
-    drive,
-    B,
-    C,
-    grad_y,
-    grad_states,
-    grad_rates,
-    grad_B,
-    grad_C,
-    B_grad,
-    rate_grad,
-    decays,
-    decayed,
-):
+def scan_tile_backward(count, N, rates, states, tile, grad_states, grad_rates):
     """Forward through a tile as in `scan_tile`, then backward. With g[t] the gradient of h[t], these are added up:
 
     grad_rates += step[t] w[t]   with w[t] = g[t] exp(step[t] A) h[t-1], the gradient of step[t] A
@@ -562,6 +545,7 @@ def scan_tile_backward(
     states (N, 16) are those before the tile; grad_states (N, 16) comes as the gradient of those after it and goes as
     that of those before it; grad_B, grad_C (N / 2, TILE, 2, 16); decays and decayed (TILE, 2, 16) take exp(step A) and
     that times h."""
+    steps, drive, B, C, grad_y, grad_B, grad_C, B_grad, rate_grad, decays, decayed = tile
     for n in range(0, N, 2):
         rate = load_pair(rates, n * LANES)
         h = load_pair(states, n * LANES)
@@ -607,6 +591,7 @@ def backward_task(image, half, inputs, layout, weight_rows, grad_y, saved, grads
     decays, decayed = scratch(TILE * 2 * LANES), scratch(TILE * 2 * LANES)
     tile_grad_B, tile_grad_C = scratch(N * TILE * LANES), scratch(N * TILE * LANES)
     tile_grad_dt = scratch(TILE * width)
+    arrays = Tile(steps, drive, tile_B, tile_C, gy, tile_grad_B, tile_grad_C, B_grad, rate_grad, decays, decayed)
     grad_states = scratch(blocks * N * LANES)
     zero, ln2 = splat(np.float32(0)), splat(np.float32(LN2))
     for k in range(2 * half, 2 * half + 2):
@@ -659,25 +644,8 @@ def backward_task(image, half, inputs, layout, weight_rows, grad_y, saved, grads
                     store(B_grad, t * LANES, zero)
                     store(rate_grad, t * LANES, zero)
                 kept = saved[(((image * 4 + k) * tiles + tile) * blocks + block) * N * LANES :]
-                scan_tile_backward(
-                    count,
-                    N,
-                    rates[mine * N * LANES :],
-                    kept,
-                    steps,
-                    drive,
-                    tile_B,
-                    tile_C,
-                    gy,
-                    grad_states[block * N * LANES :],
-                    grad_rates[(channels + block * LANES) * N :],
-                    tile_grad_B,
-                    tile_grad_C,
-                    B_grad,
-                    rate_grad,
-                    decays,
-                    decayed,
-                )
+                of_states, of_rates = grad_states[block * N * LANES :], grad_rates[(channels + block * LANES) * N :]
+                scan_tile_backward(count, N, rates[mine * N * LANES :], kept, arrays, of_states, of_rates)
                 skip = load(D, mine * LANES)
                 sum_D = sum_bias = zero
                 for t in range(count):
