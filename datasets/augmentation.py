@@ -1,32 +1,32 @@
 """Stronger augmentation of slices than the published one, for small data sets: shape, noise, contrast.
 
-What is drawn and how often follows nnU-Net's 2-D augmentation (Isensee et al. 2021, supplementary note 4); an elastic
-deformation is added. The whole change of shape, the final size included, is one interpolation.
+Operations and probabilities follow nnU-Net's 2-D augmentation (Isensee et al. 2021, supplementary note 4); an elastic
+deformation is added. The whole change of shape, including the final resize, is one interpolation.
 """
 
 import math
 import random
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-CONTROL_POINTS = 6  # of the elastic deformation, along each axis; between them it is cubic
+CONTROL_POINTS = 6  # along each axis of the elastic deformation, which is cubic between them
 
 
+@dataclass
 class StrongAugmentation:
     """image (H, W) floating 0..1, label (H, W) integer -> image float32 (1, size, size), label int64 (size, size).
 
-    `rng` takes the decisions, `np_rng` draws angles, factors and noise. In this order, each with its own probability:
+    `rng` draws the decisions, `np_rng` angles, factors and noise. In this order, each with its own probability:
     shape      mirrored along each axis (1/2), rotated (1/5, any angle), scaled (1/5, by 0.7 to 1.4), deformed (1/5);
                cubic for the image, nearest for the label, 0 outside
     intensity  noise (1/10), blur (1/5), brightness and contrast (3/20 each), lower resolution (1/4), gamma of the
-               inverted image (1/10), gamma (3/10)
-    """
+               inverted image (1/10), gamma (3/10)"""
 
-    def __init__(self, size: int):
-        self.size = size
+    size: int
 
     def __call__(
         self, image: np.ndarray, label: np.ndarray, rng: random.Random, np_rng: np.random.RandomState
@@ -39,8 +39,7 @@ class StrongAugmentation:
         return torch.from_numpy(self.change_intensity(shaped.numpy(), rng, np_rng))[None], target.long()
 
     def draw_grid(self, shape: tuple[int, ...], rng: random.Random, np_rng: np.random.RandomState) -> torch.Tensor:
-        """Where each pixel of the result comes from: (1, size, size, 2) of (x, y), -1 and 1 being the outer pixels'
-        centres, as in the zoom that a test slice goes through."""
+        """Return the source (x, y) of each output pixel, (1, size, size, 2), with the outermost centres at -1, 1."""
         half = (np.array(shape[::-1], dtype=np.float64) - 1) / 2  # of width and height, in pixels
         steps = np.linspace(-1, 1, self.size)
         points = np.stack(np.meshgrid(steps, steps), -1) * half
@@ -55,14 +54,14 @@ class StrongAugmentation:
         return torch.from_numpy((points / np.maximum(half, 0.5)).astype(np.float32))[None]
 
     def draw_deformation(self, rng: np.random.RandomState, deviation: float) -> np.ndarray:
-        """A smooth displacement (size, size, 2) in pixels, of this standard deviation at its control points."""
+        """Return a smooth displacement (size, size, 2) in pixels with this standard deviation at its control points."""
         control = torch.from_numpy(rng.normal(0, deviation, (1, 2, CONTROL_POINTS, CONTROL_POINTS)))
         field = F.interpolate(control, (self.size, self.size), mode="bicubic", align_corners=True)
         return field[0].permute(1, 2, 0).numpy()
 
     @staticmethod
     def change_intensity(image: np.ndarray, rng: random.Random, np_rng: np.random.RandomState) -> np.ndarray:
-        """float32 (size, size); brightness and noise may leave 0..1."""
+        """Return float32 (size, size); brightness and noise may exceed 0..1."""
         if rng.random() < 0.1:
             image = image + np_rng.normal(0, math.sqrt(np_rng.uniform(0, 0.1)) * image.std(), image.shape)
         if rng.random() < 0.2:
@@ -81,14 +80,14 @@ class StrongAugmentation:
 
 
 def lower_resolution(image: np.ndarray, factor: float) -> np.ndarray:
-    """Fewer pixels by `factor` (nearest), brought back to the size of before (cubic)."""
+    """Downsample by `factor` (nearest), then upsample to the original size (cubic)."""
     values = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))[None, None]
     small = F.interpolate(values, tuple(max(1, round(n * factor)) for n in image.shape), mode="nearest-exact")
     return F.interpolate(small, image.shape, mode="bicubic", align_corners=False)[0, 0].numpy()
 
 
 def change_gamma(image: np.ndarray, gamma: float, inverted: bool) -> np.ndarray:
-    """Raises the image, stretched to 0..1, to a power; mean and standard deviation stay."""
+    """Raise the image, stretched to 0..1, to a power, then restore its mean and standard deviation."""
     mean, deviation = image.mean(), image.std()
     low, high = image.min(), image.max()
     if low == high:

@@ -1,5 +1,6 @@
-"""Synthetic data sets, made on first use in the layout of the real ones: everything can be tried without a download."""
+"""Synthetic data sets in the layout of the real ones, made on first use: no download is needed to try the code."""
 
+import itertools
 import logging
 import shutil
 import tempfile
@@ -20,14 +21,12 @@ SEED = 20240
 
 
 def make_once(root: str | Path, kind: str, write: Callable[[Path], None]) -> Path:
-    """Lets `write(folder)` fill a folder, which is renamed to `root` when it is complete, unless `root` is there.
-
-    Returns root."""
+    """Fill a folder with `write(folder)`, then rename it to `root`, unless `root` exists; return root."""
     root = Path(root)
     if (root / MARKER).is_file():
         return root
     if root.exists():
-        raise ValueError(f"{root} exists but holds no synthetic data ({MARKER}); remove it or give another data_path")
+        raise ValueError(f"{root} exists but holds no synthetic data ({MARKER}); remove it or give another --data-path")
     root.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
@@ -47,17 +46,17 @@ def make_once(root: str | Path, kind: str, write: Callable[[Path], None]) -> Pat
 def make_demo_isic(
     root: str | Path, size: int = 128, train: int = 96, val: int = 32, test: int = 32, seed: int = SEED
 ) -> Path:
-    """Writes synthetic lesion images and masks as `root/{train,val,test}/{images,masks}`; returns root."""
+    """Write synthetic lesion images and masks as `root/{train,val,test}/{images,masks}`; returns root."""
 
     def write(folder: Path) -> None:
-        for split, first, count in (("train", 0, train), ("val", train, val), ("test", train + val, test)):
-            for kind in ("images", "masks"):
-                (folder / split / kind).mkdir(parents=True)
-            for number in range(first, first + count):
-                image, mask = lesion(np.random.default_rng((seed, number)), size)
-                name = f"DEMO_{number:07d}"
-                Image.fromarray(image).save(folder / split / "images" / f"{name}.jpg", quality=92)
-                Image.fromarray(mask).save(folder / split / "masks" / f"{name}_segmentation.png")
+        splits = ["train"] * train + ["val"] * val + ["test"] * test
+        for split, kind in itertools.product(("train", "val", "test"), ("images", "masks")):
+            (folder / split / kind).mkdir(parents=True)
+        for number, split in enumerate(splits):
+            image, mask = lesion(np.random.default_rng((seed, number)), size)
+            name = f"DEMO_{number:07d}"
+            Image.fromarray(image).save(folder / split / "images" / f"{name}.jpg", quality=92)
+            Image.fromarray(mask).save(folder / split / "masks" / f"{name}_segmentation.png")
 
     return make_once(root, "lesion images", write)
 
@@ -65,7 +64,7 @@ def make_demo_isic(
 def make_demo_synapse(
     root: str | Path, size: int = 128, train: int = 12, val: int = 2, test: int = 3, slices: int = 12, seed: int = SEED
 ) -> Path:
-    """Writes synthetic CT as Synapse's train_npz, test_vol_h5 and lists/list_Synapse under `root`; returns root."""
+    """Write synthetic CT as Synapse's train_npz, test_vol_h5 and lists/list_Synapse under `root`; returns root."""
 
     def write(folder: Path) -> None:
         lists = folder / "lists" / "list_Synapse"
@@ -80,11 +79,10 @@ def make_demo_synapse(
             if number > train:
                 listed["val_vol.txt" if number <= train + val else "test_vol.txt"].append(case)
                 with h5py.File(folder / "test_vol_h5" / f"{case}.npy.h5", "w") as file:
-                    file.create_dataset("image", data=image, compression="gzip", compression_opts=1)
-                    file.create_dataset("label", data=label, compression="gzip", compression_opts=1)
+                    for kind, array in (("image", image), ("label", label)):
+                        file.create_dataset(kind, data=array, compression="gzip", compression_opts=1)
                     file.attrs["spacing"] = spacing
-                continue
-            for index in range(slices):
+            for index in range(slices) if number <= train else ():
                 name = f"{case}_slice{index:03d}"
                 listed["train.txt"].append(name)
                 np.savez(folder / "train_npz" / f"{name}.npz", image=image[index], label=label[index])

@@ -1,4 +1,4 @@
-"""One rule for the intensities of volumes, whatever file they come from: what they are, and how they become 0..1."""
+"""Intensities of volumes: detect their kind and scale them to 0..1, by the same rule for all file formats."""
 
 import logging
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ log = logging.getLogger("vmunet")
 
 Window = tuple[float, float]  # values that become 0 and 1
 HU_WINDOW = (-125, 275)  # Hounsfield units that become 0 and 1
-OVERSHOOT = 0.5  # how far scaled values may lie beyond 0..1; interpolation overshoots, published files by 0.2
+OVERSHOOT = 0.5  # how far scaled values may exceed 0..1: interpolation overshoots, by 0.2 in published files
 
 
 def kind_of_values(values: np.ndarray) -> Literal["scaled", "hounsfield", "unknown"]:
-    """What finite values are: scaled to 0..1, Hounsfield units (air is about -1000, soft tissue above 0), or neither.
+    """Classify finite values: scaled to 0..1, Hounsfield units (air about -1000, soft tissue above 0), or neither.
 
-    Whole numbers from 0 to 1 are a mask, and unknown."""
+    Whole numbers from 0 to 1 are probably a mask and count as unknown."""
     low, high = values.min(), values.max()
     if -OVERSHOOT <= low and high <= 1 + OVERSHOOT:
         return "scaled" if (values != np.rint(values)).any() else "unknown"
@@ -24,9 +24,9 @@ def kind_of_values(values: np.ndarray) -> Literal["scaled", "hounsfield", "unkno
 
 
 def without_nan(values: np.ndarray, what: object, fill: float | None = None) -> np.ndarray:
-    """Values with NaN, which some scanners write outside the field of view, as `fill`, or as the lowest of the others.
+    """Replace NaN, which some scanners write outside the field of view, by `fill`, or by the lowest other value.
 
-    Raises ValueError, naming `what`, if all are NaN or one is infinite."""
+    Raises ValueError, naming `what`, if all values are NaN or one is infinite."""
     if values.dtype.kind != "f":
         return values
     missing = np.isnan(values)
@@ -37,21 +37,21 @@ def without_nan(values: np.ndarray, what: object, fill: float | None = None) -> 
     if not missing.any():
         return values
     fill = float(values[~missing].min()) if fill is None else fill
-    log.warning("%s: %.3g %% of the values are NaN, taken as outside the scan (%g)", what, 100 * missing.mean(), fill)
+    log.warning("%s: %.3g %% of the values are NaN, treated as outside the scan (%g)", what, 100 * missing.mean(), fill)
     return np.where(missing, values.dtype.type(fill), values)
 
 
 def scale_hu(volume: np.ndarray, window: Window = HU_WINDOW) -> np.ndarray:
-    """Hounsfield units (or other values, with their own window) clipped and scaled to 0..1, float32."""
+    """Clip Hounsfield units (or other values, with their own window) and scale them to 0..1, float32."""
     low, high = window
     return (np.clip(np.asarray(volume, dtype=np.float32), low, high) - np.float32(low)) / np.float32(high - low)
 
 
 def to_unit(values: np.ndarray, what: object, window: Window | None = None, hounsfield: bool = True) -> np.ndarray:
-    """Values of a volume as training has them, float32: by the `window` if one is given; as they are if they are scaled
-    already; by HU_WINDOW if `hounsfield` units can be meant and are found. NaN becomes 0.
+    """Scale the values of a volume as for training, float32: by `window` if one is given; unchanged if they are scaled
+    already; by HU_WINDOW if `hounsfield` is allowed and found. NaN becomes 0.
 
-    Raises ValueError that names `what` and --window for other values, and see `without_nan`."""
+    Raises ValueError that names `what` and --window for other values, and as `without_nan` does."""
     finite = values[~np.isnan(values)] if values.dtype.kind == "f" else values
     if finite.size == 0 or window is not None:
         low, high = window or HU_WINDOW
@@ -62,18 +62,14 @@ def to_unit(values: np.ndarray, what: object, window: Window | None = None, houn
     if kind == "hounsfield" and hounsfield:
         log.info("%s: Hounsfield units %g to %g clipped to %g..%g and scaled to 0..1", what, low, high, *HU_WINDOW)
         return scale_hu(without_nan(values, what, HU_WINDOW[0]))
-    expected = "values scaled to 0..1"
-    if hounsfield:
-        expected = f"Hounsfield units (air about -1000, soft tissue above 0) or {expected}"
-    raise ValueError(
-        f"{what} holds values from {low:g} to {high:g}; expected {expected}. Say with --window LOW HIGH which values "
-        "become 0 and 1; in Hounsfield units these are -125 and 275"
-    )
+    expected = "Hounsfield units (air about -1000, soft tissue above 0) or " if hounsfield else ""
+    help = "Give the values that become 0 and 1 with --window LOW HIGH; in Hounsfield units these are -125 and 275"
+    raise ValueError(f"{what} holds values from {low:g} to {high:g}; expected {expected}values scaled to 0..1. {help}")
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """Which values of a volume become 0 and 1; what lies beyond is clipped."""
+    """The values of a volume that become 0 and 1; values beyond are clipped."""
 
     kind: Literal["window", "percentiles"]  # low and high are values, or percentiles of the values of each volume
     low: float
@@ -84,8 +80,7 @@ class Scaling:
             raise ValueError(f"{self.kind} {self.low:g} {self.high:g}: expected a lower and a higher number")
 
     def __call__(self, values: np.ndarray, what: object) -> np.ndarray:
-        """float32 in the shape of `values`; NaN becomes 0. Raises ValueError, naming `what`, for constant volumes, and
-        see `without_nan`."""
+        """Return float32; NaN becomes 0. Raises ValueError for a constant volume, and as `without_nan` does."""
         if self.kind == "window":
             return scale_hu(without_nan(values, what, self.low), (self.low, self.high))
         lowest_for_nan = without_nan(values, what)

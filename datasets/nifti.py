@@ -1,4 +1,4 @@
-"""NIfTI files: from an array with its affine to a volume in a known orientation, and back.
+"""NIfTI files: convert an array with its affine to a volume in a known orientation, and back.
 
 Volumes are (S, H, W): slices, rows, columns. A spacing is in millimetres, in the same order.
 """
@@ -20,7 +20,7 @@ from nibabel.orientations import (
     ornt_transform,
 )
 
-STORED = "stored"  # instead of an orientation: the axes stay as they are in the file
+STORED = "stored"  # in place of an orientation: the axes stay as they are in the file
 GEOMETRY = (  # fields of a header
     *("pixdim", "xyzt_units", "sform_code", "srow_x", "srow_y", "srow_z"),
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
@@ -28,9 +28,9 @@ GEOMETRY = (  # fields of a header
 
 
 def to_slices(array: np.ndarray, affine: np.ndarray, orientation: str) -> tuple[np.ndarray, np.ndarray]:
-    """A NIfTI array (i, j, k) with its affine (4, 4) to a volume (S, H, W) and its spacing in mm, in the same order.
+    """Convert a NIfTI array (i, j, k) with affine (4, 4) to a volume (S, H, W); return it and its spacing (3,) in mm.
 
-    Axes are swapped and reversed, never resampled, so that columns, rows and slices point, as closely as the scan's own
+    Axes are swapped and reversed, never resampled, so that columns, rows and slices point, as closely as the scan's
     axes allow, to the three directions in `orientation`, such as "LPS" (left, back, head)."""
     transform = ornt_transform(io_orientation(affine), axcodes2ornt(orientation))
     turned = affine @ inv_ornt_aff(transform, array.shape)
@@ -38,27 +38,26 @@ def to_slices(array: np.ndarray, affine: np.ndarray, orientation: str) -> tuple[
 
 
 def own_orientation(affine: np.ndarray) -> str:
-    """The `orientation` for which `to_slices` leaves the axes as they are stored."""
+    """Return the `orientation` with which `to_slices` leaves the axes unchanged."""
     return "".join(aff2axcodes(affine))
 
 
 def from_slices(volume: np.ndarray, affine: np.ndarray, orientation: str) -> np.ndarray:
-    """The inverse of `to_slices`: a volume (S, H, W) as the array (i, j, k) that fits `affine`."""
+    """Invert `to_slices`: return a volume (S, H, W) as the array (i, j, k) that belongs to `affine`."""
     transform = ornt_transform(axcodes2ornt(orientation), io_orientation(affine))
     return apply_orientation(volume.transpose(2, 1, 0), transform)
 
 
 def affine_of_slices(spacing: Sequence[float] | np.ndarray | None = None, z_spacing: float = 1) -> np.ndarray:
-    """The affine (4, 4) of a volume (S, H, W) of which only the spacing is known, (z_spacing, 1, 1) where that is None.
+    """Return an affine (4, 4) for a volume (S, H, W) of which only the spacing is known; None means (z_spacing, 1, 1).
 
-    Rows run to the patient's back and columns to the left, as in the files that the original writes with SimpleITK.
-    """
+    Rows run to the patient's back and columns to the left, as in the files that the original writes with SimpleITK."""
     sz, sy, sx = (z_spacing, 1, 1) if spacing is None else (float(s) for s in spacing)
     return np.diag([-sx, -sy, sz, 1])  # NIfTI's axes point right, front, up
 
 
 def checked_affine(affine: npt.ArrayLike, what: object) -> np.ndarray:
-    """(4, 4), float64; raises ValueError, naming `what`, for a matrix that does not span three axes."""
+    """Return an affine as float64 (4, 4); raise ValueError, naming `what`, unless it spans three axes."""
     with contextlib.suppress(TypeError, ValueError):
         matrix = np.asarray(affine, dtype=np.float64)
         if matrix.shape == (4, 4) and np.isfinite(matrix).all():
@@ -70,24 +69,23 @@ def checked_affine(affine: npt.ArrayLike, what: object) -> np.ndarray:
 
 
 def tilt(affine: np.ndarray) -> float:
-    """The largest angle, in degrees, of an axis of the array with the patient's axis that is nearest."""
+    """Return the largest angle, in degrees, between an axis of the array and the patient's nearest axis."""
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     return float(np.degrees(np.arccos(np.clip(np.abs(axes).max(0), 0, 1))).max())
 
 
 def mm_of_unit(header: nibabel.Nifti1Header) -> float:
-    """The mm of the header's unit of length; of an unknown one 1, as all readers take it."""
+    """Return the header's unit of length in mm; an unknown unit counts as mm, as in other readers."""
     return {"meter": 1000.0, "micron": 0.001}.get(header.get_xyzt_units()[0], 1.0)
 
 
 def says_orientation(header: nibabel.Nifti1Header) -> bool:
-    """Whether a file says how the patient lies."""
+    """Return whether a file stores the orientation of the patient."""
     return header["sform_code"] > 0 or header["qform_code"] > 0
 
 
 def header_of(affine: np.ndarray) -> nibabel.Nifti1Header:
-    """A header with an affine in mm: as sform, and as qform where that can hold it, which it can't if axes are not at
-    right angles."""
+    """Return a header with an affine in mm, as sform and, if its axes are at right angles, also as qform."""
     header = nibabel.Nifti1Header()
     header.set_data_shape((1, 1, 1))
     header.set_zooms(voxel_sizes(affine))
@@ -100,8 +98,8 @@ def header_of(affine: np.ndarray) -> nibabel.Nifti1Header:
 
 
 def geometry_of(header: nibabel.Nifti1Header) -> nibabel.Nifti1Header:
-    """A header with the fields of another that say where voxels lie, each as stored, so that all readers, whichever of
-    sform and qform they go by, put a mask where they put the image."""
+    """Return a header with the geometry fields of another, unchanged. Readers then place a mask where they place the
+    image, whether they use sform or qform."""
     copy = nibabel.Nifti1Header()
     for field in GEOMETRY:
         copy[field] = header[field]
@@ -118,7 +116,7 @@ def write_nifti(
     spacing: Sequence[float] | np.ndarray | None = None,
     z_spacing: float = 1,
 ) -> list[Path]:
-    """Writes <case>_pred.nii.gz, <case>_img.nii.gz and <case>_gt.nii.gz, float32 as published, and returns their paths.
+    """Write <case>_pred.nii.gz, <case>_img.nii.gz and <case>_gt.nii.gz, float32 as published; return their paths.
 
     image, pred, label: volumes (S, H, W). Without a known spacing the files get the published one, (z_spacing, 1, 1).
     """
@@ -126,10 +124,8 @@ def write_nifti(
     affine = affine_of_slices(spacing, z_spacing)
     paths = []
     for kind, volume in (("pred", pred), ("img", image), ("gt", label)):
-        nifti = nibabel.Nifti1Image(np.asarray(volume, dtype=np.float32).transpose(2, 1, 0), affine)
-        nifti.set_sform(affine, code="scanner")
-        nifti.set_qform(affine, code="scanner")
-        nifti.header.set_xyzt_units("mm")
+        array = np.asarray(volume, dtype=np.float32).transpose(2, 1, 0)
+        nifti = nibabel.Nifti1Image(array, affine, header_of(affine))
         paths.append(Path(folder, f"{case}_{kind}.nii.gz"))
         nibabel.save(nifti, paths[-1])
     return paths

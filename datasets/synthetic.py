@@ -1,4 +1,4 @@
-"""Synthetic lesions and abdomens for the demo data sets, drawn from a random generator alone: not of patients.
+"""Synthetic lesions and abdomens for the demo data sets, drawn from a random generator without any patient data.
 
 Lesions: a star-shaped outline with random harmonics on textured skin, darkened by pigment, under uneven light, with
 hairs, rulers, freckles and dark corners that are not lesion. Abdomens: ellipsoids bent by smooth random waves, in
@@ -6,14 +6,13 @@ Hounsfield units.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw
 from scipy import ndimage
-
-Point = Sequence[float] | np.ndarray  # three numbers
 
 # ---- lesions
 
@@ -24,7 +23,7 @@ INK = np.array((1.0, 1.25, 0.35))
 
 
 def clouds(rng: Generator, size: int, roughness: float) -> np.ndarray:
-    """A random field (size, size) with zero mean, unit deviation and spectrum 1 / frequency ** roughness."""
+    """Return a random field (size, size) with mean 0, standard deviation 1 and spectrum 1 / frequency ** roughness."""
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
     frequency[0, 0] = np.inf
     spectrum = rng.standard_normal(frequency.shape) + 1j * rng.standard_normal(frequency.shape)
@@ -33,18 +32,17 @@ def clouds(rng: Generator, size: int, roughness: float) -> np.ndarray:
 
 
 def strokes(size: int, lines: Iterable[tuple[np.ndarray, float]]) -> np.ndarray:
-    """Coverage 0..1 (size, size) of anti-aliased lines: [(points in 0..1, width in 0..1)]."""
+    """Return the coverage 0..1 (size, size) of anti-aliased lines: [(points in 0..1, width in 0..1)]."""
     scale = 4
     canvas = Image.new("L", (size * scale, size * scale))
     draw = ImageDraw.Draw(canvas)
     for points, width in lines:
-        corners = [tuple(point) for point in points * size * scale]
-        draw.line(corners, fill=255, width=max(1, round(width * size * scale)))
+        draw.line((points * size * scale).ravel().tolist(), fill=255, width=max(1, round(width * size * scale)))
     return np.asarray(canvas.resize((size, size), Image.Resampling.BOX)) / 255
 
 
 def hairs(rng: Generator, size: int) -> np.ndarray:
-    """Coverage of a few to many bent hairs."""
+    """Return the coverage of a few to many bent hairs."""
     t = np.linspace(0, 1, 24)[:, None]
     main = rng.uniform(0, 2 * math.pi)
     lines = []
@@ -58,20 +56,19 @@ def hairs(rng: Generator, size: int) -> np.ndarray:
 
 
 def ruler(rng: Generator, size: int) -> np.ndarray:
-    """Coverage of a scale with ticks."""
+    """Return the coverage of a ruler with ticks."""
     angle = rng.normal(0, 0.25) + rng.choice((0, math.pi / 2))
     along, across = np.array((math.cos(angle), math.sin(angle))), np.array((-math.sin(angle), math.cos(angle)))
     start = np.array((0.15, 0.88)) if abs(along[0]) > abs(along[1]) else np.array((0.1, 0.2))
     step, ticks = rng.uniform(0.025, 0.04), rng.integers(12, 20)
-    lines = [(np.array([start, start + along * step * (ticks - 1)]), 0.005)]
-    for tick in range(ticks):
-        foot = start + along * step * tick
-        lines.append((np.array([foot, foot - across * (0.045 if tick % 5 == 0 else 0.025)]), 0.004))
-    return strokes(size, lines)
+    feet = [start + along * step * tick for tick in range(ticks)]
+    ends = [foot - across * (0.025 if tick % 5 else 0.045) for tick, foot in enumerate(feet)]
+    marks = [(np.array(points), 0.004) for points in zip(feet, ends, strict=True)]
+    return strokes(size, [(np.array([feet[0], feet[-1]]), 0.005), *marks])
 
 
 def outline(rng: Generator, angle: np.ndarray) -> np.ndarray:
-    """Radius of an irregular closed curve for each angle, 1 on average."""
+    """Return the radius of an irregular closed curve for each angle, 1 on average."""
     harmonics = np.arange(2, 14)
     strength = rng.uniform(0.3, 0.9) * rng.standard_normal(12) / harmonics**1.6
     phase = rng.uniform(0, 2 * math.pi, 12)
@@ -80,7 +77,7 @@ def outline(rng: Generator, angle: np.ndarray) -> np.ndarray:
 
 
 def lesion(rng: Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(image (size, size, 3), mask (size, size) of 0 and 255), both uint8."""
+    """Return (image (size, size, 3), mask (size, size) of 0 and 255), both uint8."""
     y, x = np.mgrid[:size, :size] / (size - 1)
 
     # skin: tone, blotches of blood, fine texture
@@ -104,9 +101,8 @@ def lesion(rng: Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     along = (u * math.cos(turn) + v * math.sin(turn)) / math.sqrt(aspect)
     across = (v * math.cos(turn) - u * math.sin(turn)) * math.sqrt(aspect)
     depth = radius * outline(rng, np.arctan2(across, along)) - np.hypot(along, across)  # in image widths, > 0 inside
-    mask = depth > 0
-    softness = rng.uniform(0.004, 0.022)
-    inside = 1 / (1 + np.exp(-np.clip(depth / softness, -30, 30)))
+    mask = (depth > 0).astype(np.uint8) * 255
+    inside = 1 / (1 + np.exp(-np.clip(depth / rng.uniform(0.004, 0.022), -30, 30)))
 
     # pigment: uneven, with darker patches, a network of lines or dots, at times pink, grey or bleached parts
     strength = math.exp(rng.uniform(math.log(0.5), math.log(1.9)))
@@ -115,8 +111,7 @@ def lesion(rng: Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     mesh = ndimage.gaussian_filter(rng.standard_normal((size, size)), size / 110)
     pigment += rng.uniform(0, 0.5) * (0.8 - np.abs(mesh) / mesh.std())  # dark lines where the noise crosses zero
     pigment *= 1 - rng.uniform(0, 0.5) * np.exp(-((depth / (0.4 * radius)) ** 2))  # paler rim
-    pigment = pigment.clip(0.25)
-    melanin += strength * inside * pigment
+    melanin += strength * inside * pigment.clip(0.25)
     blood += inside * rng.choice((0, 0.15, 0.5), p=(0.5, 0.3, 0.2)) * (1 + 0.5 * clouds(rng, size, 1.8)).clip(0)
     veil = inside * rng.choice((0, 0.14), p=(0.75, 0.25)) * (1 + clouds(rng, size, 1.8)).clip(0, 2)
 
@@ -128,7 +123,7 @@ def lesion(rng: Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     image = tone * np.exp(-absorbed) * (1 + texture[..., None])
     image = image * (1 - veil[..., None]) + veil[..., None] * np.array((0.45, 0.47, 0.55))
 
-    # what lies on it, and the light
+    # hair and ruler on the skin, and the light
     image *= 1 - 0.85 * hairs(rng, size)[..., None] * np.array((0.9, 0.95, 1.0))
     if rng.uniform() < 0.3:
         image *= 1 - 0.8 * ruler(rng, size)[..., None]
@@ -141,14 +136,14 @@ def lesion(rng: Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     glare = 0.25 * (clouds(rng, size, 1.2) > 3.2)
     image = image * light[..., None] * rng.uniform(0.85, 1.1) + ndimage.gaussian_filter(glare, 0.6)[..., None]
     image = ndimage.gaussian_filter(image, (0.45, 0.45, 0)) + rng.normal(0, 0.008, image.shape)
-    return (image.clip(0, 1) * 255).round().astype(np.uint8), mask.astype(np.uint8) * 255
+    return (image.clip(0, 1) * 255).round().astype(np.uint8), mask
 
 
 # ---- abdomens
 
 # Organs as unions of ellipsoids in body coordinates: u from the patient's right (-1) to left (1), v from front (-1) to
 # back (1), w from foot (0) to head (1). Each row: label, HU, its spread between patients, [(centre, radii)]. Later rows
-# cover earlier ones; labels as Synapse's, 0 for what is not asked for.
+# cover earlier ones; labels are Synapse's, 0 for organs that are not segmented.
 ANATOMY = (
     (5, 105, 12, [((-0.44, -0.02, 0.72), (0.38, 0.55, 0.52)), ((-0.08, -0.40, 0.82), (0.42, 0.26, 0.34))]),  # liver
     (7, 115, 12, [((0.62, 0.26, 0.72), (0.17, 0.34, 0.36))]),  # spleen
@@ -170,7 +165,7 @@ FAT, MUSCLE, AIR, BONE = -100, 58, -1000, 420
 
 
 def waves(rng: Generator, points: np.ndarray, count: int, frequency: float) -> np.ndarray:
-    """Smooth random displacement (3, S, H, W) of unit size at points (3, S, H, W)."""
+    """Return a smooth random displacement (3, S, H, W) of unit size at points (3, S, H, W)."""
     field = np.zeros_like(points)
     for _ in range(count):
         phase = np.tensordot(rng.normal(0, frequency, 3), points, 1)
@@ -178,16 +173,15 @@ def waves(rng: Generator, points: np.ndarray, count: int, frequency: float) -> n
     return field / math.sqrt(count / 2)
 
 
-def ellipsoid(points: np.ndarray, centre: Point, radii: Point) -> np.ndarray:
-    """The distance from the centre in radii, below 1 inside. points (3, S, H, W) -> (S, H, W)."""
+def ellipsoid(points: np.ndarray, centre: Any, radii: Any) -> np.ndarray:
+    """Return the distance from the centre in radii, below 1 inside. points (3, S, H, W) -> (S, H, W)."""
     return np.sqrt(sum(((points[i] - centre[i]) / radii[i]) ** 2 for i in range(3)))
 
 
 def abdomen(rng: Generator, size: int, slices: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(image (slices, size, size) float32, label of the same shape uint8, spacing (3,) in mm): HU -125..275 as 0..1."""
-    w, y, x = np.meshgrid(
-        np.linspace(0.12, 0.95, slices), np.linspace(-1, 1, size), np.linspace(-1, 1, size), indexing="ij", copy=False
-    )
+    """Return (image (slices, size, size) float32, HU -125..275 as 0..1, label uint8, spacing (3,) in mm)."""
+    side = np.linspace(-1, 1, size)
+    w, y, x = np.meshgrid(np.linspace(0.12, 0.95, slices), side, side, indexing="ij", copy=False)
     half_width, half_height = rng.uniform(0.84, 0.95), rng.uniform(0.64, 0.76)
     body = np.stack([(x - rng.normal(0, 0.03)) / half_width, (y - rng.normal(-0.04, 0.03)) / half_height, w])
     body[:2] += 0.02 * waves(rng, body, 6, 2.0)[:2]
@@ -197,8 +191,7 @@ def abdomen(rng: Generator, size: int, slices: int) -> tuple[np.ndarray, np.ndar
     angle = np.arctan2(v, u)
 
     # wall: skin, fat, muscle, ribs, spine; couch below
-    fat_layer = rng.uniform(0.05, 0.14)
-    wall = 1 - fat_layer * (1 + 0.25 * np.cos(2 * angle))
+    wall = 1 - rng.uniform(0.05, 0.14) * (1 + 0.25 * np.cos(2 * angle))
     cavity_edge = wall - rng.uniform(0.06, 0.09)
     cavity = radius < cavity_edge
     hu = np.full(x.shape, float(AIR))
@@ -214,7 +207,7 @@ def abdomen(rng: Generator, size: int, slices: int) -> tuple[np.ndarray, np.ndar
     couch = np.abs(y - 0.93 + 0.15 * x**2) < 2 / size
     hu[couch & (radius > 1.02) & (np.abs(x) < 0.85)] = 90
 
-    # bowel: rings of wall around contents or air, on no list
+    # bowel: rings of wall around contents or air, not segmented
     mesentery = waves(rng, inner, 12, 14.0)
     hu[cavity] += 25 * mesentery[0][cavity].clip(-0.5, 2)
     hu[cavity & (np.abs(mesentery[1:]).max(0) < 0.16)] = 110  # its vessels
@@ -229,14 +222,12 @@ def abdomen(rng: Generator, size: int, slices: int) -> tuple[np.ndarray, np.ndar
         shift, scale = rng.normal(0, (0.025, 0.025, 0.04)), np.exp(rng.normal(0, 0.09))
         moved = [(np.add(centre, shift), np.multiply(radii, scale)) for centre, radii in parts]
         inside = np.min([ellipsoid(inner, *part) for part in moved], 0)
-        value = rng.normal(value, spread)
-        centre = moved[0][0]
+        value, centre = rng.normal(value, spread), moved[0][0]
         region = (inside < 1) & cavity
         if organ == 7:  # the spleen is hollowed by the stomach and the kidney
             region &= ellipsoid(inner, centre + (-0.17, -0.08, 0), (0.17, 0.30, 0.5)) > 1
         if organ in (3, 4):  # the sinus of a kidney opens to the middle and is fat
-            toward_middle = -0.11 if organ == 3 else 0.11
-            region &= ellipsoid(inner, centre + (toward_middle, 0, 0), (0.11, 0.07, 0.17)) > 1
+            region &= ellipsoid(inner, centre + (-0.11 if organ == 3 else 0.11, 0, 0), (0.11, 0.07, 0.17)) > 1
         hu[region] = value
         label[region] = organ
         if organ in (3, 4):
@@ -252,9 +243,8 @@ def abdomen(rng: Generator, size: int, slices: int) -> tuple[np.ndarray, np.ndar
     lung = cavity & (radius > cavity_edge - 0.35 * (w - 0.62)) & (v > -0.2) & (w > 0.62)
     hu[lung], label[lung] = -850, 0
     vertebra = ellipsoid(body, (0, 0.44, 0.5), (0.13, 0.17, 9))
-    process = ellipsoid(body, (0, 0.70, 0.5), (0.035, 0.16, 9))
-    arch = ellipsoid(body, (0, 0.62, 0.5), (0.22, 0.05, 9))
-    bone = (vertebra < 1) | (process < 1) | (arch < 1)
+    process, arch = ellipsoid(body, (0, 0.70, 0.5), (0.035, 0.16, 9)), ellipsoid(body, (0, 0.62, 0.5), (0.22, 0.05, 9))
+    bone = np.minimum(np.minimum(vertebra, process), arch) < 1
     hu[bone], label[bone] = BONE, 0
     hu[vertebra < 0.85] = 190 + 40 * rng.standard_normal()
     hu[ellipsoid(body, (0, 0.60, 0.5), (0.065, 0.06, 9)) < 1] = 30

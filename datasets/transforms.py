@@ -1,13 +1,15 @@
 """Transforms of an image together with its target.
 
 ISICTransform: normalise, flip, rotate, resize, in the original's order and arithmetic (float64 until the end).
-RandomGenerator: TransUNet's augmentation of CT slices. Both draw random numbers only from generators they are given.
+RandomGenerator: TransUNet's augmentation of CT slices. Both draw random numbers only from the generators passed in.
 """
 
+import dataclasses
 import functools
 import math
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +21,9 @@ IMAGENET_STD = torch.tensor((0.229, 0.224, 0.225), dtype=torch.float64).view(3, 
 
 
 def minmax(image: torch.Tensor) -> torch.Tensor:
-    """Stretches an image (any shape) to 0..255, over all channels jointly; a constant image becomes 0. Returns float64.
+    """Stretch an image (any shape) to 0..255, over all channels jointly; a constant image becomes 0. Returns float64.
 
-    The original subtracts and divides by data set constants first; the stretch cancels them.
-    """
+    The original first subtracts and divides by data set constants; the stretch cancels them."""
     low, high = (float(value) for value in image.aminmax())
     if low == high:
         return torch.zeros_like(image, dtype=torch.float64)
@@ -30,14 +31,14 @@ def minmax(image: torch.Tensor) -> torch.Tensor:
 
 
 def imagenet(image: torch.Tensor) -> torch.Tensor:
-    """Brings (3, H, W) 0..255 to zero mean and unit variance by ImageNet's constants, (1, H, W) by their means over the
-    channels. Returns float64."""
+    """Bring (3, H, W) 0..255 to zero mean and unit variance with ImageNet's constants, (1, H, W) with their means over
+    the channels. Returns float64."""
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if len(image) == 3 else (IMAGENET_MEAN.mean(), IMAGENET_STD.mean())
     return (image.double() / 255 - mean) / std
 
 
 def grey(image: torch.Tensor) -> torch.Tensor:
-    """The brightness (1, H, W) uint8 of an image (3, H, W) uint8, as Pillow's convert("L") has it."""
+    """Return the brightness (1, H, W) uint8 of an image (3, H, W) uint8, equal to Pillow's convert("L")."""
     weighted = image.int() * torch.tensor((19595, 38470, 7471), dtype=torch.int32).view(3, 1, 1)
     return ((weighted.sum(0, keepdim=True) + 0x8000) >> 16).to(torch.uint8)
 
@@ -46,9 +47,7 @@ NORMALIZATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"minmax": m
 
 
 def normalizer(normalization: str, channels: int = 3) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Images (3, H, W) uint8 to what a network with so many input channels gets, float64 (channels, H, W)."""
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(f"normalization is {normalization!r}; expected one of {', '.join(NORMALIZATIONS)}")
+    """Return the function from an image (3, H, W) uint8 to a network's input, float64 (channels, H, W)."""
     if channels not in (1, 3):
         raise ValueError(f"--input-channels {channels}: expected 3 (colour) or 1 (grey) for images")
     normalize = NORMALIZATIONS[normalization]
@@ -61,11 +60,10 @@ def _grey_and_normalized(normalize, image):
 
 @functools.lru_cache(maxsize=2)  # with one angle for the whole run, all images of one size share a map
 def rotation_map(height: int, width: int, angle: float) -> torch.Tensor:
-    """Where each pixel of a rotated image comes from: 1 + the flat index of its source, 0 outside. (H*W,) int64.
+    """Return the source of each pixel of a rotated image: 1 + its flat index, 0 outside. (H*W,) int64.
 
-    Computed as torchvision's rotate does (nearest, no expand), so that a source halfway between two pixels is rounded
-    to the same one.
-    """
+    The arithmetic is that of torchvision's rotate (nearest, no expand), so that a source halfway between two pixels is
+    rounded to the same one."""
     turn = math.radians(-angle)
     theta = torch.tensor(((math.cos(turn), -math.sin(turn)), (math.sin(turn), math.cos(turn))), dtype=torch.float64)
     y = torch.linspace(-height / 2 + 0.5, height / 2 - 0.5, height, dtype=torch.float64)
@@ -77,13 +75,13 @@ def rotation_map(height: int, width: int, angle: float) -> torch.Tensor:
 
 
 def rotate(image: torch.Tensor, angle: float) -> torch.Tensor:
-    """Rotates (C, H, W) counter-clockwise by degrees about its centre: nearest neighbour, same size, zeros outside."""
+    """Rotate (C, H, W) counter-clockwise by degrees about its centre: nearest neighbour, same size, zeros outside."""
     source = rotation_map(*image.shape[1:], float(angle))
     return F.pad(image.flatten(1), (1, 0)).gather(1, source.expand(len(image), -1)).view_as(image)
 
 
 def resize(image: torch.Tensor, size: int, mode: str = "bilinear", antialias: bool = False) -> torch.Tensor:
-    """Resizes (C, H, W) to size x size. Nearest takes the pixel whose area holds the sampling point."""
+    """Resize (C, H, W) to size x size. "nearest" takes the pixel whose area contains the sampling point."""
     if image.shape[1:] == (size, size):
         return image
     if mode == "nearest":
@@ -92,56 +90,46 @@ def resize(image: torch.Tensor, size: int, mode: str = "bilinear", antialias: bo
 
 
 def run_angle(seed: int) -> float:
-    """The rotation angle in degrees that a whole run uses with rotation "run".
+    """Return the rotation angle in degrees that a whole run uses with rotation "run".
 
-    The original draws one angle when its config is imported, before seeding, and turns every rotated image by it.
-    """
+    The original draws one angle when its config is imported, before seeding, and rotates every rotated image by it."""
     return random.Random(f"{seed}/rotation").uniform(0, 360)
 
 
+@dataclasses.dataclass
 class ISICTransform:
     """(image (3, H, W) uint8, mask (1, H, W) uint8, random.Random or None) -> (image, target), resized to `size`.
 
     image: float32 (3, size, size), or (1, size, size) for a network of one channel; 0..255 with normalization "minmax".
     target: of a binary mask (0..255) float32 (1, size, size) in 0..1; of class ids int64 (size, size).
-    With a generator the pair is flipped left-right, upside down and rotated, each with probability 1/2, by three draws
-    in this order; rotation "sample" draws the angle with a fourth. Without a generator nothing is random (validation).
-    """
+    With a generator the pair is flipped horizontally, flipped vertically and rotated, each with probability 1/2, by
+    three draws in this order; rotation "sample" draws the angle with a fourth. Without one nothing is random."""
 
-    def __init__(
-        self,
-        size: int,
-        binary: bool = True,
-        angle: float | None = None,
-        normalization: str = "minmax",
-        mask_resize: str = "bilinear",
-        antialias: bool = False,
-        channels: int = 3,
-    ):
-        """angle: degrees, the same for all images; None draws one for each rotated image."""
-        if mask_resize not in ("bilinear", "nearest"):
-            raise ValueError(f"mask_resize is {mask_resize!r}; expected bilinear or nearest")
-        self.size = size
-        self.binary = binary
-        self.angle = angle
-        self.normalize = normalizer(normalization, channels)
-        self.mask_resize = mask_resize if binary else "nearest"  # a blend of two class ids is a third class
-        self.antialias = antialias
+    size: int
+    binary: bool = True
+    angle: float | None = None  # degrees, the same for all images; None draws one for each rotated image
+    normalization: str = "minmax"
+    mask_resize: str = "bilinear"
+    antialias: bool = False
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        self.normalize = normalizer(self.normalization, self.channels)
+        if not self.binary:
+            self.mask_resize = "nearest"  # a blend of two class ids is a third class
 
     def __call__(
         self, image: torch.Tensor, mask: torch.Tensor, rng: random.Random | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        image = self.normalize(image)
-        channels = len(image)
-        pair = torch.cat((image, mask.double() / 255 if self.binary else mask.double()))
+        pair = torch.cat((self.normalize(image), mask.double() / 255 if self.binary else mask.double()))
         if rng is not None:
             pair = self.augment(pair, rng)
-        image = resize(pair[:channels], self.size, antialias=self.antialias).float()
-        mask = resize(pair[channels:], self.size, self.mask_resize, self.antialias)
+        image = resize(pair[:-1], self.size, antialias=self.antialias).float()
+        mask = resize(pair[-1:], self.size, self.mask_resize, self.antialias)
         return image, mask.float() if self.binary else mask[0].long()
 
     def augment(self, pair: torch.Tensor, rng: random.Random) -> torch.Tensor:
-        """pair (C, H, W): the channels of image and mask."""
+        """Flip and rotate the channels of image and mask together, (C, H, W)."""
         if rng.random() < 0.5:
             pair = pair.flip(2)
         if rng.random() < 0.5:
@@ -151,26 +139,21 @@ class ISICTransform:
         return pair
 
 
+@dataclasses.dataclass
 class RandomGenerator:
     """TransUNet's augmentation of a CT slice: a quarter turn and a flip (1/2), a rotation by -20..19 degrees (1/4) or
     nothing (1/4), then cubic zoom to `size` x `size`.
 
     image (H, W) floating, label (H, W) integer -> image float32 (1, size, size), label int64 (size, size).
-    `rng` (random.Random) takes the decisions, `np_rng` (np.random.RandomState) draws turns, axes and angles, as the
-    original does with the two global generators. Without generators the slice is only zoomed.
-    """
+    `rng` (random.Random) draws the decisions, `np_rng` (np.random.RandomState) turns, axes and angles; the original
+    uses the two global generators for these. Without generators the slice is only zoomed."""
 
-    def __init__(self, size: int):
-        self.size = size
+    size: int
 
     def __call__(
-        self,
-        image: np.ndarray,
-        label: np.ndarray,
-        rng: random.Random | None = None,
-        np_rng: np.random.RandomState | None = None,
+        self, image: np.ndarray, label: np.ndarray, rng: random.Random | None = None, np_rng: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if rng is not None and np_rng is not None:
+        if rng is not None:
             image, label = self.augment(image, label, rng, np_rng)
         factors = (self.size / image.shape[0], self.size / image.shape[1])
         if factors != (1, 1):
@@ -180,9 +163,7 @@ class RandomGenerator:
         return torch.from_numpy(image), torch.from_numpy(np.ascontiguousarray(label, dtype=np.int64))
 
     @staticmethod
-    def augment(
-        image: np.ndarray, label: np.ndarray, rng: random.Random, np_rng: np.random.RandomState
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def augment(image: np.ndarray, label: np.ndarray, rng: random.Random, np_rng: Any) -> tuple[np.ndarray, np.ndarray]:
         if rng.random() > 0.5:
             turns, axis = np_rng.randint(0, 4), np_rng.randint(0, 2)
             return np.flip(np.rot90(image, turns), axis), np.flip(np.rot90(label, turns), axis)

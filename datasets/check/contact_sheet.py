@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -12,12 +12,10 @@ from scipy.ndimage import binary_erosion
 from utils.files import write_atomically
 from utils.plots import TRUTH, class_colours, for_display
 
-SIDE, GAP, LINE, COLUMNS = 144, 6, 13, 12  # pixels of a picture, between two, of a line of text; pictures in a row
+SIDE, GAP, LINE, COLUMNS = 144, 6, 13, 12  # pixels of a picture, a gap, a line of text; pictures in a row
 OPACITY = 0.55  # of the colours of several classes
+TOP = 3 * LINE + GAP  # of the pictures, below title and legend
 PAPER, INK, NOTE = (250, 250, 250), (30, 30, 30), (190, 30, 20)
-
-
-Item = TypeVar("Item")
 
 
 class Cell(NamedTuple):
@@ -26,38 +24,29 @@ class Cell(NamedTuple):
     name: str
     read: Callable[
         [], tuple[Any, Any]
-    ]  # image (C, H, W) or (H, W), classes (H, W): arrays or tensors; None: unreadable
+    ]  # image (C, H, W) or (H, W), classes (H, W), arrays or tensors; None: unreadable
     note: str = ""
 
 
-def spread(items: Sequence[Item], number: int) -> list[Item]:
-    """At most `number` of the items, evenly spread, in their order."""
-    number = min(number, len(items))
-    return [items[round(place)] for place in np.linspace(0, len(items) - 1, number)] if number else []
+def spread(items: Sequence[Any], number: int) -> list[Any]:
+    """Return at most `number` of the items, evenly spread, in their order."""
+    return [items[round(place)] for place in np.linspace(0, len(items) - 1, min(number, len(items)))]
 
 
-def save_sheet(
-    path: Path, title: str, cells: Sequence[Cell], num_classes: int, class_names: Sequence[str] = ()
-) -> None:
-    """Writes the cells as a PNG. One class is drawn as an outline, several as colours with a legend."""
+def save_sheet(path: Path, title: str, cells: Sequence[Cell], class_names: Sequence[str]) -> None:
+    """Write the cells as a PNG. One class is drawn as an outline, several as colours with a legend."""
     columns = max(4, min(COLUMNS, len(cells)))
-    rows = -(-len(cells) // columns)
-    text = 2 * LINE if any(cell.note for cell in cells) else LINE
-    step = SIDE + text + GAP
-    names = class_names or [f"class {c}" for c in range(1, num_classes)]
-    head = 2 * LINE + GAP
-    sheet = Image.new("RGB", (columns * (SIDE + GAP) + GAP, head + LINE + rows * step + GAP), PAPER)
+    step = SIDE + GAP + (2 * LINE if any(cell.note for cell in cells) else LINE)
+    sheet = Image.new("RGB", (columns * (SIDE + GAP) + GAP, TOP + -(-len(cells) // columns) * step + GAP), PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     draw.text((GAP, GAP), title, INK, font)
-    if num_classes > 1:
-        x = GAP
-        for name, colour in zip(names, class_colours(num_classes - 1), strict=True):
-            draw.rectangle((x, head - 6, x + 9, head + 3), colour)
-            draw.text((x + 13, head - 8), name, INK, font)
-            x += 24 + int(font.getlength(name))
+    x = GAP
+    for name, colour in zip(class_names, class_colours(len(class_names)), strict=True) if len(class_names) > 1 else ():
+        draw.text((x, GAP + 2 * LINE - 8), name, colour, font)
+        x += 12 + int(font.getlength(name))
     for place, cell in enumerate(cells):
-        x, y = GAP + place % columns * (SIDE + GAP), head + LINE + place // columns * step
-        picture = thumbnail(*cell.read(), num_classes)
+        x, y = GAP + place % columns * (SIDE + GAP), TOP + place // columns * step
+        picture = thumbnail(*cell.read(), len(class_names))
         sheet.paste(picture, (x + (SIDE - picture.width) // 2, y + (SIDE - picture.height) // 2))
         draw.text((x, y + SIDE), shortened(cell.name, font), INK, font)
         draw.text((x, y + SIDE + LINE), shortened(cell.note, font), NOTE, font)
@@ -66,13 +55,10 @@ def save_sheet(
     write_atomically(path, buffer.getvalue())
 
 
-def thumbnail(image: Any, classes: Any, num_classes: int) -> Image.Image:
-    """A small picture of an image with its mask; a grey one with a cross if it can't be read."""
+def thumbnail(image: Any, classes: Any, number: int) -> Image.Image:
+    """Return a small picture of an image with its mask of `number` classes; a red one for an unreadable image."""
     if image is None:
-        picture = Image.new("RGB", (SIDE, SIDE), (200, 200, 200))
-        ImageDraw.Draw(picture).line((0, 0, SIDE, SIDE), NOTE, 3)
-        ImageDraw.Draw(picture).line((0, SIDE, SIDE, 0), NOTE, 3)
-        return picture
+        return Image.new("RGB", (SIDE, SIDE), NOTE)
     image = np.asarray(image)
     as_stored = image.dtype == np.uint8 and image.ndim == 3  # other ranges are stretched
     picture = Image.fromarray(np.moveaxis(image, 0, -1).copy() if as_stored else for_display(image))
@@ -81,21 +67,18 @@ def thumbnail(image: Any, classes: Any, num_classes: int) -> Image.Image:
         return picture
     classes = Image.fromarray(np.asarray(classes, dtype=np.uint8)).resize(picture.size, Image.Resampling.NEAREST)
     classes, pixels = np.asarray(classes), np.array(picture)
-    if num_classes == 1:
-        pixels[(classes > 0) & ~binary_erosion(classes > 0)] = TRUTH
+    inside = classes > 0
+    if number == 1:
+        pixels[inside & ~binary_erosion(inside)] = TRUTH
     else:
-        inside = classes > 0
-        colours = np.array(class_colours(num_classes - 1))[classes[inside] - 1]
-        pixels[inside] = (1 - OPACITY) * pixels[inside] + OPACITY * colours
+        pixels[inside] = (1 - OPACITY) * pixels[inside] + OPACITY * np.array(class_colours(number))[classes[inside] - 1]
     return Image.fromarray(pixels)
 
 
-def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The text with its middle left out where it is wider than a picture."""
-    if font.getlength(text) <= SIDE:
-        return text
-    for kept in range(len(text) - 1, 2, -1):
+def shortened(text: str, font: Any) -> str:
+    """Return the text, without its middle if it is wider than a picture."""
+    short, kept = text, len(text)
+    while font.getlength(short) > SIDE:
+        kept -= 1
         short = f"{text[: kept // 2]}..{text[-(kept - kept // 2) :]}"
-        if font.getlength(short) <= SIDE:
-            return short
-    return text[:2]
+    return short

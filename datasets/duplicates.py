@@ -1,14 +1,13 @@
-"""Images that are in the data twice, found by content: they must not lie on both sides of a split.
+"""Find images that occur twice in the data, by content: they must not be on both sides of a split.
 
 same pixels  equal size and equal decoded RGB values, whatever the files' names and formats
 similar      thumbnails whose correlation is at least SIMILAR, also when one is mirrored or turned by quarters: another
              compression, scale or exposure of one photograph, or two shots of one series. Among the 2150 images of
-             ISIC 2017 (256 x 256) three pairs reach 0.997 beside one of equal pixels, all other pairs stay below 0.984.
-             Another view of the same lesion or patient is not found.
+             ISIC 2017 (256 x 256) one pair has equal pixels, three reach 0.997, and all others stay below 0.984. Other
+             views of the same lesion or patient are not found.
 """
 
 import hashlib
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -17,19 +16,19 @@ from PIL import Image
 
 THUMBNAIL = 16  # side in pixels
 SIMILAR = 0.99  # correlation of two thumbnails over pixels and colours
-FLAT = 2.0  # standard deviation in grey levels below which a picture has no content to compare
-ROWS = 1024  # of the table of correlations that are in memory at once
+FLAT = 2.0  # standard deviation in grey levels below which an image has no content to compare
+ROWS = 1024  # rows of the correlation matrix that are computed at once
 
 
 class Fingerprint(NamedTuple):
-    """What is kept of an image to compare it with others."""
+    """Features of an image that are compared with those of others."""
 
     pixels: str  # SHA-256 of size and RGB values
     thumbnail: np.ndarray  # (16, 16, 3) uint8
 
 
 class Duplicate(NamedTuple):
-    """Two names and how alike they are."""
+    """Two images and their similarity."""
 
     first: str
     second: str
@@ -38,21 +37,21 @@ class Duplicate(NamedTuple):
 
 
 def fingerprint(image: torch.Tensor) -> Fingerprint:
-    """The Fingerprint of an image, a uint8 tensor (3, H, W)."""
+    """Return the Fingerprint of an image, a uint8 tensor (3, H, W)."""
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    digest = hashlib.sha256(repr(pixels.shape).encode())
-    digest.update(pixels.data)
+    digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
     small = Image.fromarray(pixels).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    return Fingerprint(digest.hexdigest(), np.asarray(small))
+    return Fingerprint(digest, np.asarray(small))
 
 
 def find_duplicates(fingerprints: dict[str, Fingerprint], similar: float = SIMILAR) -> list[Duplicate]:
-    """The Duplicates among {name: Fingerprint}, each pair once, in the order of the names."""
+    """Return the Duplicates among {name: Fingerprint}, each pair once, in the order of the names."""
     names = sorted(fingerprints)
     thumbnails = [fingerprints[name].thumbnail for name in names]
     content = np.array([thumbnail.std() >= FLAT for thumbnail in thumbnails], dtype=bool)
     plain = np.array(thumbnails, dtype=np.float32).reshape(-1, THUMBNAIL, THUMBNAIL, 3)
-    vectors = [normalized(view) * content[:, None] for view in eight_views(plain)]
+    views = [np.rot90(image, turns, (1, 2)) for image in (plain, plain[:, :, ::-1]) for turns in range(4)]
+    vectors = [normalized(view) * content[:, None] for view in views]  # the first as it is, seven turned or mirrored
     found = {}
     for start in range(0, len(names), ROWS):
         rows = vectors[0][start : start + ROWS]
@@ -70,15 +69,8 @@ def find_duplicates(fingerprints: dict[str, Fingerprint], similar: float = SIMIL
     return [found[key] for key in sorted(found)]
 
 
-def eight_views(images: np.ndarray) -> Iterator[np.ndarray]:
-    """(N, S, S, 3) turned by quarters and mirrored; first unchanged."""
-    for mirrored in (images, images[:, :, ::-1]):
-        for turns in range(4):
-            yield np.rot90(mirrored, turns, (1, 2))
-
-
 def normalized(images: np.ndarray) -> np.ndarray:
-    """Each image as a vector of mean 0 and length 1 (0 for a constant one)."""
+    """Return each image as a vector with mean 0 and length 1 (0 for a constant image)."""
     vectors = images.reshape(len(images), np.prod(images.shape[1:]))  # not -1: there may be no image
     vectors = vectors - vectors.mean(1, keepdims=True)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)

@@ -1,4 +1,4 @@
-"""The folder that datasets.prepare_isic or datasets.prepare_synapse writes, marked with what it is made of."""
+"""preparation.json: how a data folder was prepared. Its options keep a folder from being filled twice differently."""
 
 import hashlib
 import json
@@ -15,9 +15,9 @@ def sha256(content: bytes) -> str:
 
 
 def claim_folder(out: str | Path, record: dict[str, Any]) -> Path:
-    """Makes the folder, if it is not there, with `record` as its RECORD; returns its path.
+    """Create the folder with `record` as its RECORD, if it does not exist; return its path.
 
-    Raises ValueError if it holds files that are not prepared, or prepared under another record."""
+    Raises ValueError if it holds files of another origin, or was prepared with other options."""
     out = Path(out)
     path = out / RECORD
     if path.is_file():
@@ -25,10 +25,10 @@ def claim_folder(out: str | Path, record: dict[str, Any]) -> Path:
             before = dict(json.loads(path.read_text(encoding="utf-8")))
         other = [key for key in record if before.get(key) != record[key]]
         if other:
-            changes = ", ".join(f"{key} {before.get(key)} instead of {record[key]}" for key in other)
-            raise ValueError(f"{out} was prepared otherwise ({changes}); remove it or give another --out")
+            changes = ", ".join(f"{key}: found {before.get(key)}, expected {record[key]}" for key in other)
+            raise ValueError(f"{out} was prepared with other options ({changes}); remove it or give another --out")
     elif out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} holds files that this tool has not prepared; remove them or give another --out")
+        raise ValueError(f"{out} holds files that this command has not prepared; remove them or give another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(record, indent=1).encode() + b"\n")
     return out
