@@ -1,0 +1,67 @@
+"""The command `python -m report`."""
+
+import argparse
+import glob
+import sys
+from pathlib import Path
+
+from report.compare_page import write_comparison
+from report.record_copy import copy_record
+from report.records import Record
+from report.run_page import write_report
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m report",
+        description=sys.modules[__package__].__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, such as results/<run>; or a pattern")
+    parser.add_argument("-o", "--output", help="compare the runs in this HTML file")
+    parser.add_argument("--keep", metavar="FOLDER", help="copy the small records of one run into this new folder")
+    options = parser.parse_args(arguments)
+    try:
+        runs, damaged = select_runs(options.runs)
+        if not runs:
+            raise ValueError(f"{' '.join(options.runs)}: found no finished run, expected at least one")
+        if options.keep is not None:
+            if len(runs) > 1 or damaged or options.output is not None:
+                raise ValueError(f"--keep {options.keep}: found several runs or --output, expected one run alone")
+            paths = [copy_record(runs[0], options.keep)]
+        elif options.output is not None:
+            paths = [write_comparison(runs, options.output)]
+        else:
+            paths = [write_report(run) for run in runs]
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print("\n".join(map(str, paths)))
+    if damaged:
+        sys.exit(2)
+
+
+def select_runs(paths: list[str]) -> tuple[list[Record], int]:
+    """Return the runs that paths and patterns match, and the number of damaged ones. Of several only finished runs are
+    selected, as `results/*` matches more than runs; a line for each of the others is printed."""
+    # Windows leaves patterns to the program
+    found = [Path(name) for path in paths for name in (not Path(path).exists() and sorted(glob.glob(path)) or [path])]
+    if len(found) == 1:
+        return [Record(found[0])], 0
+    runs, damaged = [], 0
+    for path in found:
+        try:
+            run = Record(path)
+            if run.finished:
+                runs.append(run)
+                continue
+            reason = f"{path}: not finished, {len(run.epochs)} of {run.config['epochs']} epochs; alone it gets its page"
+        except (ValueError, OSError) as error:
+            reason = str(error)
+            damaged += not isinstance(error, FileNotFoundError)
+        print(f"skipped {reason}", file=sys.stderr)
+    return runs, damaged
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""What a run left in its folder, read back: the source of every number in reports and tables."""
+
+import dataclasses
+import json
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from configs.optim import rows_of
+from configs.options import published_values
+from configs.resolve import config_class_of, kind_of
+from report import paper, record_checks
+from utils.files import check_name, read_rows, reading
+
+TIME = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
+MAX_BYTES = 2**27  # of a file
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A run folder, at any stage. Raises FileNotFoundError without a config.json.
+
+    A folder may come from elsewhere: nothing outside of it is read, and impossible values raise a ValueError that names
+    the file."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        if not (self.folder / "config.json").is_file():
+            raise FileNotFoundError(f"{self.folder}: found no config.json, expected a run folder such as results/<run>")
+        self.checked_config  # noqa: B018, raises errors
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json: the values that the run was started under."""
+        return self._json("config.json")
+
+    @property
+    def config_class(self) -> Any:
+        return config_class_of(kind_of(self.config))
+
+    @property
+    def of_volumes(self) -> bool:
+        return self.config_class.of_volumes
+
+    @cached_property
+    def checked_config(self) -> Any:
+        """The same as a config, without the options of machine and run."""
+        return record_checks.stored_config(self.config, self.config_class, self.folder / "config.json")
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """The same with the published values of fields that did not exist yet. A rate of None, which stands for that of
+        the optimizer's row, has its number."""
+        checked = vars(self.checked_config).items()
+        values = self.config | {name: v for name, v in checked if name not in record_checks.MACHINE_AND_RUN}
+        rows, _ = rows_of(self.checked_config)
+        row = self.facts["optimization"]["optimizer"] if "optimization" in self.facts else rows[values["opt"]]
+        return values | {name: row.get(name) for name in paper.RATES if values[name] is None}
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """facts.json, what the run noted about itself (Run.note); empty for a run from before there was this file."""
+        facts = self._json("facts.json")
+        record_checks.check_facts(facts, self.folder / "facts.json")
+        return facts
+
+    @property
+    def num_classes(self) -> int:
+        return self.checked_config.num_classes
+
+    @property
+    def fold(self) -> int | None:
+        """The fold of a cross-validation, None without one."""
+        return self.values["fold"] if self.values.get("folds") else None
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes 1, 2, ..."""
+        return self.scores.get("class_names") or self.checked_config.structures
+
+    @cached_property
+    def epochs(self) -> list[dict[str, float]]:
+        """Rows of metrics.csv as numbers, without the columns that an epoch did not measure."""
+        path = self.folder / "metrics.csv"
+        rows = record_checks.parse_numbers(self._rows(path.name), path)
+        record_checks.check_epochs(rows, path)
+        return rows
+
+    def curve(self, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return a column of metrics.csv as epochs and values; () twice if no epoch measured it."""
+        rows = [row for row in self.epochs if name in row]
+        return tuple(row["epoch"] for row in rows), tuple(row[name] for row in rows)
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The selected epoch, None without one."""
+        if self.of_volumes and self.config["protocol"] == "holdout":
+            best = max(self.epochs, key=lambda row: row.get("dice_transunet", -1), default=None)
+        else:
+            name = "train_loss" if self.of_volumes else "val_loss"
+            best = min(self.epochs, key=lambda row: row.get(name, float("inf")), default=None)
+        return None if best is None else int(best["epoch"])
+
+    @cached_property
+    def log(self) -> list[str]:
+        """The lines of log.txt without their times."""
+        path = self.file("log.txt")
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path else []
+        return [TIME.sub("", line) for line in lines]
+
+    @cached_property
+    def scores(self) -> dict[str, Any]:
+        """metrics.json; empty before the test."""
+        scores = self._json("metrics.json")
+        record_checks.check_scores(scores, self.of_volumes, self.num_classes, self.folder / "metrics.json")
+        return scores
+
+    def score(self, name: str, number: int | None = None) -> float:
+        """Return a score of metrics.json, or with `number` that of one of its `classes`. Raises ValueError without."""
+        scores = self.scores if number is None else self.scores.get("classes", [{}] * self.num_classes)[number]
+        if name not in scores:
+            raise ValueError(f"{self.folder / 'metrics.json'}: found no {name!r}, expected it among the scores")
+        return scores[name]
+
+    @cached_property
+    def test_rows(self) -> dict[str, dict[str, float]]:
+        """{image or case: {score: number}} in the order of the file; empty before the test."""
+        path = self.folder / ("test_volumes.csv" if self.of_volumes else "test_images.csv")
+        rows = self._rows(path.name)
+        numbers = record_checks.parse_numbers(rows, path, but=("name", "patient"))
+        tested = dict(zip(record_checks.check_names(rows, path), numbers, strict=True))
+        structures = self.scores.get("class_names", []) if self.of_volumes else None
+        record_checks.check_tested(tested, structures, path)
+        return tested
+
+    @cached_property
+    def patients(self) -> dict[str, str]:
+        """{case: its patient}; each case is a patient of its own if the test did not know better."""
+        return {row["name"]: row.get("patient") or row["name"] for row in self._rows("test_volumes.csv")}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the test has been written, after which only the report is left to do."""
+        return bool(self.scores and self.test_rows)
+
+    def dice(self) -> dict[str, float]:
+        """Return {image or case: Dice}: that of the foreground; for several classes the mean of those that occur in the
+        image or its prediction; for volumes the mean of the structures by the published protocol."""
+        return {name: mean_dice(row) for name, row in self.test_rows.items()}
+
+    @property
+    def row(self) -> str | None:
+        """The run's row in the paper's tables, or a name like those; None if there is none."""
+        return paper.row_name(self.config)
+
+    @property
+    def published(self) -> dict[str, float]:
+        """The paper's numbers for it, by the names of scores; empty if the paper has no such row."""
+        return paper.ROWS.get(self.row or "", {})
+
+    @property
+    def row_changes(self) -> list[paper.Change]:
+        """What was edited in the rows of configs/optim.py that the run used, as far as its facts tell."""
+        if "optimization" not in self.facts:
+            return []
+        return paper.changed_rows(self.values, self.facts["optimization"], paper.PUBLISHED_ROWS[self.of_volumes])
+
+    @property
+    def differences(self) -> list[str]:
+        """Why its scores are not comparable with the published ones."""
+        published = published_values(self.config_class)
+        reasons = paper.differences(self.values, published, len(self.test_rows) or None, self.row_changes)
+        done, planned = len(self.epochs), self.config["epochs"]
+        if self.finished and self.values.get("stop_when_lost") and 0 < done < planned:
+            reasons.append(f"ended after epoch {done} of {planned} (--stop-when-lost)")
+        return reasons
+
+    def file(self, *names: str) -> Path | None:
+        """Return the path of a file below the folder, None if it is missing.
+
+        Raises ValueError for names that are paths, links out of the folder, and other than plain or too large files."""
+        for name in names:
+            check_name(name, self.folder)
+        path = self.folder.joinpath(*names)
+        if not path.exists():
+            return None
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise ValueError(f"{path}: found a link that leads out of the run's folder, expected a file in it")
+        if not path.is_file():
+            raise ValueError(f"{path}: found no plain file, expected one that the run wrote")
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"{path}: found {path.stat().st_size} bytes, expected at most {MAX_BYTES}")
+        return path
+
+    def _rows(self, name):
+        path = self.file(name)
+        return read_rows(path) if path else []
+
+    def _json(self, name):
+        """Return the content of a file of named values, {} if it is missing."""
+        path = self.file(name)
+        if path is None:
+            return {}
+        with reading(path):
+            content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: found {type(content).__name__}, expected named values")
+        record_checks.check_depth(content, path)
+        return content
+
+
+def mean_dice(row: dict[str, float]) -> float:
+    """Return the Dice score of one image or case from its row of the test's table."""
+    if "dsc" in row:
+        return row["dsc"]
+    structures = [value for name, value in row.items() if name.startswith("dice_transunet ")]
+    classes = [name.removeprefix("dsc_class") for name in row if name.startswith("dsc_class")]
+    dice = structures or [row[f"dsc_class{c}"] for c in classes if c != "0" and occurs(row, c)]
+    return sum(dice) / len(dice) if dice else 0.0
+
+
+def occurs(row: dict[str, float], c: str) -> bool:
+    """Return whether an image or its prediction has class `c`; True if the run stored no counts."""
+    return row.get(f"tp_class{c}", 1) + row.get(f"fp_class{c}", 0) + row.get(f"fn_class{c}", 0) > 0
