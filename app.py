@@ -1,42 +1,52 @@
-"""A page to try networks in a browser: drop photographs or volumes, see what is found, move the threshold, take masks.
+"""A web page to try networks: drop photographs or volumes, see the result, move the threshold, download masks.
 
     python app.py                       # skin lesions, with the shipped weights: http://127.0.0.1:7860
     python app.py results/<run>         # a network of your own
     python app.py results/<fold 0> results/<fold 1> --port 0
 
-Only this computer can open the page, and nothing leaves it: what is dropped lies in a temporary folder, for about an
-hour, and predictions in memory. Files are read, and refused, as by predict.py, whose flags mean the same here. Ctrl-C
-ends it. Needs gradio (requirements-extra.txt).
+Only this computer can open the page, and no data leaves it: uploads stay in a temporary folder for about an hour, and
+predictions in memory. Files are read, or rejected, as by predict.py, and the flags mean the same. Ctrl-C ends it.
+Needs gradio (requirements-extra.txt).
 """
 
 import dataclasses
 import html
-import importlib.util
 import logging
 import os
+import socket
 import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
-from inference.options import Options
-from utils.runs.command_line import run_command
-from utils.runs.flags import parse_flags
-from utils.runs.shipped import SHIPPED, find_checkpoint
-
-if TYPE_CHECKING:
-    from inference.page import Session
-    from inference.predictor import Predictor
+from inference import Predictor
+from inference.browser_page import (
+    PageSession,
+    about,
+    add_uploads,
+    colours_of,
+    draw,
+    largest_upload,
+    measurements,
+    middle_slice,
+    save_masks,
+    slices_of,
+)
+from inference.prediction_options import PredictionOptions
+from utils.optional import optional
+from utils.plots import Colour
+from utils.runs.command_line import run
+from utils.runs.stopping import Stopped
 
 log = logging.getLogger("vmunet")
 
 HOST = "127.0.0.1"
-TABS = 8  # whose results are kept; of the first one no longer when another is opened
-CHECKED, OLDEST = 600, 3600  # seconds: how often uploads are looked at, and from which age on they are removed
+TABS = 8  # browser tabs with results; a further tab replaces the oldest
+CHECK_INTERVAL, LONGEST_UPLOAD = 600, 3600  # seconds between checks for old uploads, and their longest age
 STYLE = """
 .results { overflow-x: auto } .results table { border-collapse: collapse; width: 100% }
 .results th, .results td { padding: 4px 8px; text-align: right; white-space: nowrap }
@@ -49,9 +59,9 @@ STYLE = """
 
 
 @dataclass(kw_only=True)
-class AppConfig(Options):
+class AppConfig(PredictionOptions):
     networks: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[NETWORK ...]")] = ("isic17",)
-    """a checkpoint, a run's folder, or isic17, which comes with this code; several are averaged"""
+    """a checkpoint, a run's folder, or isic17, which ships with the code; several are averaged"""
 
     # --- page ---
     port: int = 7860  # of 127.0.0.1; 0: any that is free
@@ -60,19 +70,18 @@ class AppConfig(Options):
 
 def main(config: AppConfig) -> None:
     log.setLevel(logging.INFO)
+    if not 0 <= config.port <= 65535:
+        raise ValueError(f"--port: found {config.port}, expected a number from 0 to 65535")
     with tempfile.TemporaryDirectory(prefix="vmunet-page-", ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary).resolve()
-        # Read when gradio is imported. It would ask its makers for news, and a proxy for the page's own address.
+        # Gradio reads these when it is imported. They prevent analytics, and a proxy for the page's own address.
         os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
         for name in ("NO_PROXY", "no_proxy"):
             os.environ[name] = ",".join(filter(None, (os.environ.get(name), HOST)))
-
-        from inference.predictor import Predictor
-        from utils.runs.stopping import Stopped
-
-        options = {f.name: getattr(config, f.name) for f in dataclasses.fields(Options)}
+        gradio = optional("gradio", "app.py")
+        options = {f.name: getattr(config, f.name) for f in dataclasses.fields(PredictionOptions)}
         predictor = Predictor(config.networks, **options)
-        page = make_page(predictor, config, folder)
+        page = make_page(gradio, predictor, config, folder)
         address = serve(page, predictor, config.port)
         try:
             log.info("the page is at %s; Ctrl-C ends it", address)
@@ -80,13 +89,11 @@ def main(config: AppConfig) -> None:
         except Stopped as stopped:
             log.info("stopped by %s", stopped)
             status = stopped.status
-    os._exit(status)  # at once: a prediction that is running in a thread would be in the way of the interpreter's end
+    os._exit(status)  # at once: the interpreter would wait for a prediction that runs in a thread
 
 
-def serve(page: Any, predictor: "Predictor", port: int) -> str:
-    """Opens a page to this computer alone, and returns its address. Raises OSError for a port that is taken."""
-    from inference.page import largest_upload
-
+def serve(page: Any, predictor: Predictor, port: int) -> str:
+    """Serve a page on localhost, and return its address. Raises OSError for a port in use."""
     try:
         _, address, _ = page.launch(
             server_name=HOST,
@@ -99,7 +106,7 @@ def serve(page: Any, predictor: "Predictor", port: int) -> str:
             max_file_size=largest_upload(predictor),
             state_session_capacity=TABS,
             footer_links=[],
-            run_history=False,  # which the browser would keep
+            run_history=False,  # the browser would keep it
             enable_monitoring=False,
             ssr_mode=False,
             pwa=False,
@@ -107,77 +114,69 @@ def serve(page: Any, predictor: "Predictor", port: int) -> str:
             css=STYLE,
         )
     except OSError as error:
-        raise OSError(f"--port {port}: found it in use, expected one that is free; 0 takes any") from error
+        raise OSError(f"--port {port}: found it in use, expected a free port; 0 takes any") from error
     return address
 
 
 # ---- the page
 
 
-def make_page(predictor: "Predictor", config: AppConfig, folder: Path) -> Any:
-    """The page, a gradio.Blocks. `folder` takes the files."""
-    import gradio as gr
-
-    from inference.page import (
-        Session,
-        about,
-        add_uploads,
-        draw,
-        measurements,
-        middle_slice,
-        save_masks,
-        slices_of,
-    )
-
+def make_page(gr: Any, predictor: Predictor, config: AppConfig, folder: Path) -> Any:
+    """Build the page, a gradio.Blocks; `gr` is gradio, `folder` is for its files."""
     one_class = predictor.config.num_classes == 1
-    predictor.options.probabilities = one_class or config.probabilities  # kept for other thresholds
+    predictor.options.probabilities = one_class or config.probabilities  # for other thresholds
     images = not predictor.volumes or predictor.options.insist
+    accepted = "Photographs: PNG, JPEG, BMP, TIFF, WebP" if images else "Volumes: NIfTI, MetaImage, NRRD, h5, DICOM"
+    accepted = "Photographs or volumes" if predictor.options.insist else accepted
 
-    def show(session: "Session", name: str | None, number: int | None = None) -> list[Any]:
-        """Values of `shown`: the file of this name, by itself with the slice that shows most."""
+    def show(session: PageSession, name: str | None, number: int | None = None) -> list[Any]:
+        """Return the values of `outputs` for the file of this name; by default the slice with the most foreground."""
         chosen = session.find(name)
         slices = slices_of(chosen.result) if chosen else 0
         if chosen and slices and number is None:
             number = middle_slice(chosen.result)
-        choices = [(one.file, one.name) for one in session.kept]
+        choices = [(one.file, one.name) for one in session.results]
         return [
             session,
             gr.Dropdown(choices, value=chosen and chosen.name, visible=len(choices) > 1),
             gr.Slider(maximum=max(1, slices - 1), value=number or 0, visible=slices > 1),
             draw(chosen.result, number or 0) if chosen else None,
-            table(measurements(session.kept), [colour for one in session.kept for colour in swatches(one.result)]),
-            left_out(session.left_out),
-            gr.Button(visible=bool(session.kept)),
-            gr.File(value=None, visible=False),  # what it offers is of before
+            table(measurements(session.results), [c for one in session.results for c in colours_of(one.result)]),
+            rejections(session.rejections),
+            gr.Button(visible=bool(session.results)),
+            gr.File(value=None, visible=False),  # its masks are outdated
         ]
 
-    def add(uploads: list[str], session: "Session", progress: Any = gr.Progress()) -> list[Any]:  # noqa: B008
+    def add(uploads: list[str], session: PageSession, progress: Any = gr.Progress()) -> list[Any]:  # noqa: B008
         added = add_uploads(session, predictor, map(Path, uploads), folder, lambda *count: progress(count))
         return [None, *show(session, added[0].name if added else None)]
 
-    def decide(session: "Session", name: str, number: int, threshold: float, mm: float | None) -> list[Any]:
+    def decide(session: PageSession, name: str, number: int, threshold: float, mm: float | None) -> list[Any]:
         session.decide(threshold, mm)
         return show(session, name, number)
 
-    def turn_to(session: "Session", name: str, number: int) -> Any:
+    def start_over(session: PageSession) -> list[Any]:
+        return show(PageSession(session.threshold, session.pixel_size), None)
+
+    def turn_to(session: PageSession, name: str, number: int) -> Any:
         chosen = session.find(name)
         return draw(chosen.result, number) if chosen else None
 
-    def save(session: "Session") -> Any:
-        if not session.kept:
+    def save(session: PageSession) -> Any:
+        if not session.results:
             return gr.File(value=None, visible=False)
-        path = save_masks(session.kept, Path(tempfile.mkdtemp(dir=folder)), config.probabilities)
+        path = save_masks(session.results, Path(tempfile.mkdtemp(dir=folder)), config.probabilities)
         return gr.File(value=str(path), visible=True)
 
-    begin = Session(predictor.config.threshold if one_class else 0.5, config.pixel_size)
-    with gr.Blocks(title="VM-UNet", analytics_enabled=False, delete_cache=(CHECKED, OLDEST)) as page:
-        state = gr.State(begin)  # a copy for each tab
-        gr.HTML(text(about(predictor, config.networks)))
+    start = PageSession(predictor.config.threshold if one_class else 0.5, config.pixel_size)
+    with gr.Blocks(title="VM-UNet", analytics_enabled=False, delete_cache=(CHECK_INTERVAL, LONGEST_UPLOAD)) as page:
+        state = gr.State(start)  # a copy for each tab
+        gr.HTML(escaped(about(predictor, config.networks)))
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                files = gr.File(label=expected(predictor), file_count="multiple", height=160)
+                files = gr.File(label=accepted, file_count="multiple", height=160)
                 threshold = gr.Slider(
-                    *(0, 1, begin.threshold),
+                    *(0, 1, start.threshold),
                     **dict(step=0.01, label="Threshold of the probability", buttons=[], visible=one_class),
                 )
                 mm = gr.Number(config.pixel_size or 0, label="Size of a pixel in mm, 0: unknown", visible=images)
@@ -193,83 +192,52 @@ def make_page(predictor: "Predictor", config: AppConfig, folder: Path) -> Any:
                 button = gr.Button("Masks to download", visible=False)
                 download = gr.File(label="Masks", interactive=False, visible=False)
                 restart = gr.Button("Start over")
-        shown = [state, chooser, number, picture, areas, missing, button, download]
+        outputs = [state, chooser, number, picture, areas, missing, button, download]
         often: dict[str, Any] = dict(trigger_mode="always_last", show_progress="hidden", api_visibility="undocumented")
         seldom: dict[str, Any] = dict(api_visibility="undocumented")
-        files.upload(add, [files, state], [files, *shown], **seldom)
-        chooser.input(show, [state, chooser], shown, **often)
+        files.upload(add, [files, state], [files, *outputs], **seldom)
+        chooser.input(show, [state, chooser], outputs, **often)
         number.input(turn_to, [state, chooser, number], picture, **often)
         for control in (threshold, mm):
-            control.change(decide, [state, chooser, number, threshold, mm], shown, **often)
+            control.change(decide, [state, chooser, number, threshold, mm], outputs, **often)
         button.click(save, state, download, **seldom)
-        restart.click(lambda session: show(session.emptied(), None), state, shown, api_name="restart", **seldom)
+        restart.click(start_over, state, outputs, api_name="restart", **seldom)
     return page
 
 
-def expected(predictor: "Predictor") -> str:
-    """The files that the network takes; what else is dropped is left out with all endings named."""
-    photographs, volumes = "Photographs: PNG, JPEG, BMP, TIFF, WebP", "Volumes: NIfTI, MetaImage, NRRD, h5, DICOM"
-    return "Photographs or volumes" if predictor.options.insist else volumes if predictor.volumes else photographs
+# ---- HTML; names in files and checkpoints may contain anything
 
 
-# ---- text of files and checkpoints, which may hold anything, as HTML
+def escaped(text: str) -> str:
+    """Escape a text for HTML, and for gradio's templates."""
+    return html.escape(text).translate({ord(sign): f"&#{ord(sign)};" for sign in "$`{}"})
 
 
-def text(written: str) -> str:
-    """HTML that shows a text as it is, also in the templates of gradio."""
-    return html.escape(written).translate({ord(sign): f"&#{ord(sign)};" for sign in "$`{}"})
-
-
-def swatches(result: Any) -> list[str]:
-    """Of each class its colour in HTML."""
-    from inference.page import colours_of
-
-    return [f'<span class="swatch" style="background:rgb{colour}"></span>' for colour in colours_of(result)]
-
-
-def table(rows: Sequence[dict[str, str]], colours: Sequence[str]) -> str:
-    """Rows as an HTML table, each structure behind its colour."""
+def table(rows: Sequence[dict[str, str]], colours: Sequence[Colour]) -> str:
+    """Format rows as an HTML table, with each structure's colour before its name."""
     if not rows:
         return ""
     head = "".join(f"<th>{column}</th>" for column in rows[0])
     lines = []
     for row, colour in zip(rows, colours, strict=True):
-        cells = (f"<td>{colour if column == 'structure' else ''}{text(value)}</td>" for column, value in row.items())
-        lines.append(f"<tr>{''.join(cells)}</tr>")
+        cells = {column: escaped(value) for column, value in row.items()}
+        cells["structure"] = f'<span class="swatch" style="background:rgb{colour}"></span>{cells["structure"]}'
+        lines.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells.values())}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
-def left_out(sentences: Sequence[str]) -> str:
-    """An HTML list of what was not used."""
-    if not sentences:
-        return ""
-    return f"<b>Left out</b><ul>{''.join(f'<li>{text(sentence)}</li>' for sentence in sentences)}</ul>"
-
-
-# ---- before
+def rejections(sentences: Sequence[str]) -> str:
+    """Format the files that were not used as an HTML list."""
+    items = "".join(f"<li>{escaped(sentence)}</li>" for sentence in sentences)
+    return f"<b>Left out</b><ul>{items}</ul>" if items else ""
 
 
 def free_port() -> int:
-    """A port that nobody uses now."""
-    import socket
-
+    """Find a free port."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return probe.getsockname()[1]
 
 
-def parse(config_class: type[AppConfig]) -> AppConfig:
-    """The config of the command line. What is wrong by itself is said at once, before PyTorch is imported."""
-    config = parse_flags(config_class)
-    for named in config.networks:
-        if named not in SHIPPED:
-            find_checkpoint(named)
-    if not 0 <= config.port <= 65535:
-        raise ValueError(f"--port {config.port}: expected a number from 0 to 65535")
-    if importlib.util.find_spec("gradio") is None:
-        raise ValueError("the page needs gradio; pip install -r requirements-extra.txt")
-    return config
-
-
 if __name__ == "__main__":
-    run_command(main, AppConfig, parse)
+    run(main, AppConfig)

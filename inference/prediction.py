@@ -1,4 +1,4 @@
-"""The result for one input: its mask, measurements and pictures, and how they are saved."""
+"""The result for one input: mask, measurements and pictures, and their files."""
 
 import gzip
 import os
@@ -11,11 +11,10 @@ import numpy as np
 from nibabel import Nifti1Image
 from PIL import Image
 
-from inference.pictures import Picture
-from inference.volumes import Volume
+from inference.image_files import Picture
+from inference.volume_inputs import Volume
 from utils.files import write_atomically
-from utils.plots import class_colours, draw_class_outlines, draw_labels, draw_outlines
-from utils.png import encode_png
+from utils.plots import class_colours, draw_class_outlines, draw_labels, draw_outlines, encode_png
 from utils.volume_plots import draw_volume
 
 
@@ -28,23 +27,23 @@ class Prediction:
     class_names: list[str]  # of the classes 1, 2, ...
     source: Picture | Volume
     spacing: np.ndarray | None  # mm, in the order of the mask's axes; None if unknown
-    colours: Sequence[str] = ()  # of the same classes, such as "#ff0000"; (): the usual ones
-    disagreement: np.ndarray | None = None  # float32, as the mask: see inference.member.agree; None for one member
+    colours: Sequence[str] = ()  # of the same classes, such as "#ff0000"; (): the default ones
+    disagreement: np.ndarray | None = None  # float32, as the mask: see inference.ensemble.combine; None for one member
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its arrays."""
+        """Size of its arrays in bytes."""
         values = self.source.slices if isinstance(self.source, Volume) else self.source.pixels
         arrays = (self.mask, self.probabilities, self.disagreement, values)
         return sum(array.nbytes for array in arrays if array is not None)
 
     def structures(self) -> list[dict[str, Any]]:
-        """A row for each structure: pixels, their share; where the spacing is known mm2 (images) or ml (volumes); of
-        several members the mean disagreement over all pixels."""
+        """Return a row for each structure: pixels and their share; mm2 (images) or ml (volumes) if the spacing is
+        known; the mean disagreement over all pixels if there are several members."""
         counts = np.bincount(self.mask.ravel(), minlength=len(self.class_names) + 1)
         size = None if self.spacing is None else float(np.prod(self.spacing))
         if isinstance(self.source, Volume):
-            size = self.source.voxel_mm3  # axes may be askew
+            size = self.source.voxel_mm3  # axes may be sheared
         volume = self.mask.ndim == 3
         disagreement = {} if self.disagreement is None else {"disagreement": float(self.disagreement.mean())}
         return [
@@ -61,24 +60,33 @@ class Prediction:
         ]
 
     def overlay(self, truth: np.ndarray | None = None) -> Image.Image:
-        """A PIL image: the outlines of one class, the colours of several; of a volume three planes above its slices.
+        """Draw a PIL image: outlines for one class, colours for several; for a volume three planes above its slices.
 
-        truth  class numbers (H, W) of an expert's mask, of images: outlined too, in green for one class"""
-        return Image.fromarray(self._drawn(truth))
+        truth  class numbers (H, W) of an expert's mask of an image, to be outlined too, in green for one class"""
+        if isinstance(self.source, Volume):
+            colours = class_colours(len(self.class_names), self.colours)
+            drawn = draw_volume(self.source.slices, self.mask, self.class_names, colours, spacing=self.spacing)
+        elif len(self.class_names) == 1:
+            drawn = draw_outlines(self.source.pixels, self.mask, truth)
+        else:
+            drawn = draw_labels(self.source.pixels, self.mask, colours=self.colours)
+            if truth is not None:
+                drawn = draw_class_outlines(drawn.transpose(2, 0, 1), truth, self.colours)
+        return Image.fromarray(drawn)
 
     def save(
         self, folder: str | os.PathLike[str], name: str, overlay: bool = True, truth: np.ndarray | None = None
     ) -> None:
-        """Writes masks/NAME, overlays/NAME.png, of several members disagreement/NAME and, if they were asked for,
-        probabilities/NAME, each in one step.
+        """Write masks/NAME, overlays/NAME.png, for several members disagreement/NAME and, if they were asked for,
+        probabilities/NAME, each atomically.
 
-        Of images all are PNG: masks of 0 and 255, or of class numbers with a palette; probabilities of 16 bits, 65535
-        for 1; disagreement of 16 bits, 65535 for 0.5, the largest there can be. Of volumes all but overlays are NIfTI.
-        """
+        Images become PNG files: masks hold 0 and 255, or class numbers with a palette; probabilities have 16 bits,
+        65535 for 1; disagreement has 16 bits, 65535 for its maximum of 0.5. Overlays are PNG files; all else of volumes
+        is NIfTI."""
         folder = Path(folder)
         exif = getattr(self.source, "exif", b"")
         if overlay:
-            _write(folder / "overlays" / f"{name}.png", encode_png(self._drawn(truth), exif=exif))
+            _write(folder / "overlays" / f"{name}.png", encode_png(np.asarray(self.overlay(truth)), exif=exif))
         if isinstance(self.source, Volume):
             for kind, values in (("probabilities", self.probabilities), ("disagreement", self.disagreement)):
                 if values is not None:
@@ -94,28 +102,13 @@ class Prediction:
                 _write(path, encode_png(_sixteen_bits(probability), exif=exif))
         if self.disagreement is not None:
             _write(folder / "disagreement" / f"{name}.png", encode_png(_sixteen_bits(2 * self.disagreement), exif=exif))
-        if len(self.class_names) == 1:
-            mask = encode_png(255 * self.mask, exif=exif)
-        else:
-            colours = [(0, 0, 0), *class_colours(len(self.class_names), self.colours)]
-            mask = encode_png(self.mask, colours, exif)
-        _write(folder / "masks" / f"{name}.png", mask)
-
-    def _drawn(self, truth):
-        """The overlay as uint8 (H, W, 3)."""
-        if isinstance(self.source, Volume):
-            colours = class_colours(len(self.class_names), self.colours)
-            return draw_volume(self.source.slices, self.mask, self.class_names, colours, spacing=self.spacing)
-        if len(self.class_names) == 1:
-            return draw_outlines(self.source.pixels, self.mask, truth)
-        picture = draw_labels(self.source.pixels, self.mask, colours=self.colours)
-        if truth is not None:
-            picture = draw_class_outlines(picture.transpose(2, 0, 1), truth, self.colours)
-        return picture
+        binary = len(self.class_names) == 1
+        palette = () if binary else [(0, 0, 0), *class_colours(len(self.class_names), self.colours)]
+        _write(folder / "masks" / f"{name}.png", encode_png(255 * self.mask if binary else self.mask, palette, exif))
 
 
 def _sixteen_bits(values: np.ndarray) -> np.ndarray:
-    """Values 0..1 as greys."""
+    """Scale values 0..1 to 16-bit greys."""
     return (values.clip(0, 1) * 65535).round().astype(np.uint16)
 
 

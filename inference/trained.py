@@ -1,38 +1,27 @@
 """A trained network from its checkpoint file alone, for prediction and export."""
 
-import contextlib
-import dataclasses
 import logging
 import os
-import typing
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
-
-from configs.check import check_config, flag
-from configs.config_setting_synapse import ORGANS
-from configs.network import build_model
-from configs.stored import CONFIGS, config_from_values, kind_of
+from configs.build import build_model, check_size
+from configs.resolve import config_of_checkpoint, kind_of
 from datasets.intensities import HU_WINDOW
-from models.family import NETWORKS, build_network
+from datasets.synapse import ORGANS
 from models.network import SegmentationNetwork
-from models.weights.filling import check_fit, fill_network, inner_weights
+from models.weights.filling import fill_network
 from models.weights.reading import Checkpoint
 from models.weights.shape import shape_of_weights
-from utils.runs.weights import read_checkpoint
+from utils.runs.named_weights import read_checkpoint
 
 log = logging.getLogger("vmunet")
 
 Kind = Literal["images", "volumes"]
 KIND_OF_CLASSES = {1: "images", len(ORGANS) + 1: "volumes"}  # as published
 CT_DATASETS = ("synapse", "demo")  # trained on Hounsfield units within HU_WINDOW
-# What belongs to the machine or the run that trained, not to the network.
-NOT_INHERITED = dict(device="auto", scan_backend="auto", use_checkpoint=False, compile=False, load_ckpt_path="none")
 
 
-class Trained(NamedTuple):
+class TrainedNetwork(NamedTuple):
     """A network with the values it was trained under."""
 
     network: SegmentationNetwork  # in eval mode, on the CPU
@@ -40,21 +29,21 @@ class Trained(NamedTuple):
     checkpoint: Checkpoint
 
 
-def load_trained(named: str | os.PathLike[str], kind: Kind | None = None, **changes: Any) -> Trained:
-    """The network of a checkpoint file, a run's folder or a shipped network (see `find_checkpoint`).
+def load_trained(name: str | os.PathLike[str], kind: Kind | None = None, **changes: Any) -> TrainedNetwork:
+    """Return the network of a checkpoint file, a run's folder or a shipped network (see `find_checkpoint`).
 
-    The config is the one stored in the checkpoint. A checkpoint without one, such as the original's or weights alone,
-    tells the network's shape by its tensors; all else is as published, for images (one class) or volumes (nine).
+    The config is the one stored in the checkpoint. Without one, as in the original's checkpoints and in bare weights,
+    the tensors tell the network's shape; the rest is as published, for images (one class) or volumes (nine).
 
     Args:
         kind: of a checkpoint that can't tell
         changes: values that replace those of the config; None keeps them
 
     Raises:
-        FileNotFoundError, ValueError: see `utils.runs.weights.read_checkpoint`; a stored configuration that can't be
-            meant or does not fit the weights; a change that the config lacks
+        FileNotFoundError, ValueError: see `read_checkpoint`; a stored configuration with invalid values, or one that
+            does not fit the weights; a change that the config lacks
     """
-    checkpoint = read_checkpoint(named)
+    checkpoint = read_checkpoint(name)
     path = checkpoint.path
     found: str | None
     if checkpoint.config:
@@ -63,62 +52,19 @@ def load_trained(named: str | os.PathLike[str], kind: Kind | None = None, **chan
         values = shape_of_weights(checkpoint.weights, path)
         found = kind or KIND_OF_CLASSES.get(values["num_classes"])
         if found is None:
-            raise ValueError(f"{path} holds no configuration; say with --kind whether it is for images or volumes")
+            raise ValueError(f"{path} holds no configuration; --kind tells whether it is for images or volumes")
         log.info("%s holds no configuration: published values for %s", path, found)
-    config = config_of_checkpoint(found, values, path)
-    config = changed(config, {name: value for name, value in changes.items() if value is not None}, found, path)
+    given = {name: value for name, value in changes.items() if value is not None}
+    config = config_of_checkpoint(found, values, path, given)
     check_size(config, checkpoint)
     network = build_model(config)
     fill_network(network, checkpoint.weights, path)
     log.info("weights from %s, %d tensors, SHA-256 %s", path, len(checkpoint.weights), checkpoint.sha256)
-    return Trained(network.eval(), config, checkpoint)
-
-
-def config_of_checkpoint(kind: str, values: Mapping[str, Any], path: Path) -> Any:
-    """A config from the values in a checkpoint. Those that came into being after it was written have their defaults.
-
-    Raises ValueError for values of other types and out of range."""
-    known = typing.get_type_hints(CONFIGS[kind])
-    inherited = {name: value for name, value in values.items() if name in known}
-    config = config_from_values(CONFIGS[kind], inherited | NOT_INHERITED)
-    with naming(path):
-        check_config(config)
-    return config
-
-
-def changed(config: Any, changes: Mapping[str, Any], kind: str, path: Path) -> Any:
-    """A config with other values. Raises ValueError for those that it lacks or that can't be meant."""
-    known = typing.get_type_hints(type(config))
-    foreign = [name for name in changes if name not in known]
-    if foreign:
-        raise ValueError(
-            f"{flag(foreign[0])}: found a value, but {path} is of a network for {kind}, which has no such setting"
-        )
-    config = dataclasses.replace(config, **changes)
-    check_config(config)
-    return config
-
-
-def check_size(config: Any, checkpoint: Checkpoint) -> None:
-    """Raises ValueError if a config is not of a network with the checkpoint's weights, before memory is taken for it:
-    the config may ask for any amount."""
-    if config.network in NETWORKS:
-        with naming(checkpoint.path), torch.device("meta"):
-            network = build_network(vars(config))
-        check_fit(inner_weights(network), checkpoint.weights, checkpoint.path)
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Errors of a stored configuration name the file."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{path}: the configuration stored in it can't be used: {error}") from error
+    return TrainedNetwork(network.eval(), config, checkpoint)
 
 
 def describe(config: Any) -> dict[str, Any]:
-    """What someone must know who calls the network without this code: a dict of plain values."""
+    """Return what is needed to call the network without this code, as plain values."""
     if config.of_volumes:
         values = "values as in the volumes it was trained on"
         if config.dataset in CT_DATASETS:

@@ -1,17 +1,17 @@
-"""How to predict: options of the command line and of `Predictor`. Reading them needs no PyTorch."""
+"""Options of prediction, for the command line and for `Predictor`."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from configs.base import ScanBackend
+from configs.options import ScanBackend
 
 
 @dataclass(kw_only=True)
-class Options:
-    """How to predict. What is None comes from the checkpoint."""
+class ResultOptions:
+    """Options that change the results. None stands for the checkpoint's value."""
 
     # --- input ---
-    kind: Literal["images", "volumes"] | None = None  # what a checkpoint without a stored configuration is for
+    kind: Literal["images", "volumes"] | None = None  # for a checkpoint without a stored configuration
     image_size: int | None = None  # side of the network's input, in pixels
     normalization: Literal["minmax", "imagenet"] | None = None  # images
     window: tuple[float, float] | None = None  # volumes: values that become 0 and 1; for CT -125 275 (Hounsfield units)
@@ -26,11 +26,18 @@ class Options:
     # --- decision ---
     threshold: float | None = None  # from this probability on a pixel is foreground (one class)
     volume_resize: Literal["labels", "logits"] | None = None  # volumes, one network; see train_synapse.py --help
-    probabilities: bool = False  # also the probabilities of all classes
+    probabilities: bool = False  # also save the probabilities of all classes
     pixel_size: float | None = None  # mm, of images, for areas in mm2
 
     # --- execution ---
-    batch_size: int | None = None  # images at a time; none: as many as the memory holds
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     precision: Literal["fp32", "bf16", "fp16"] | None = None  # bf16, fp16: autocast
+
+
+@dataclass(kw_only=True)
+class PredictionOptions(ResultOptions):
+    """All options of prediction: those that change the results, and those of the machine."""
+
+    # --- execution ---
+    batch_size: int | None = None  # images at a time; none: as many as fit in memory
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     scan_backend: ScanBackend = "auto"

@@ -1,11 +1,11 @@
-"""Images as a trained network is given them."""
+"""Image files as input of a trained network."""
 
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
 
-from datasets.isic import rgb
+from datasets.image_reading import rgb
 from inference.inputs import Input
 from utils.files import open_image
 
@@ -17,13 +17,13 @@ class Picture:
     """An image as training reads it: uint8 (3, H, W), in the order of the stored pixels."""
 
     pixels: torch.Tensor
-    exif: bytes = b""  # how viewers turn the picture, to be passed on to pictures in its geometry
+    exif: bytes = b""  # the orientation tag, to be copied to masks and overlays
 
 
 def read_picture(item: Input) -> Picture:
-    """The Picture of an image file. Raises ValueError for a file of several pages.
+    """Read an image file. Raises ValueError for a file of several pages.
 
-    Pillow turns the pixels of a TIFF file as its tag says, so that nothing is left to pass on."""
+    Pillow applies the orientation tag of a TIFF file to its pixels; the tag is then not passed on."""
     with open_image(item.path) as file:
         orientation = None if file.format == "TIFF" else file.getexif().get(EXIF_ORIENTATION)
         exif = Image.Exif()

@@ -1,4 +1,4 @@
-"""Volumes that a trained network can be given: NIfTI, DICOM series, h5, MetaImage, NRRD."""
+"""Volumes as input of a trained network: NIfTI, DICOM series, h5, MetaImage, NRRD."""
 
 import logging
 import re
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.affines import voxel_sizes
 
-from datasets.files import check_numbers, checked_spacing
+from datasets.array_checks import check_numbers, checked_spacing
 from datasets.nifti import (
     STORED,
     affine_of_slices,
@@ -27,53 +27,43 @@ from datasets.nifti import (
     to_slices,
 )
 from datasets.synapse import ORIENTATION, h5_array
-from inference.dicom import read_series
+from inference.formats import StoredVolume
+from inference.formats.dicom import read_series
+from inference.formats.itk import read_itk_image
 from inference.inputs import Input
-from inference.itk import Image, read_image
 from utils.files import reading
+from utils.optional import optional
 
 log = logging.getLogger("vmunet")
 
-OBLIQUE = 20.0  # degrees that an axis may be off the patient's; from here on a warning says so
-HEADER = 65536  # bytes in which the text of a MetaImage or NRRD header lies
-
-
-@dataclass
-class Stored:
-    """What a file or series holds, as stored."""
-
-    array: np.ndarray  # (i, j, k)
-    affine: np.ndarray  # (4, 4) in mm
-    measured: bool = True  # whether the affine tells the size of voxels
-    placed: bool = True  # whether it tells how the patient lies
-    header: nibabel.Nifti1Header | None = None  # of NIfTI
-    modality: str | None = None  # of a DICOM series, such as CT
+OBLIQUE = 20.0  # degrees between an axis and the patient's, above which a warning is logged
+HEADER_BYTES = 65536  # the text header of a MetaImage or NRRD file lies within
 
 
 @dataclass
 class Volume:
-    """Slices (S, H, W) with the axes of `orientation`, and where they are in the patient."""
+    """Slices (S, H, W) with the axes of `orientation`, and their geometry."""
 
     slices: np.ndarray
     spacing: np.ndarray | None  # mm, in the order of the axes; None if unknown
-    affine: np.ndarray  # (4, 4), of the array (i, j, k) as stored
+    affine: np.ndarray  # (4, 4), for the array (i, j, k) as stored
     orientation: str = ORIENTATION
     modality: str | None = None  # of a DICOM series, such as CT
-    header: nibabel.Nifti1Header | None = None  # of the NIfTI file it comes from
-    prepared: bool = False  # from a file as training reads them, whose values must be scaled
-    files: tuple[str, ...] = ()  # of the DICOM series it comes from, in the order of the array's last axis
+    header: nibabel.Nifti1Header | None = None  # of its NIfTI file
+    prepared: bool = False  # from an h5 file as training reads them, with scaled values
+    files: tuple[str, ...] = ()  # of its DICOM series, in the order of the array's last axis
 
     @property
     def voxel_mm3(self) -> float | None:
-        """Of a voxel, also an oblique or sheared one: the determinant; None if unknown."""
+        """Volume of a voxel: the affine's determinant, also if it is oblique or sheared; None if unknown."""
         return None if self.spacing is None else float(abs(np.linalg.det(self.affine[:3, :3])))
 
     def as_stored(self, array: np.ndarray) -> np.ndarray:
-        """An array (S, H, W) with the axes (i, j, k) of the file."""
+        """Return an array (S, H, W) with the axes (i, j, k) of the file."""
         return from_slices(array, self.affine, self.orientation)
 
     def to_nifti(self, array: np.ndarray, dtype: npt.DTypeLike) -> nibabel.Nifti1Image:
-        """An array (S, H, W), or (C, S, H, W), as a NIfTI file in the geometry that the volume was stored in."""
+        """Return an array (S, H, W), or (C, S, H, W), as a NIfTI file in the volume's stored geometry."""
         stored = np.stack([self.as_stored(a) for a in array], -1) if array.ndim == 4 else self.as_stored(array)
         header = header_of(self.affine) if self.header is None else geometry_of(self.header)
         header.set_data_shape(stored.shape)  # without sform and qform the affine depends on it
@@ -81,31 +71,28 @@ class Volume:
 
 
 def read_volume(item: Input, orientation: str = ORIENTATION) -> Volume:
-    """The Volume of a file or series, with axes as in `orientation`, or STORED; h5 files are taken as training takes
-    them.
+    """Read a file or series, with axes as in `orientation`, or STORED. h5 files are read as in training.
 
-    Raises ValueError for what is no volume of grey values in even slices."""
+    Raises ValueError unless it is a volume of grey values in evenly spaced slices."""
     if item.format == "h5":
         return _read_h5(item.path)
-    read = {"nifti": _read_nifti, "itk": _read_itk, "dicom": _read_dicom}[item.format]
     with reading(item.path):
-        stored = read(item)
+        if item.format == "dicom":
+            stored = read_series(item.files)
+        else:
+            stored = (_read_nifti if item.format == "nifti" else _read_itk)(item.path)
     if stored.array.ndim != 3:
         raise ValueError(f"{item.path} holds an array of shape {stored.array.shape}; expected one grey volume")
     affine = checked_affine(stored.affine, item.path)
     if not stored.placed:
         log.warning(
-            "%s does not say how the patient lies: taken as stored, columns to the patient's left, rows to the back, "
-            "slices to the head",
-            item.path,
+            "%s has no orientation: its axes are taken to point to the patient's left, back and head", item.path
         )
     elif tilt(affine) > OBLIQUE:
-        log.warning(
-            "%s: an axis is %.0f degrees off the patient's; its slices are predicted as they lie",
-            *(item.path, tilt(affine)),
-        )
+        text = "%s: an axis is %.0f degrees off the patient's; slices are predicted without resampling"
+        log.warning(text, item.path, tilt(affine))
     if not stored.measured:
-        log.warning("%s does not say how large its voxels are: volumes in ml are left empty", item.path)
+        log.warning("%s has no voxel size: volumes in ml are left empty", item.path)
     orientation = own_orientation(affine) if orientation == STORED else orientation
     slices, spacing = to_slices(stored.array, affine, orientation)
     return Volume(
@@ -138,29 +125,29 @@ def _read_h5(path: Path) -> Volume:
     return Volume(slices, spacing, affine, own_orientation(affine), prepared=True)  # written as it lies
 
 
-def _read_nifti(item: Input) -> Stored:
-    nifti: Any = nibabel.load(item.path)
+def _read_nifti(path: Path) -> StoredVolume:
+    nifti: Any = nibabel.load(path)
     dtype = nifti.get_data_dtype()
     if dtype.fields:
         raise ValueError(f"found colours {dtype.names}, expected grey values")
-    check_numbers(nifti.shape, dtype, str(item.path))
+    check_numbers(nifti.shape, dtype, str(path))
     array = np.asarray(nifti.dataobj)
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     array = array[..., None] if array.ndim == 2 else array
     header, mm = nifti.header, mm_of_unit(nifti.header)
     if says_orientation(header):
-        return Stored(array, np.diag([mm, mm, mm, 1]) @ nifti.affine, header=header)
+        return StoredVolume(array, np.diag([mm, mm, mm, 1]) @ nifti.affine, header=header)
     sizes = np.where(header["pixdim"][1:4] > 0, header["pixdim"][1:4], 1) * mm
-    return Stored(array, affine_of_slices(sizes[::-1]), measured=False, placed=False, header=header)
+    return StoredVolume(array, affine_of_slices(sizes[::-1]), measured=False, placed=False, header=header)
 
 
-def _read_itk(item: Input) -> Stored:
-    image = read_image(item.path)
-    array = image.array
-    with open(item.path, "rb") as file:  # SimpleITK gives 1 mm and no turn where the header says nothing
-        header = file.read(HEADER)
-    if item.path.name.lower().endswith(".nrrd"):
+def _read_itk(path: Path) -> StoredVolume:
+    optional("SimpleITK", "MetaImage and NRRD files")
+    array, affine = read_itk_image(path)
+    with open(path, "rb") as file:  # SimpleITK gives 1 mm and no rotation where the header has neither
+        header = file.read(HEADER_BYTES)
+    if path.name.lower().endswith(".nrrd"):
         header = header.split(b"\n\n")[0].split(b"\r\n\r\n")[0]
         units = re.search(rb"^space units:(.*)$", header, re.MULTILINE)
         if units and set(units[1].split()) - {b'"mm"'}:
@@ -172,18 +159,5 @@ def _read_itk(item: Input) -> Stored:
         measured = re.search(rb"^Element(Spacing|Size)\b", header, re.MULTILINE) is not None
         placed = re.search(rb"^(TransformMatrix|Rotation|Orientation)\b", header, re.MULTILINE) is not None
     measured = measured and array.ndim == 3  # one slice has no thickness
-    return Stored(array[..., None] if array.ndim == 2 else array, _affine(image), measured, placed)
-
-
-def _read_dicom(item: Input) -> Stored:
-    stack = read_series(item.files)
-    return Stored(stack.values, stack.affine, stack.measured, stack.placed, modality=stack.modality)
-
-
-def _affine(image: Image) -> np.ndarray:
-    """NIfTI's affine of an image whose axes point left and back where NIfTI's point right and front."""
-    dimensions = len(image.spacing)
-    affine = np.eye(4)
-    affine[:dimensions, :dimensions] = image.direction * image.spacing
-    affine[:dimensions, 3] = image.origin
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # NIfTI's axes point right and front, ITK's left and back
+    return StoredVolume(array[..., None] if array.ndim == 2 else array, affine, measured, placed)

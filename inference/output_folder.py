@@ -1,0 +1,118 @@
+"""The output folder of predict.py: its table, the record of networks and options, and the list of unused files."""
+
+import dataclasses
+import errno
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from inference.inputs import ABOUT, RESULTS, Exclusion, Input
+from inference.prediction_options import ResultOptions
+from utils.files import first_few, printable, read_rows, reading, write_atomically, write_rows
+from utils.runs.lock import HOLDER, LOCK
+
+log = logging.getLogger("vmunet")
+
+Existing = Literal["refuse", "skip", "overwrite"]
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no other input could be saved either
+
+
+class OutputFolder:
+    """A folder for the results of inputs, and its table structures.csv with a row for each input and structure.
+
+    path      a new or empty folder, or one of earlier results
+    existing  what to do with earlier results
+    names     {input: the name of its results}
+
+    Raises ValueError if results would be mixed with others, or with files that predict.py did not write."""
+
+    def __init__(self, path: str | Path, existing: Existing, names: dict[Input, str]):
+        self.path, self.existing, self.names = Path(path), existing, names
+        self.table = self.path / "structures.csv"
+        self.todo = list(names)  # inputs that remain to be predicted
+        self.rows: list[dict[str, Any]] = []
+        self.exclusions: list[Exclusion] = []  # of left_out.csv
+        self.unsaved = 0  # inputs
+        present = sorted({p.name for p in self.path.iterdir()} - {LOCK, HOLDER}) if self.path.is_dir() else []
+        if self.path.exists() and (not self.path.is_dir() or (present and existing == "refuse")):
+            advice = "--existing skip predicts what is missing, --existing overwrite everything"
+            raise ValueError(f"--output {path}: found files, expected a new or empty folder; {advice}")
+        if present and ABOUT not in present and present != ["log.txt"]:  # a run that is stopped at once leaves its log
+            raise ValueError(f"--output {path}: found {first_few(present, 3)}, expected a new folder or one of results")
+        if existing == "skip":
+            self.rows = read_rows(self.table)
+            done, used = {row["input"] for row in self.rows}, {row["name"] for row in self.rows}
+            self.todo = [item for item in names if printable(item.path) not in done]
+            others = [names[item] for item in self.todo if names[item] in used]
+            if others:
+                raise ValueError(f"--output {path}: found results of other inputs of these names: {first_few(others)}")
+
+    def begin(self, record: dict[str, Any]) -> None:
+        """Write the networks and options of the results. Raises ValueError if earlier results that stay have others.
+
+        With `existing` overwrite warn about earlier results that no input overwrites; the new table omits them."""
+        path, text = self.path / ABOUT, json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        if self.existing == "skip" and path.exists():
+            with reading(path):
+                before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
+                options, members = before["options"], before.get("members", [before])
+                fields = dataclasses.fields(ResultOptions)
+                different = [f.name for f in fields if options.get(f.name, f.default) != now["options"][f.name]]
+                if [member["sha256"] for member in members] != [member["sha256"] for member in now["members"]]:
+                    different.append("checkpoint")
+            if different:
+                names = ", ".join(different)
+                raise ValueError(f"--existing skip: found results of another {names} in {self.path}, expected the same")
+        write_atomically(path, text.encode())
+        if self.existing == "overwrite":
+            earlier = {row["name"] for row in read_rows(self.table)} - set(self.names.values())
+            if earlier:
+                count, shown = len(earlier), first_few(sorted(earlier))
+                log.warning("%s keeps earlier results of %d other inputs: %s", self.path, count, shown)
+
+    def add(self, item: Input, rows: list[dict[str, Any]]) -> None:
+        """Add the rows of an input. The table is saved now and then, and by `save_table`."""
+        self.rows += [{"name": self.names[item], "input": printable(item.path), **row} for row in rows]
+        self.unsaved += 1
+        if self.unsaved >= max(50, len(self.rows) // 20):  # a fraction, as the whole file is rewritten
+            try:
+                self.save_table()
+            except OSError as error:  # such as a table that another program locks; it is saved again at the end
+                log.warning("%s", error)
+
+    def save_table(self) -> None:
+        if self.unsaved:
+            write_rows(self.table, self.rows)
+            self.unsaved = 0
+
+    def discard(self, item: Input) -> None:
+        """Remove the files of an input whose saving failed."""
+        for kind in RESULTS:
+            for ending in (".png", ".nii.gz", ".dcm"):
+                (self.path / kind / f"{self.names[item]}{ending}").unlink(missing_ok=True)
+
+    def save_exclusions(self) -> None:
+        """Write left_out.csv, a row for each unused file; no file if there are none."""
+        path = self.path / "left_out.csv"
+        rows = [dict(path=printable(o.path), reason=printable(o.reason), mistake=o.mistake) for o in self.exclusions]
+        if rows or path.exists():
+            write_rows(path, rows)
+
+
+def log_exclusions(exclusions: Sequence[Exclusion]) -> None:
+    """Log a line for each reason: first the files that a rule ignores, then those that look like inputs."""
+    by_reason: dict[tuple[bool, str], list[Path]] = {}
+    for one in sorted(exclusions, key=lambda one: one.mistake):
+        by_reason.setdefault((one.mistake, one.reason), []).append(one.path)
+    for (mistake, reason), paths in by_reason.items():
+        level, prefix = (logging.ERROR, "left out") if mistake else (logging.INFO, "passed over")
+        log.log(level, "%s: %s %s", prefix, first_few(paths), reason)
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether an error, or its cause, is that the disk is full or read-only."""
+    cause = error if getattr(error, "errno", None) else error.__cause__
+    return isinstance(cause, OSError) and cause.errno in DISK_ERRORS
