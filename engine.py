@@ -1,67 +1,62 @@
-"""One epoch: `train_one_epoch` serves both scripts, `evaluate` serves validation and test."""
+"""One epoch: `train_one_epoch` serves both scripts, `evaluate` serves validation and test of images."""
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from utils import distributed
-from utils.arriving import Arriving
-from utils.distributed import gather_over_ranks
+from utils.distributed import AsyncScalar
 from utils.errors import NonFiniteLossError
 from utils.machine.device import DTYPES
 from utils.metrics import class_counts_per_image, confusion_counts_per_image, summarize
 from utils.runs.batches import Batches
 from utils.runs.stopping import StopRequest
 
+Criterion = Callable[[Tensor, Tensor], Tensor]  # (logits, targets) of a batch -> scalar
+
 
 @dataclass
-class Execution:
-    """How a step is computed: where, in which precision, over how many batches, with which limit on the gradient; and
-    whether a signal has asked to stop."""
+class Compute:
+    """Where and in which precision a network runs, and whether a signal has asked to stop."""
 
     device: torch.device
     precision: str = "fp32"
-    accumulation_steps: int = 1
-    clip_grad_norm: float | None = None
-    progress: bool = True  # show a progress bar, if a person sees it: not in a file or a pipe
     scaler: torch.amp.GradScaler = field(init=False)  # does nothing unless the precision is fp16
     stop: StopRequest = field(default_factory=StopRequest)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
-    def on_device(self, batches: Iterable) -> Iterator[tuple]:
-        """The batches of (images, targets, names) on the device. A GPU gets the next batch while it computes on one."""
+    def prefetch(self, batches: Iterable) -> Iterator[tuple]:
+        """Yield the batches of (images, targets, names) on the device. A GPU copies the next one while it computes."""
         if self.device.type != "cuda":
             for images, targets, names in batches:
                 yield images.to(self.device), targets.to(self.device), names
             return
-        here, aside, coming = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device), None
+        compute, copy, ready = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device), None
         for images, targets, names in batches:
-            with torch.cuda.stream(aside):
+            with torch.cuda.stream(copy):
                 batch = images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True), names
-            if coming is not None:
-                yield coming
-            here.wait_stream(aside)
+            if ready is not None:
+                yield ready
+            compute.wait_stream(copy)
             for tensor in batch[:2]:
-                tensor.record_stream(here)
-            coming = batch
-        if coming is not None:
-            yield coming
-
-    @property
-    def without_bar(self) -> bool | None:
-        """tqdm's `disable`; None: unless stderr is a terminal."""
-        return None if self.progress else True
+                tensor.record_stream(compute)
+            ready = batch
+        if ready is not None:
+            yield ready
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """Without autocast's cache of rounded weights, through which the gradients of a weight that is used twice in a
-        step would be added in the lower precision; CUDA graphs can't use it either."""
+        """Return a context in which the network runs in `precision`.
+
+        Autocast's cache of rounded weights is off: through it the gradients of a weight that is used twice in a step
+        would be added in the lower precision, and CUDA graphs can't use it."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, DTYPES[self.precision], cache_enabled=False)
@@ -71,40 +66,46 @@ def train_one_epoch(
     model: torch.nn.Module,
     batches: Batches,
     optimizer: torch.optim.Optimizer,
-    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    execution: Execution,
+    criterion: Criterion,
+    compute: Compute,
+    accumulation_steps: int = 1,
+    clip_grad_norm: float | None = None,
     on_step: Callable[[float, float], None] = lambda loss, images_per_second: None,
 ) -> float:
-    """One pass over the `batches` of (images, targets, names) that remain of an epoch. Returns the mean loss of all its
-    batches. `on_step` gets the loss and the images per second of each.
+    """Train on the `batches` of (images, targets, names) that remain of an epoch. Return the mean loss of the epoch.
 
-    Raises NonFiniteLossError before a step that would spoil the weights, Stopped after one if a signal asked for it (in
-    several processes, after the one that follows)."""
+    criterion           any function of logits and targets; of a network with several outputs their losses are added
+    accumulation_steps  batches whose gradients are added before an optimizer step
+    clip_grad_norm      largest norm of the gradient of a step
+    on_step             gets the loss and the images per second of each batch
+
+    In several processes each has its share of every batch; the loss is that of the whole batch.
+
+    Raises NonFiniteLossError before a step that would spoil the weights, Stopped after a step if a signal asked for it
+    (in several processes, after the step that follows)."""
     model.train()
     optimizer.zero_grad()
-    scaler, together = execution.scaler, execution.accumulation_steps
-    bar = tqdm(
-        batches, "train", len(batches), initial=batches.done, unit="batch", leave=False, disable=execution.without_bar
-    )
-    for images, targets, names in execution.on_device(bar):
+    scaler = compute.scaler
+    bar = progress_bar(batches, "train", "batch", len(batches), batches.done)
+    for images, targets, names in compute.prefetch(bar):
         start = time.perf_counter()
-        with execution.autocast():
-            logits = model(images)
-        loss = criterion(logits, targets)
-        arriving = Arriving(loss)
-        first = batches.done // together * together  # of the batches that share this optimizer step
-        group = min(together, len(batches) - first)
-        scaler.scale(loss / group).backward()
+        with compute.autocast():
+            outputs = model(images)
+        loss = total_loss(criterion, *distributed.gather_batch((outputs, targets), batches.shares))
+        arriving = AsyncScalar(loss)
+        group_start = batches.done // accumulation_steps * accumulation_steps
+        group_size = min(accumulation_steps, len(batches) - group_start)
+        scaler.scale(loss / group_size).backward()
         value = arriving.item()
         batches.record(value)
         if not math.isfinite(value):
             raise NonFiniteLossError(f"the loss is {value} at batch {batches.done} of the epoch: {', '.join(names)}")
-        step_is_due = batches.done == first + group
+        step_is_due = batches.done == group_start + group_size
         if step_is_due:
-            distributed.add_gradients(model)
-            if execution.clip_grad_norm is not None:
+            distributed.all_reduce_gradients(model)
+            if clip_grad_norm is not None:
                 scaler.unscale_(optimizer)
-                torch.nn.utils.clip_grad_norm_(model.parameters(), execution.clip_grad_norm)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad_norm)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
@@ -112,48 +113,63 @@ def train_one_epoch(
         bar.set_postfix(loss=f"{value:.4f}", lr=f"{optimizer.param_groups[0]['lr']:.2e}", img_s=f"{rate:.1f}")
         on_step(value, rate)
         if step_is_due:
-            execution.stop.check_while_computing()
+            compute.stop.check_while_computing()
     return batches.mean_loss
+
+
+def total_loss(criterion: Criterion, outputs: Tensor | Sequence[Tensor], targets: Tensor) -> Tensor:
+    """Return the loss of the logits, or the sum of the losses of several."""
+    if isinstance(outputs, Tensor):
+        return criterion(outputs, targets)
+    return torch.stack([criterion(logits, targets) for logits in outputs]).sum()
 
 
 @torch.inference_mode()
 def evaluate(
     model: torch.nn.Module,
     loader: Iterable,
-    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    execution: Execution,
+    criterion: Criterion,
+    compute: Compute,
     threshold: float = 0.5,
-    on_batch: Callable[..., None] = lambda images, targets, probs, names: None,
+    on_batch: Callable[..., None] = lambda images, targets, predictions, names: None,
 ) -> tuple[dict, list]:
-    """Loss and scores over `loader`: a dict with `loss` and the scores of `utils.metrics.summarize`, and a list of
-    (name, confusion counts) for each image. `on_batch` sees every prediction; the test run saves its figures there.
+    """Return the scores over `loader` and the counts behind them: a dict with `loss` and the scores of
+    `utils.metrics.summarize`, and a list of (name, confusion counts) for each image.
 
-    One class: pixels from `threshold` on are foreground. Several: the most probable class. Raises Stopped after a batch
-    if a signal asked for it."""
+    threshold  one class: pixels from this probability on are foreground. Of several the most probable class counts.
+    on_batch   gets every batch with its predictions: masks or class numbers, uint8 (B, H, W)
+
+    Raises Stopped after a batch if a signal asked for it."""
     model.eval()
-    distributed.copy_from_main(model.buffers())  # the averages of BatchNorm, which each rank has from its own images
-    seen = []  # names, losses and counts of each batch, on the device until the end: it need not wait in between
-    bar = tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=execution.without_bar)
-    for images, targets, names in execution.on_device(bar):
-        if execution.stop.number:
+    distributed.broadcast(model.buffers())  # the averages of BatchNorm, which each rank has from its own images
+    results = []  # names, losses and counts of each batch, on the device until the end: no wait in between
+    for images, targets, names in compute.prefetch(progress_bar(loader, "evaluate", "batch")):
+        if compute.stop.number:
             break
-        with execution.autocast():
-            logits = model(images)
-        logits = logits.float()
+        with compute.autocast():
+            outputs = model(images)
+        logits = (outputs if isinstance(outputs, Tensor) else outputs[0]).float()
         if logits.shape[1] == 1:
             probs = logits.sigmoid()
+            predictions = probs[:, 0] >= threshold
             counts = confusion_counts_per_image(probs, targets, threshold)
         else:
-            probs = logits.softmax(1)
-            counts = class_counts_per_image(probs.argmax(1), targets, logits.shape[1])
+            predictions = logits.softmax(1).argmax(1)
+            counts = class_counts_per_image(predictions, targets, logits.shape[1])
         # every image counts once, whatever the batches: the published validation runs images one by one
-        losses = torch.vmap(lambda *pair: criterion(*(t[None] for t in pair)))(logits, targets)
-        seen.append((names, losses, counts))
-        on_batch(images, targets, probs, names)
-    execution.stop.check()
+        losses = torch.stack([criterion(one[None], target[None]) for one, target in zip(logits, targets, strict=True)])
+        results.append((names, losses, counts))
+        on_batch(images, targets, predictions.byte(), names)
+    compute.stop.check()
     rows = []
-    for names, losses, counts in seen:
+    for names, losses, counts in results:
         rows += zip(names, losses.tolist(), counts.cpu(), strict=True)
-    rows = sorted(gather_over_ranks(rows), key=lambda row: row[0])
+    rows = sorted(distributed.gather_rows(rows), key=lambda row: row[0])
     names, losses, counts = zip(*rows, strict=True)
     return {"loss": sum(losses) / len(losses), **summarize(torch.stack(counts))}, list(zip(names, counts, strict=True))
+
+
+def progress_bar(items: Iterable, title: str, unit: str, total: int | None = None, done: int = 0) -> tqdm:
+    """Return the items with a progress bar: in the main process, if stderr is a terminal."""
+    hidden = None if distributed.is_main() else True  # None: tqdm looks whether it is a terminal
+    return tqdm(items, title, total, initial=done, unit=unit, leave=False, disable=hidden)

@@ -1,20 +1,21 @@
-"""Whether the values of a config can be meant: their types, ranges, and which exclude each other.
-
-Command-line flags have their types from tyro; a stored config.json may have been edited, or altered."""
+"""Validate a config: types, ranges, and options that exclude each other."""
 
 import math
 import re
 import types
 import typing
-from dataclasses import fields
+from collections.abc import Mapping
 from typing import Any
 
-from configs.base import BaseConfig
+from configs.options import published_values
+from configs.recipes import RECIPES
+from models.family import NETWORKS
+from models.network import STRIDE
 from utils.files import check_name
+from utils.losses import find_losses
 
 POSITIVE = 1e-12
 LONGEST_CLASS_NAME = 60
-NETWORKS = ("vmunet", "vmunetv2", "ultralight")  # models/family.py has them
 RANGES = {  # lowest and highest value; of a tuple, of each of its numbers
     "num_classes": (1, 255),
     "input_channels": (1, 1024),
@@ -23,7 +24,7 @@ RANGES = {  # lowest and highest value; of a tuple, of each of its numbers
     "dims": (1, 4096),
     "d_state": (1, 256),
     "drop_path_rate": (0, 0.99),
-    "image_size": (32, 8192),
+    "image_size": (STRIDE, 8192),
     "batch_size": (1, math.inf),
     "num_workers": (-1, 1024),
     "epochs": (1, math.inf),
@@ -42,22 +43,33 @@ RANGES = {  # lowest and highest value; of a tuple, of each of its numbers
     "folds": (0, math.inf),
     "fold": (0, math.inf),
 }
-NOT_OF_THE_RUN = ("resume", "debug", "epochs", "accept_changed_data")  # what can be said beside --resume
 
 
-def check_config(config: Any) -> None:
-    """Raises ValueError that names the first value of another type than its field's, or out of range, and options that
-    contradict each other."""
-    for name, kind in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
+def check_config(config: Any, names: Mapping[str, str] | None = None) -> None:
+    """Raise ValueError for the first value of another type than its field's or out of range, and for options that
+    contradict each other.
+
+    names   what a field is called in messages, where that is not its flag"""
+    names = names or {}
+    for field, kind in typing.get_type_hints(type(config)).items():
+        if typing.get_origin(kind) is typing.ClassVar:
+            continue
+        name, value = names.get(field, flag(field)), getattr(config, field)
         if not fits(value, kind):
-            raise ValueError(f"{flag(name)}: found {value!r}, expected {describe(kind)}")
-        low, high = RANGES.get(name, (-math.inf, math.inf))
+            raise ValueError(f"{name}: found {value!r}, expected {describe(kind)}")
+        low, high = RANGES.get(field, (-math.inf, math.inf))
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int | float) and not low <= number <= high:
                 more = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
-                raise ValueError(f"{flag(name)}: found {number!r}, expected {more}")
-    check_network(config.network)
+                raise ValueError(f"{name}: found {number!r}, expected {more}")
+    check_network(config, names)
+    if config.recipe not in RECIPES:
+        name = names.get("recipe", "--recipe")
+        raise ValueError(f"{name}: found {config.recipe!r}, expected one of {', '.join(RECIPES)} (configs/recipes.py)")
+    losses = ("auto", *find_losses())
+    if config.loss not in losses:
+        name = names.get("loss", "--loss")
+        raise ValueError(f"{name}: found {config.loss!r}, expected a function of utils/losses.py: {', '.join(losses)}")
     check_classes(config)
     if config.resume is not None and config.test_only is not None:
         raise ValueError("--resume and --test-only: found both, expected one of them")
@@ -73,14 +85,29 @@ def check_config(config: Any) -> None:
         raise ValueError(f"--loss-weight: found {config.loss_weight}, expected one of them above 0")
 
 
-def check_network(name: str) -> None:
-    """Raises ValueError for a name that can be no network's. Which baselines there are only their library knows."""
-    if name not in (*NETWORKS, "unet") and not re.fullmatch("smp:.+", name):
+def check_network(config: Any, names: Mapping[str, str]) -> None:
+    """Raise ValueError for a name that no network can have, and for options that the network does not have. Only their
+    library knows which baselines there are."""
+    name, network = names.get("network", "--network"), config.network
+    if network not in (*NETWORKS, "unet") and not re.fullmatch("smp:.+", network):
         expected = f"{', '.join(NETWORKS)}, unet or smp:<architecture>[-<encoder>]"
-        raise ValueError(f"--network: found {name!r}, expected {expected}")
+        raise ValueError(f"{name}: found {network!r}, expected {expected}")
+    own = NETWORKS[network].options if network in NETWORKS else ()
+    options = {option for other in NETWORKS.values() for option in other.options} - {"scan_backend"}
+    published = published_values(type(config))
+    for option in sorted(options - set(own)):
+        if getattr(config, option) not in (published.get(option), getattr(type(config), option)):
+            have = [other for other, member in NETWORKS.items() if option in member.options]
+            found = names.get(option, flag(option))
+            raise ValueError(f"{name} {network}: found {found}, which is an option of {' and '.join(have)} only")
+    starts = ("none", "imagenet")
+    if network not in NETWORKS and config.test_only is None and config.load_ckpt_path.lower() not in starts:
+        name = names.get("load_ckpt_path", "--load-ckpt-path")
+        expected = "none (random weights) or imagenet (those of the library's encoder)"
+        raise ValueError(f"{name}: found {config.load_ckpt_path} for the network {network}, expected {expected}")
 
 
-def check_classes(config: BaseConfig) -> None:
+def check_classes(config: Any) -> None:
     """Raises ValueError for names and colours of another number of classes, and for those that can't be told apart."""
     names, colours, number = config.class_names, config.class_colours, config.num_classes
     if names:
@@ -101,20 +128,6 @@ def check_classes(config: BaseConfig) -> None:
         for colour in colours:
             if not re.fullmatch("#[0-9a-fA-F]{6}", colour):
                 raise ValueError(f"--class-colours: found {colour!r}, expected colours such as #ff0000")
-
-
-def check_alone(config: BaseConfig) -> None:
-    """Raises ValueError if more than --resume and --epochs was said: a resumed run has the values of its start."""
-    if getattr(config, "resume", None) is None:
-        return
-    defaults = type(config)(network=config.network)  # type: ignore[call-arg]  # the configs have all defaults
-    names = [field.name for field in fields(config)]
-    said = [name for name in names if getattr(config, name) != getattr(defaults, name)]
-    said += [] if config.network == type(config).network else ["network"]
-    others = [flag(name) for name in said if name not in NOT_OF_THE_RUN]
-    if others:
-        found = f"found also {', '.join(others)}, expected nothing but --epochs"
-        raise ValueError(f"--resume: {found}: the run has its own config.json")
 
 
 def flag(name: str) -> str:

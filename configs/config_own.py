@@ -4,14 +4,14 @@
     python -m configs.config_own --fold 0
 
 data/own holds images and masks of equal names, such as patient07_2.jpg and patient07_2.png (data/README.md).
-Every value is also a flag, and those of configs/config_setting.py that are not named here keep their defaults.
+Every value is also a flag. Values of configs/config_setting.py that are not here keep their defaults.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-from configs.base import Scheduler
 from configs.config_setting import ISICConfig
+from configs.optim import Scheduler
 
 
 @dataclass(kw_only=True)
@@ -33,12 +33,8 @@ class OwnConfig(ISICConfig):
 
 
 if __name__ == "__main__":
-    from configs.recipes import parse_config
-    from utils.runs.command_line import ask, begin_importing, run_with
+    from configs.resolve import resolve
+    from train import main
+    from utils.runs.command_line import run
 
-    begin_importing()
-    config = ask(OwnConfig, parse_config)
-
-    from train import main  # needs PyTorch, which --help and mistakes don't
-
-    run_with(main, config)
+    run(main, OwnConfig, resolve)

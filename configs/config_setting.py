@@ -1,39 +1,73 @@
-"""VM-UNet on ISIC17 or ISIC18: the published values.
+"""VM-UNet on ISIC17 or ISIC18: every hyperparameter, with the published value. Edit them here.
 
     python train.py --dataset isic17
+
+Each value is also a flag of the same name (`--lr 5e-4`), which wins over this file. A recipe (`--recipe stable`,
+configs/recipes.py) replaces some values; one that you have edited it replaces only if you ask for the recipe.
 
 Expected with VMamba-S weights (paper, table 1): ISIC17 mIoU 80.23, DSC 89.03; ISIC18 mIoU 81.35, DSC 89.71.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
-from configs.base import BaseConfig
+from configs.optim import Optimizer, Scheduler
+from configs.options import DataOptions, FoldOptions, MachineOptions, NameOptions, RunOptions
 
 
 @dataclass(kw_only=True)
-class ISICConfig(BaseConfig):
+class ISICConfig(RunOptions, MachineOptions, FoldOptions, DataOptions, NameOptions):
     # --- data ---
     dataset: str = "isic18"  # isic17, isic18, demo (synthetic, made on first use), or a name for data_path
     data_path: str | None = None  # folder with {train,val}/{images,masks}; none: data/<dataset>
-    num_classes: int = 1  # 1: binary masks; more: class 0 is the background
     image_size: int = 256  # side of the network's input, in pixels
+    input_channels: int = 3  # 3: grey images are repeated; 1: colour images become grey
+    num_classes: int = 1  # 1: binary masks; more: class 0 is the background
     mask_values: tuple[str, ...] = ()  # several classes: grey value ("128") or colour ("#ff0000") of each, in order
-
-    # --- folds ---
-    folds: int = 0  # k-fold: images of train and val, or of one folder, are dealt into so many parts; 0: off
-    fold: int | Literal["all"] = 0  # the part to validate on, 0..folds-1; all: one run after the other, then a table
-    fold_seed: int = 42  # of the deal; not `seed`, so that runs of different seeds share their parts
-    fold_group: str = ""  # regular expression: names in which it matches the same text, a patient's, stay together
-
-    # --- images ---
-    rotation: Literal["run", "sample"] = "run"  # run: one angle for the whole run, as published
     normalization: Literal["minmax", "imagenet"] = "minmax"  # minmax: each image to 0..255, as published
+    rotation: Literal["run", "sample"] = "run"  # run: one angle for the whole run, as published
     mask_resize: Literal["bilinear", "nearest"] = "bilinear"  # bilinear: soft borders, as published
     antialias: bool = False  # when shrinking; published: off
 
-    # --- optimisation ---
+    # --- model (paper section 3; the released configuration, 27.43 M parameters) ---
+    network: str = "vmunet"  # vmunet, vmunetv2, ultralight, or a baseline: unet, smp:<architecture>[-<encoder>]
+    load_ckpt_path: str = "pretrained_weights/vmamba_small_e238_ema.pth"  # VMamba's; none; baselines: none, imagenet
+    depths: tuple[int, int, int, int] | None = (2, 2, 2, 2)  # VSS blocks of each encoder stage; vmunetv2: 2 2 9 2
+    depths_decoder: tuple[int, int, int, int] = (2, 2, 2, 1)  # VSS blocks of each decoder stage, deepest first
+    dims: tuple[int, int, int, int] = (96, 192, 384, 768)  # channels of each encoder stage
+    d_state: int = 16  # states of the selective scan
+    drop_path_rate: float = 0.2  # highest rate of stochastic depth
+    skip_at_quarter: bool = False  # also add the skip at H/4 (published: not used)
+
+    # --- training ---
+    epochs: int = 300  # passes over the training set
+    batch_size: int = 32  # images of one step, over all processes
+    accumulation_steps: int = 1  # batches whose gradients are added up before a step
+    seed: int = 42  # of weights, order of images, augmentation and stochastic depth
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # bf16, fp16: autocast, the scan's state stays in float32
+    loss: str = "auto"  # a function of utils/losses.py; auto: bce_dice for one class, ce_dice for several
     loss_weight: tuple[float, float] = (1, 1)  # of cross-entropy and Dice
-    # --- the run ---
-    threshold: float = 0.5  # from this probability on a pixel is lesion
+
+    # --- optimizer and schedule (their other values: configs/optim.py) ---
+    opt: Optimizer = "AdamW"
+    lr: float | None = 1e-3  # learning rate; none: of the optimizer's row in configs/optim.py
+    weight_decay: float | None = 1e-2  # none: likewise
+    decay: Literal["all", "weights_only"] = "all"  # weights_only: none on A_logs, Ds, norms and biases (published: all)
+    clip_grad_norm: float | None = None  # largest norm of the gradient of a step
+    opt_args: dict[str, str] = field(default_factory=dict)  # replaces other values of the row: --opt-args eps 1e-6
+    sch: Scheduler = "CosineAnnealingLR"  # T_max 50, eta_min 1e-5, so the rate rises again (published)
+    sch_args: dict[str, str] = field(default_factory=dict)  # replaces values of the row: --sch-args T_max 300
+    warmup: Literal["from_first_step", "published"] = "from_first_step"  # WP_* rows; published: rate 0 in epoch 1
+
+    # --- validation and test ---
+    protocol: Literal["paper", "holdout"] = "paper"  # holdout: select on one set, report on another
+    threshold: float = 0.5  # a pixel is lesion from this probability on
     val_interval: int = 30  # epochs between two sets of prediction panels; losses and metrics come every epoch
+
+    of_volumes: ClassVar[bool] = False
+
+    @property
+    def structure_colours(self) -> tuple[str, ...]:
+        """Colours of the classes 1, 2, ... of several: `class_colours`, or else the coloured `mask_values`."""
+        in_masks = self.mask_values[1:] if self.num_classes > 1 else ()
+        return self.class_colours or (in_masks if all(value.startswith("#") for value in in_masks) else ())

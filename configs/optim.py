@@ -1,10 +1,22 @@
 """Every optimizer and scheduler with the original's values: a row each, keyed by its name in PyTorch.
 
-A config picks rows by name (`opt`, `sch`); utils.optim builds them and takes overrides of single values.
+A config selects rows by name (`opt`, `sch`); utils/optimizers.py builds them and takes overrides of single values.
 """
 
-from typing import Any
+from typing import Any, Literal
 
+Optimizer = Literal["Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "RMSprop", "Rprop", "SGD"]
+Scheduler = Literal[
+    "StepLR",
+    "MultiStepLR",
+    "ExponentialLR",
+    "CosineAnnealingLR",
+    "ReduceLROnPlateau",
+    "CosineAnnealingWarmRestarts",
+    "WP_MultiStepLR",
+    "WP_CosineLR",
+    "CosineWarmup",
+]
 Rows = dict[str, dict[str, Any]]
 
 OPTIMIZERS: Rows = {
@@ -40,3 +52,8 @@ SYNAPSE_OPTIMIZERS = OPTIMIZERS | {
     "SGD": OPTIMIZERS["SGD"] | dict(lr=3e-3, weight_decay=1e-4),
 }
 SYNAPSE_SCHEDULERS = SCHEDULERS | {"CosineAnnealingLR": dict(T_max=100, eta_min=1e-5)}
+
+
+def rows_of(config: Any) -> tuple[Rows, Rows]:
+    """Return the tables of optimizers and schedulers for a config of images or of volumes."""
+    return (SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS) if config.of_volumes else (OPTIMIZERS, SCHEDULERS)

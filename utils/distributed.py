@@ -4,16 +4,16 @@ torchrun --nproc_per_node=2 train.py
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
-from utils.arriving import Arriving
 from utils.errors import LostProcessError
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun started this process. Raises RuntimeError if it set only some of its variables."""
+    """Return whether torchrun started this process. Raise RuntimeError if only some of its variables are set."""
     found = [name for name in VARIABLES if name in os.environ]
     if found and len(found) < len(VARIABLES):
         raise RuntimeError(f"environment: found {', '.join(found)}, expected all of {', '.join(VARIABLES)} or none")
@@ -33,7 +33,7 @@ def rank() -> int:
 
 
 def local_rank() -> int:
-    """This process's number on its machine, which is also the number of its GPU."""
+    """Return this process's number on its machine, which is also the number of its GPU."""
     return int(os.environ["LOCAL_RANK"]) if under_torchrun() else 0
 
 
@@ -42,15 +42,15 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the main process: it alone writes files and logs."""
+    """Return whether this is the main process: it alone writes files and logs."""
     return rank() == 0
 
 
 @contextmanager
 def process_group(device: torch.device, timeout: timedelta = timedelta(minutes=10)) -> Iterator[None]:
-    """Connects the processes for the length of the block: NCCL on CUDA devices, gloo elsewhere.
+    """Connect the processes for the length of the block: NCCL on CUDA devices, gloo elsewhere.
 
-    Raises LostProcessError if another process has ended, or does not answer within `timeout`."""
+    Raise LostProcessError if another process has ended, or does not answer within `timeout`."""
     if not under_torchrun():
         yield
         return
@@ -83,12 +83,12 @@ def process_group(device: torch.device, timeout: timedelta = timedelta(minutes=1
 
 
 def connected() -> bool:
-    """Whether this process is in a `process_group`, with others to exchange values with."""
+    """Return whether this process is in a `process_group`."""
     return dist.is_available() and dist.is_initialized()
 
 
 def all_gather(value: T) -> list[T]:
-    """[value of rank 0, value of rank 1, ...] in each process; any picklable value."""
+    """Return [value of rank 0, value of rank 1, ...] in each process; any picklable value."""
     if not connected():
         return [value]
     values: list = [None] * dist.get_world_size()
@@ -96,30 +96,42 @@ def all_gather(value: T) -> list[T]:
     return values
 
 
-def gather_over_ranks(rows: list[T]) -> list[T]:
-    """The lists of all ranks, of any lengths, as one in the order of the ranks."""
+def gather_rows(rows: list[T]) -> list[T]:
+    """Return the lists of all ranks, of any lengths, as one in the order of the ranks."""
     return [row for part in all_gather(rows) for row in part]
 
 
-class _SumOverRanks(torch.autograd.Function):
+class _GatherBatch(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values):
-        values = values.clone()
-        dist.all_reduce(values)
-        return values
+    def forward(ctx, part, shares):
+        ctx.start, ctx.size = sum(shares[: rank()]), len(part)
+        padded = F.pad(part.contiguous(), (0, 0) * (part.ndim - 1) + (0, max(shares) - len(part)))
+        parts = [torch.empty_like(padded) for _ in shares]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, shares, strict=True)])
 
     @staticmethod
     def backward(ctx, grad):
-        return grad  # of the same loss in every rank, with respect to the rank's own part of the sum
+        return grad[ctx.start : ctx.start + ctx.size], None
 
 
-def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """Sums of the ranks' `values` (any shape), in float64, for a loss whose gradients are added by `add_gradients`."""
-    return _SumOverRanks.apply(values.double()).to(values.dtype) if connected() else values
+def gather_batch(values: Any, shares: Sequence[int]) -> Any:
+    """Return the whole batch, of all ranks, in place of this rank's part of it: of a tensor (b, ...), or of each tensor
+    in a tuple or list.
+
+    Every rank then computes the same loss of the whole batch, whatever function that is. Each rank's gradient is with
+    respect to its own part; their sum is the gradient that one process would get (`all_reduce_gradients`).
+
+    shares  the number of images of each rank"""
+    if not connected():
+        return values
+    if isinstance(values, tuple | list):
+        return type(values)(gather_batch(value, shares) for value in values)
+    return _GatherBatch.apply(values, shares)
 
 
-def add_gradients(model: torch.nn.Module) -> None:
-    """Replaces each gradient by the sum over the ranks, in one exchange, which works after a CUDA graph too."""
+def all_reduce_gradients(model: torch.nn.Module) -> None:
+    """Replace each gradient by its sum over the ranks, in one exchange, which works after a CUDA graph too."""
     if connected():
         gradients = {p: p.grad for p in model.parameters() if p.grad is not None}
         together = torch.cat([gradient.flatten() for gradient in gradients.values()])
@@ -129,24 +141,15 @@ def add_gradients(model: torch.nn.Module) -> None:
 
 
 @torch.no_grad()
-def copy_from_main(tensors: Iterable[torch.Tensor]) -> None:
-    """Overwrites the tensors with those of the main process."""
+def broadcast(tensors: Iterable[torch.Tensor]) -> None:
+    """Overwrite the tensors with those of the main process."""
     if connected():
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
 
-def largest(number: int) -> Arriving:
-    """The largest of the processes' integers, on its way to each of them."""
-    on_gpus = connected() and dist.get_backend() == "nccl"
-    value = torch.full((), number, device="cuda" if on_gpus else "cpu")  # made there: sending it would take a wait
-    if connected():
-        dist.all_reduce(value, dist.ReduceOp.MAX)
-    return Arriving(value)
-
-
-def from_main(value: T) -> T:
-    """The main process's `value`, in each process."""
+def broadcast_object(value: T) -> T:
+    """Return the main process's `value`, any picklable one, in each process."""
     if not connected():
         return value
     values = [value]
@@ -154,7 +157,34 @@ def from_main(value: T) -> T:
     return values[0]
 
 
+class AsyncScalar:
+    """A number on its way from the device to the CPU.
+
+    Reading it waits for what the device was given before, not for what it was given since: the CPU sees the loss while
+    a GPU is busy with the backward pass, and has the next step ready in time."""
+
+    def __init__(self, number: torch.Tensor):
+        self.number = number.detach().to("cpu", non_blocking=number.is_cuda)
+        self.event = torch.cuda.Event() if number.is_cuda else None
+        if self.event is not None:
+            self.event.record(torch.cuda.current_stream(number.device))
+
+    def item(self) -> int | float:
+        if self.event is not None:
+            self.event.synchronize()
+        return self.number.item()
+
+
+def all_reduce_max(number: int) -> AsyncScalar:
+    """Start to compute the largest of the processes' integers."""
+    on_gpus = connected() and dist.get_backend() == "nccl"
+    value = torch.full((), number, device="cuda" if on_gpus else "cpu")  # made there: sending it would take a wait
+    if connected():
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return AsyncScalar(value)
+
+
 def barrier() -> None:
-    """Waits for the other processes."""
+    """Wait for the other processes."""
     if connected():
         dist.barrier()

@@ -1,46 +1,70 @@
-"""The losses of the original, and the one its ISIC training needs on logits.
+"""Losses. Every function here of (logits, target) can be chosen in a config, by its name: `loss = "bce_dice"`.
 
-In several processes every loss is the loss of the global batch: the ranks add up their sums before anything is divided,
-so that each rank returns the same number, and the ranks' gradients add up to the gradient that one process would get,
-however unevenly the images are shared out. Evaluation takes no gradient and stays on its rank.
+    def my_loss(logits, target):        # (B, n, H, W); n 1: masks (B, 1, H, W) in 0..1; else class numbers (B, H, W)
+        return F.cross_entropy(logits, target.long())
+
+A third parameter `loss_weight` gets the config's. The loss is computed on the whole batch, under torchrun too, so that
+a function need not know of several processes. If a network has several outputs, the losses of all are added.
 """
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from utils import distributed
 from utils.errors import check_same_shape
 
 
-def global_sums(values: torch.Tensor) -> torch.Tensor:
-    """Sums over the ranks of `values` (any shape); `values` itself in a single process, or where it has no gradient."""
-    return distributed.sum_over_ranks(values) if values.requires_grad else values
+def bce_dice(logits: Tensor, target: Tensor, loss_weight: Sequence[float] = (1, 1)) -> Tensor:
+    """Return w0 * binary cross-entropy + w1 * soft Dice loss of sigmoid(logits): one class, (B, 1, H, W) twice."""
+    return BceDiceWithLogitsLoss(*loss_weight)(logits, target)
+
+
+def ce_dice(logits: Tensor, target: Tensor, loss_weight: Sequence[float] = (1, 1)) -> Tensor:
+    """Return w0 * cross-entropy + w1 * soft Dice loss of softmax(logits): (B, n, H, W) and class numbers (B, H, W)."""
+    return CeDiceLoss(logits.shape[1], loss_weight)(logits, target)
+
+
+def find_losses() -> dict[str, Callable[..., Tensor]]:
+    """Return {name: function} of the losses that a config can choose: the functions here of (logits, target)."""
+    found = {name: value for name, value in globals().items() if inspect.isfunction(value) and name[0] != "_"}
+    return {name: f for name, f in found.items() if [*inspect.signature(f).parameters][:2] == ["logits", "target"]}
+
+
+def build_loss(config: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the function of (logits, target) that `config.loss` names; "auto": bce_dice of one class, else ce_dice."""
+    name = config.loss if config.loss != "auto" else "bce_dice" if config.num_classes == 1 else "ce_dice"
+    function = find_losses()[name]
+    weighted = "loss_weight" in inspect.signature(function).parameters
+    return functools.partial(function, loss_weight=config.loss_weight) if weighted else function
+
+
+# ---- the losses of the original
 
 
 def batch_mean(values: torch.Tensor) -> torch.Tensor:
-    """Mean of one value per image, (B,) -> scalar, over the images of the global batch."""
-    count = values.new_full((), len(values))  # made on the device: a number sent there would wait for what it computes
-    total, images = global_sums(torch.stack([values.sum(), count]))
-    return total / images
+    """Return the mean of one value per image, (B,) -> scalar."""
+    return values.sum() / values.new_full((), len(values))  # not a Python number: a GPU would multiply by its inverse
 
 
 def _full_precision(x: torch.Tensor) -> torch.Tensor:
-    """Losses are computed in float32 at least: float16 overflows in the sums over an image."""
+    """Return x in float32 at least: float16 overflows in the sums over an image."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _pair(inputs: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and target as (B, pixels) of one floating type; they must agree in shape."""
+    """Return inputs and target of equal shape as (B, pixels) of one floating type."""
     check_same_shape(inputs, target)
     inputs = _full_precision(inputs).flatten(1)
     return inputs, target.to(inputs.dtype).flatten(1)
 
 
 def _dice_loss_per_image(prob: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """1 - (2 sum(p t) + 1) / (sum p + sum t + 1) of each image: (B, pixels) twice -> (B,)."""
+    """Return 1 - (2 sum(p t) + 1) / (sum p + sum t + 1) of each image: (B, pixels) twice -> (B,)."""
     return 1 - (2 * (prob * target).sum(1) + 1) / (prob.sum(1) + target.sum(1) + 1)
 
 
@@ -130,7 +154,7 @@ class nDiceLoss(nn.Module):
         classes = torch.arange(self.n_classes, device=target.device)[:, None, None]
         one_hot = (target.long()[:, None] == classes).to(score.dtype)
         sums = torch.stack([(score * one_hot).sum((0, 2, 3)), score.square().sum((0, 2, 3)), one_hot.sum((0, 2, 3))])
-        intersection, predicted, labelled = global_sums(sums)
+        intersection, predicted, labelled = sums
         loss = 1 - (2 * intersection + 1e-5) / (predicted + labelled + 1e-5)  # (n,)
         if weight is not None:
             loss = loss * loss.new_tensor(weight)

@@ -1,5 +1,6 @@
-"""Where training is within an epoch: the batches that remain, the losses of those that are done, the time they take."""
+"""The position within an epoch: the batches that remain, the losses of those that are done, the time they take."""
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -7,17 +8,19 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from utils.runs.usage import peak_memory
+from utils import distributed
+
+USAGE = ("seconds", "images_per_second", "waiting_share", "memory_gb")  # of metrics.csv; never the same in two runs
 
 
 class Batches:
     """The batches of a loader, epoch by epoch. The only place that knows how far the present epoch is.
 
-    A checkpoint in the middle of an epoch keeps `losses`; a resumed run leaves out as many batches.
+    A checkpoint in the middle of an epoch keeps `losses`; a resumed run skips as many batches.
 
-    loader  yields (images, targets, names); `len(loader)` batches are an epoch. A DataLoader of datasets.loaders goes
-            on with the next epoch by itself, so that its workers prepare the first batches meanwhile
-    epoch   the epoch to begin or to go on with, counted from 1
+    loader  yields (images, targets, names); `len(loader)` batches are an epoch. A DataLoader of datasets.loaders
+            continues with the next epoch by itself, so that its workers prepare the first batches meanwhile
+    epoch   the epoch to begin or to continue, counted from 1
     losses  of the batches of this epoch that are done already
     """
 
@@ -28,7 +31,7 @@ class Batches:
         self.source: Iterator | None = None  # one for all epochs; making it starts the workers
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
+        """Return the number of batches of a whole epoch."""
         return len(self.loader)
 
     @property
@@ -36,25 +39,31 @@ class Batches:
         """Batches of the present epoch that are done."""
         return len(self.losses)
 
-    def begin(self) -> Iterator:
-        """Lets the workers prepare the first batches now, if they have not begun."""
-        if self.source is None:
-            self.source = iter(self.loader)
-        return self.source
+    @property
+    def shares(self) -> list[int]:
+        """The number of images of each process in the present batch of the EpochBatchSampler."""
+        if not distributed.connected():
+            return []
+        sampler, processes = self.loader.batch_sampler, distributed.world_size()
+        images = min(sampler.batch_size, sampler.length - self.done * sampler.batch_size)
+        return [len(range(rank, images, processes)) for rank in range(processes)]
 
     def __iter__(self) -> Iterator:
-        """The batches of the present epoch that remain; the loss of each is to be recorded."""
-        self.waited, self.begun_at, self.start = 0.0, self.done, time.perf_counter()
-        source = self.begin()
+        """Yield the batches of the present epoch that remain; the loss of each is to be recorded."""
+        self.waited, self.skipped, self.start = 0.0, self.done, time.perf_counter()
+        if self.source is None:
+            self.source = iter(self.loader)
         for _ in range(len(self) - self.done):
             asked = time.perf_counter()
-            batch = next(source)
+            batch = next(self.source)
             self.waited += time.perf_counter() - asked
             yield batch
+        self.end = time.perf_counter()  # for an epoch whose batches were all done when it was stopped
 
     def record(self, loss: float) -> None:
-        """The loss of the batch that was yielded last, which is then done."""
+        """Store the loss of the batch that was yielded last, which is then done."""
         self.losses.append(loss)
+        self.end = time.perf_counter()
 
     @property
     def mean_loss(self) -> float:
@@ -65,15 +74,27 @@ class Batches:
         self.losses = []
 
     def usage(self, device: torch.device) -> dict[str, float]:
-        """The values of utils.runs.usage.COLUMNS, but for `seconds`, of the pass that has just ended.
+        """Return the values of USAGE, but for `seconds`, of the pass that has just ended.
 
         images_per_second counts all processes, the rest is of this one. memory_gb is the peak since the program began:
         of PyTorch's tensors on a GPU, of the whole process on a CPU, where the system tells."""
-        seconds = time.perf_counter() - self.start
-        share = (self.done - self.begun_at) / len(self)  # less than 1 where an interrupted epoch was gone on with
+        seconds = self.end - self.start
+        share = (self.done - self.skipped) / len(self)  # less than 1 where an interrupted epoch was continued
         usage = {
             "images_per_second": round(share * len(self.loader.dataset) / seconds, 2),
             "waiting_share": round(self.waited / seconds, 4),
         }
         memory = peak_memory(device)
         return usage if memory is None else usage | {"memory_gb": round(memory / 1e9, 3)}
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the peak memory so far in bytes: PyTorch's on a GPU, the process's on a CPU; None if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu" or sys.platform == "win32":
+        return None
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # macOS counts bytes, others kibibytes

@@ -1,20 +1,20 @@
-"""Checkpoints that survive a kill at any moment and are never trusted blindly.
+"""Checkpoints that survive a kill at any moment.
 
 A file is complete or not there: it is written under another name, synced to the disk and then renamed. It ends with its
-own checksum, so that a truncated or altered file is found out. It holds tensors and plain values only, so that it loads
+own checksum, so that a truncated or altered file is detected. It holds tensors and plain values only, so that it loads
 with `weights_only=True` and can't run code. The `latest.pth` before the present one is kept as `latest.previous.pth`,
-which `load_latest` falls back on.
+on which `load_latest` falls back.
 
 A training checkpoint is a dict with (docs/checkpoints.md)
 
-    format                                 FORMAT; not in the first ones
+    format                                 FORMAT; missing in the first ones
     model, optimizer, scheduler, scaler    state dicts
     epoch, step                            finished epochs, batches so far
-    losses                                 of the batches done of the next epoch, where one was interrupted
+    losses                                 of the batches of an interrupted epoch
     best                                   {"value": ..., "epoch": ...} of the best epoch so far
     random                                 the states of all random number generators, one entry for each process
     config                                 the run's configuration
-    data                                   a hash of the names and sizes of the files that it trains on
+    data                                   a hash of the names and sizes of the data files
 """
 
 import hashlib
@@ -22,16 +22,14 @@ import io
 import logging
 import os
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from models.weights.archive import (
     DIGEST_BYTES,
@@ -41,7 +39,6 @@ from models.weights.archive import (
     has_checksum,
     verify_checksum,
 )
-from models.weights.filling import unwrap
 from utils import distributed
 from utils.errors import CheckpointError
 from utils.files import write_atomically
@@ -61,14 +58,67 @@ FIELDS: dict[str, type] = {  # of every training checkpoint
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
-    """Writes `state` to `path`, which at any moment holds either its old or its new content.
+    """Write `state` with its checksum to `path`, which at any moment holds either its old or its new content.
 
-    Raises TypeError for values that `weights_only=True` would refuse, OSError if the disk does not take the file."""
-    write_packed(path, pack(state))
+    Raises TypeError for values that `weights_only=True` would reject, OSError if the disk does not take the file."""
+    check_plain(state, "state")
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    archive = buffer.getbuffer()[:-2]
+    end = (len(MARK) + DIGEST_BYTES).to_bytes(2, "little") + MARK
+    digest = hashlib.sha256(archive)
+    digest.update(end)
+    write_atomically(path, archive, end, digest.hexdigest().encode())
+
+
+def save_latest(folder: str | Path, state: dict[str, Any]) -> None:
+    """Replace `folder`/latest.pth and keep the one before it."""
+    latest, previous = latest_paths(folder)
+    following = latest.with_name("latest.next.pth")
+    save_checkpoint(following, state)
+    if latest.exists():
+        os.replace(latest, previous)
+    os.replace(following, latest)
+
+
+class BackgroundSaver:
+    """Write checkpoints in a thread, in order, while training continues: packing, hashing and writing take longer than
+    copying the tensors, which is done at once. Leaving the block waits until all are written.
+
+    After a file that could not be written no other is: a latest.pth must not name a best.pth that is not there."""
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self.pending: list[Future[None]] = []
+        self.failed = False
+
+    def submit(self, save: Callable[[Any, dict], None], place: str | Path, state: dict[str, Any]) -> None:
+        """Begin save(place, state) with the state as it is now; `finish` raises its errors."""
+        self.pending.append(self.thread.submit(self._save, save, place, copied(state)))
+
+    def finish(self) -> None:
+        """Wait for all files so far. Raise OSError if one could not be written, TypeError for values not plain."""
+        pending, self.pending = self.pending, []
+        for writing in pending:
+            writing.result()
+
+    def _save(self, save, place, state):
+        if not self.failed:
+            self.failed = True  # unless the next line returns
+            save(place, state)
+            self.failed = False
+
+    def __enter__(self) -> "BackgroundSaver":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.thread.shutdown()
+        if error is None:
+            self.finish()
 
 
 def copied(state: Any) -> Any:
-    """The same with copies of its tensors, in main memory."""
+    """Return a state with copies of its tensors, in main memory."""
     if isinstance(state, dict):
         return {name: copied(value) for name, value in state.items()}
     if isinstance(state, list | tuple):
@@ -76,25 +126,21 @@ def copied(state: Any) -> Any:
     return state.detach().to("cpu", copy=True) if isinstance(state, torch.Tensor) else state
 
 
-def pack(state: dict[str, Any]) -> io.BytesIO:
-    """The archive of a state, in memory. Raises TypeError for values that are not plain."""
-    _check_plain(state, "state")
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer
-
-
-def write_packed(path: str | Path, packed: io.BytesIO) -> None:
-    """Writes what `pack` made, with its checksum, in one step."""
-    archive = packed.getbuffer()[:-2]
-    end = (len(MARK) + DIGEST_BYTES).to_bytes(2, "little") + MARK
-    digest = hashlib.sha256(archive)
-    digest.update(end)
-    write_atomically(path, archive, end, digest.hexdigest().encode())
+def check_plain(value: Any, name: str) -> None:
+    """Raise TypeError unless a value consists of tensors and plain Python values."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            check_plain(key, f"a key of {name}")
+            check_plain(item, f"{name}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            check_plain(item, f"{name}[{i}]")
+    elif type(value) not in PLAIN:
+        raise TypeError(f"checkpoint: found {type(value).__name__} in {name}, expected tensors and plain Python values")
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint written by `save_checkpoint`, on the CPU.
+    """Return the content of a checkpoint written by `save_checkpoint`, on the CPU.
 
     Raises FileNotFoundError, or CheckpointError if the checksum does not fit or it holds more than plain values."""
     path = Path(path)
@@ -114,7 +160,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def check_training_state(state: Any, path: str | Path) -> None:
-    """Raises CheckpointError unless `state` has what a training checkpoint of this version has."""
+    """Raise CheckpointError unless `state` has the fields of a training checkpoint of this version."""
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: found {type(state).__name__}, expected the state of a training run")
     version = state.get("format", FORMAT)
@@ -130,64 +176,8 @@ def check_training_state(state: Any, path: str | Path) -> None:
         raise CheckpointError(f"{path}: found other entries of best or losses, expected value and epoch, and numbers")
 
 
-def save_latest(folder: str | Path, state: dict[str, Any]) -> None:
-    """Replaces `folder`/latest.pth and keeps the one before it."""
-    write_latest(folder, pack(state))
-
-
-def write_latest(folder: str | Path, packed: io.BytesIO) -> None:
-    """`save_latest` of what `pack` made."""
-    latest, previous = latest_paths(folder)
-    fresh = latest.with_name("latest.next.pth")
-    write_packed(fresh, packed)
-    if latest.exists():
-        os.replace(latest, previous)
-    os.replace(fresh, latest)
-
-
-class BackgroundSaver:
-    """Writes checkpoints in a thread, in the order they are given, while training goes on: packing, hashing and writing
-    take longer than the copies of the tensors, which are made at once. Leaving the block waits until all are written.
-
-    After a file that could not be written no other is: a latest.pth must not name a best.pth that is not there."""
-
-    def __init__(self):
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self.pending: list[Future[None]] = []
-        self.failed = False
-
-    def save(self, path: str | Path, state: dict[str, Any]) -> None:
-        """`save_checkpoint` of the state as it is now; its errors are raised by `finish`."""
-        self.pending.append(self.thread.submit(self._write, write_packed, path, copied(state)))
-
-    def save_latest(self, folder: str | Path, state: dict[str, Any]) -> None:
-        """The function `save_latest` of the state as it is now; its errors are raised by `finish`."""
-        self.pending.append(self.thread.submit(self._write, write_latest, folder, copied(state)))
-
-    def finish(self) -> None:
-        """Waits until all files given so far are written. Raises OSError if one could not be, TypeError for values that
-        are not plain."""
-        pending, self.pending = self.pending, []
-        for writing in pending:
-            writing.result()
-
-    def _write(self, write: Callable[[Any, io.BytesIO], None], place: str | Path, state: dict[str, Any]) -> None:
-        if not self.failed:
-            self.failed = True  # unless the next line returns
-            write(place, pack(state))
-            self.failed = False
-
-    def __enter__(self) -> "BackgroundSaver":
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self.thread.shutdown()
-        if error is None:
-            self.finish()
-
-
 def load_latest(folder: str | Path) -> dict[str, Any]:
-    """The newest complete checkpoint of `folder`. Logs a warning if that is not `latest.pth`.
+    """Return the newest complete checkpoint of `folder`. Log a warning if that is not `latest.pth`.
 
     Raises FileNotFoundError if there is none at all, CheckpointError if none is complete."""
     problems = []
@@ -201,102 +191,54 @@ def load_latest(folder: str | Path) -> dict[str, Any]:
             problems.append(str(error))
         else:
             if problems:
-                log.warning("%s; going on from %s, epoch %d", "; ".join(problems), path.name, state["epoch"])
+                log.warning("%s; continuing from %s, epoch %d", "; ".join(problems), path.name, state["epoch"])
             return state
     error = CheckpointError if any(path.exists() for path in latest_paths(folder)) else FileNotFoundError
-    raise error(f"no checkpoint to go on from: {'; '.join(problems)}")
+    raise error(f"no checkpoint to resume from: {'; '.join(problems)}")
 
 
 def latest_paths(folder: str | Path) -> tuple[Path, Path]:
-    """Where the newest checkpoint lies, and the one before it."""
+    """Return the paths of the newest checkpoint and of the one before it."""
     return Path(folder, "latest.pth"), Path(folder, "latest.previous.pth")
-
-
-def _check_plain(value, name):
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _check_plain(key, f"a key of {name}")
-            _check_plain(item, f"{name}[{key!r}]")
-    elif isinstance(value, list | tuple):
-        for i, item in enumerate(value):
-            _check_plain(item, f"{name}[{i}]")
-    elif type(value) not in PLAIN:
-        raise TypeError(f"checkpoint: found {type(value).__name__} in {name}, expected tensors and plain Python values")
 
 
 # ---- content
 
 
-def training_state(
-    model: nn.Module,
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
-    scaler: torch.amp.GradScaler,
-    epoch: int,
-    step: int,
-    best: dict[str, Any],
-    config: dict[str, Any],
-    losses: Iterable[float] = (),
-    data: str = "",
-) -> dict[str, Any]:
-    """The dict described at the top of this file. Every process must call it; the main one writes it.
+def training_state(parts: Mapping[str, Any], **values: Any) -> dict[str, Any]:
+    """Return the dict described at the top of this file. Every process must call it; the main one writes it.
 
-    best    {"value": float, "epoch": int}
-    config  plain values
-    losses  of the batches of an interrupted epoch
-    data    a hash of the names and sizes of the files that it trains on
+    parts   model, optimizer, scheduler and scaler
+    values  epoch, step, losses, best, config, data
     """
-    return {
-        "format": FORMAT,
-        "model": unwrap(model).state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict(),
-        "scaler": scaler.state_dict(),
-        "epoch": epoch,
-        "step": step,
-        "losses": list(losses),
-        "best": best,
-        "random": distributed.all_gather(random_state()),
-        "config": config,
-        "data": data,
-    }
+    states = {name: part.state_dict() for name, part in parts.items()}
+    return {"format": FORMAT, **states, **values, "random": distributed.all_gather(random_state())}
 
 
-def restore(
-    state: dict[str, Any],
-    model: nn.Module,
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
-    scaler: torch.amp.GradScaler,
-) -> tuple[int, int, dict[str, Any]]:
-    """Puts a `training_state` back, random numbers included. Returns its epoch, step and best.
+def restore(state: dict[str, Any], parts: Mapping[str, Any]) -> None:
+    """Restore the parts of a `training_state`, and the random numbers: they start anew, with a line in the log, if the
+    number of processes is another.
 
-    With another number of processes than before, random numbers can't go on where they were; the log says so.
     Raises CheckpointError if the state is not of such a model and optimizer."""
-    parts: dict[str, Any] = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
     same_processes = len(state["random"]) == distributed.world_size()
     try:
-        unwrap(model).load_state_dict(state["model"])
         for name, part in parts.items():
-            check_kinds(state[name], part.state_dict(), name)
+            if name != "model":
+                check_kinds(state[name], part.state_dict(), name)
             part.load_state_dict(state[name])
-        check_kept(optimizer)
+        check_kept(parts["optimizer"])
         if same_processes:
             set_random_state(state["random"][distributed.rank()])
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
         found = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
         raise CheckpointError(f"the checkpoint is not of this model and optimizer: {found}") from error
     if not same_processes:
-        log.warning(
-            "random numbers start anew: the checkpoint comes from %d processes, there are %d now",
-            len(state["random"]),
-            distributed.world_size(),
-        )
-    return state["epoch"], state["step"], state["best"]
+        processes = len(state["random"]), distributed.world_size()
+        log.warning("random numbers start anew: the checkpoint comes from %d processes, there are %d now", *processes)
 
 
 def check_kinds(found: Any, expected: Any, name: str) -> None:
-    """Raises ValueError where a state has, under the same names, another kind of value than the expected one."""
+    """Raise ValueError where a state has, under the same name, another kind of value than expected."""
     if isinstance(expected, dict) and isinstance(found, dict):
         for key in expected.keys() & found.keys():
             check_kinds(found[key], expected[key], f"{name}[{key!r}]")
@@ -310,7 +252,7 @@ def check_kinds(found: Any, expected: Any, name: str) -> None:
 
 
 def check_kept(optimizer: Optimizer) -> None:
-    """Raises ValueError unless an optimizer keeps the same for each weight: numbers, and tensors of its shape."""
+    """Raise ValueError unless an optimizer keeps the same for each weight: numbers, and tensors of its shape."""
     names = {frozenset(values) for values in optimizer.state.values() if values}
     if len(names) > 1:
         raise ValueError(f"the optimizer keeps {' or '.join(sorted(', '.join(sorted(n)) for n in names))} for a weight")
@@ -324,7 +266,7 @@ def check_kept(optimizer: Optimizer) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """The states of the random number generators of this process, as tensors and plain values."""
+    """Return the states of the random number generators of this process, as tensors and plain values."""
     version, internal, gauss_next = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
     keys = torch.from_numpy(np.asarray(keys).astype(np.int64))
@@ -341,7 +283,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """The opposite of `random_state`; leaves out the generator of a device that this machine lacks."""
+    """Restore `random_state`, without the generator of a device that this machine lacks."""
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))
     kind, keys, position, has_gauss, cached = state["numpy"]

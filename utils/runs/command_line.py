@@ -1,32 +1,28 @@
-"""How commands start and end. PyTorch is not needed to read a command line, and is not imported for it.
+"""How a command starts and ends: `run(main, config_class)`. A dataclass is the command line, every field a flag.
 
-A script whose imports take seconds asks first and imports then:
-
-    from utils.runs.command_line import ask, begin_importing, run_with
-
-    if __name__ == "__main__":
-        begin_importing()
-        CONFIG = ask(Config)
-    import torch ...
-    if __name__ == "__main__":
-        run_with(main, CONFIG)
+A comment behind a field is its help. --help has a box for each class that declares fields, and for each section
+`# --- data ---` within it.
 """
 
 import contextlib
-import gc
+import dataclasses
+import inspect
 import logging
-import os
-import signal
+import re
 import sys
-from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import Any, TypeVar
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, TypeVar
+
+import tyro
 
 from utils.errors import LostProcessError, NonFiniteLossError, NotEnoughMemoryError
+from utils.runs.run_folder import stop_log
+from utils.runs.stopping import Stopped, stopped_at_once
 
 log = logging.getLogger("vmunet")
 
-GO_ON = "everything is saved, --resume with the run folder goes on with the next batch"
+RESUMABLE = "everything is saved, --resume with the run folder continues with the next batch"
 NOTHING_TO_SAVE = "there was nothing new to save"
 FINITE = "a lower --lr, --clip-grad-norm 1 or --sch CosineWarmup can prevent it; the last checkpoint is from before"
 MEMORY = (
@@ -34,82 +30,69 @@ MEMORY = (
     "bf16, a smaller --image-size, --cache off or fewer --num-workers"
 )
 WORKER = "the system ended a process that loads data, mostly for lack of memory; try fewer --num-workers, or 0"
-
 Config = TypeVar("Config")
 
-
-def parse_flags(config_class: type[Config]) -> Config:
-    """The config that the command line describes: every field is a flag."""
-    from utils.runs import flags
-
-    return flags.parse_flags(config_class)
+SECTION = re.compile(r" +# --- (?P<title>.+?)(?: \(.*\))? ---")
+FIELD = re.compile(r" +(?P<name>\w+): .*?(?:  # (?P<help>.*))?")
 
 
-def begin_importing() -> None:
-    """What a script does first: until `run_with`, signals end it (see `end_on_signals`), and Python looks for no
-    garbage among the hundreds of thousands of objects that imports make and keep, which takes a fifth of their time."""
-    end_on_signals()
-    gc.disable()
+def parse_flags(
+    config_class: type[Config],
+    arguments: Sequence[str] | None = None,
+    prog: str | None = None,
+    description: str | None = None,
+) -> Config:
+    """Return the config that a command line (default: sys.argv) describes. --help and mistakes end the program."""
+    helps, sections = places_of(config_class), {}
+    hints = typing.get_type_hints(config_class, include_extras=True)
+    for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
+        title, text = helps[field.name]
+        value = dataclasses.field(default=field.default, default_factory=field.default_factory)  # type: ignore[call-overload]
+        sections.setdefault(title, []).append(
+            (field.name, Annotated[hints[field.name], tyro.conf.arg(help=text)], value)
+        )
+    boxes = []
+    for title in dict.fromkeys(title for title, _ in helps.values()):
+        box = dataclasses.make_dataclass("Box", sections.get(title, []), kw_only=True)
+        box.__doc__ = " "
+        boxes.append((f"box_{len(boxes)}", Annotated[box, tyro.conf.arg(name=title)]))
+    grouped = dataclasses.make_dataclass(config_class.__name__, boxes, kw_only=True)
+    description = description or sys.modules[config_class.__module__].__doc__
+    parsed = tyro.cli(grouped, prog=prog, args=arguments, description=description, config=(tyro.conf.OmitArgPrefixes,))
+    return config_class(**{name: value for box in vars(parsed).values() for name, value in vars(box).items()})
 
 
-@contextlib.contextmanager
-def importing() -> Iterator[None]:
-    """The same, without the signals, for imports in this block."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
+def places_of(config_class: Any) -> dict[str, tuple[str, str]]:
+    """Return {field: (title of its box, help)}, the class's own fields first."""
+    places: dict[str, tuple[str, str]] = {}
+    parts: list[Any] = [part for part in config_class.__mro__ if dataclasses.is_dataclass(part)]
+    for part in parts:
+        title = (part.__doc__ or "").partition("\n")[0].rstrip(".") if part is not config_class else "options"
+        lines = inspect.getsource(part).splitlines()
+        for line, following in zip(lines, [*lines[1:], ""], strict=True):
+            if match := SECTION.fullmatch(line):
+                title = match["title"]
+            elif (match := FIELD.fullmatch(line)) and match["name"] in config_class.__dataclass_fields__:
+                text = match["help"] or following.strip().strip('"') * following.strip().startswith('"""')
+                if match["name"] not in places or not places[match["name"]][1]:
+                    places[match["name"]] = (places.get(match["name"], (title, ""))[0], text)
+    return places
 
 
-def end_on_signals() -> dict[int, Any]:
-    """Lets SIGTERM and Ctrl-C end the program at once, with one line: while it is still importing there is nothing to
-    save, and an exception would end as whatever the import makes of it. Returns the handlers from before."""
-    return {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGINT)}
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    os.write(2, f"stopped by {signal.Signals(number).name}; {NOTHING_TO_SAVE}\n".encode())
-    os._exit(128 + number)
-
-
-def ask(config_class: type[Config], parse: Callable[[type], Any] = parse_flags) -> Config:
-    """The config that `parse` makes of the command line. --help, and with one sentence mistakes, end the program."""
-    logging.basicConfig(format="%(message)s")  # until the run has its own log
-    try:
-        return parse(config_class)
-    except (ValueError, OSError) as error:
-        log.error("error: %s", error)
-        sys.exit(2)
-
-
-def run_command(main: Callable[[Any], Any], config_class: type, parse: Callable[[type], Any] = parse_flags) -> None:
-    """`run_with` the config of the command line."""
-    before = end_on_signals()
-    try:
-        run_with(main, ask(config_class, parse))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-
-def run_with(main: Callable[[Any], Any], config: Any) -> None:
-    """Calls `main` with a config.
+def run(main: Callable[[Any], Any], config_class: type, parse: Callable[[type], Any] = parse_flags) -> None:
+    """Call `main` with the config that `parse` makes of the command line.
 
     What a user can mend (a wrong value, a missing file, too little memory) ends with one sentence and exit status 2; a
     loss that is not finite, or another process that is gone, with status 1. --debug shows the traceback. SIGTERM and
-    Ctrl-C end with status 75 if --resume can go on from there, otherwise with 128 + the number of the signal.
-    """
-    with importing():
-        from utils.runs.run import stop_log  # these need PyTorch
-        from utils.runs.stopping import Stopped, stopped_at_once
-
-    status = 0
+    Ctrl-C end with status 75 if --resume can continue from there, otherwise with 128 + the number of the signal."""
+    logging.basicConfig(format="%(message)s")  # until the run has its own log
+    config, status = None, 0
     try:
-        with stopped_at_once(), explained():
+        with stopped_at_once(), advice():
+            config = parse(config_class)
             main(config)
     except Stopped as stopped:
-        log.error("stopped by %s; %s", stopped, GO_ON if stopped.saved else NOTHING_TO_SAVE)
+        log.error("stopped by %s; %s", str(stopped), RESUMABLE if stopped.saved else NOTHING_TO_SAVE)
         status = stopped.status
     except (ValueError, OSError, NotEnoughMemoryError, NonFiniteLossError, LostProcessError) as error:
         log.error("error: %s", sentence(error))
@@ -123,8 +106,8 @@ def run_with(main: Callable[[Any], Any], config: Any) -> None:
 
 
 @contextlib.contextmanager
-def explained() -> Iterator[None]:
-    """Gives errors of too little memory, which libraries raise in many forms, one class; and all of them advice."""
+def advice() -> Iterator[None]:
+    """Add advice to errors. Raise NotEnoughMemoryError for the many forms in which libraries report it."""
     try:
         yield
     except NonFiniteLossError as error:
@@ -132,7 +115,7 @@ def explained() -> Iterator[None]:
     except MemoryError as error:
         raise NotEnoughMemoryError(f"the memory is not enough ({error}); {MEMORY}") from error
     except RuntimeError as error:
-        text, kind = str(error), type(error).__name__  # PyTorch's OutOfMemoryError, by name: it may not be imported
+        text, kind = str(error), type(error).__name__
         if kind == "OutOfMemoryError" or "not enough memory" in text or "can't allocate memory" in text:
             raise NotEnoughMemoryError(f"the memory is not enough ({text.splitlines()[0]}); {MEMORY}") from error
         if text.startswith("DataLoader worker (pid"):
@@ -141,6 +124,6 @@ def explained() -> Iterator[None]:
 
 
 def sentence(error: BaseException) -> str:
-    """The message of an error; for an error in a loader's worker, the last line of the worker's traceback."""
+    """Return the message of an error; for an error in a loader's worker, the last line of the worker's traceback."""
     text = str(error)
     return text.rstrip().rsplit("\n", 1)[-1].split(": ", 1)[-1] if text.startswith("Caught ") else text

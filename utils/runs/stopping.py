@@ -1,4 +1,4 @@
-"""SIGTERM (from Slurm or torchrun) and Ctrl-C: training finishes its batch, saves, and tells by its exit status."""
+"""SIGTERM (from Slurm or torchrun) and Ctrl-C: training finishes its batch, saves, and ends with exit status 75."""
 
 import contextlib
 import os
@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from utils import distributed
-from utils.arriving import Arriving
+from utils.distributed import AsyncScalar
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-SAVED = 75  # exit status of a stopped run that --resume goes on with (EX_TEMPFAIL of sysexits.h)
+SAVED = 75  # exit status of a stopped run that --resume can continue (EX_TEMPFAIL of sysexits.h)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ended the run. `saved`: everything is saved, and a resumed run goes on with the next batch."""
+    """A signal ended the run. `saved`: everything is saved, and a resumed run continues with the next batch."""
 
     def __init__(self, number: int, saved: bool = False):
         super().__init__(signal.Signals(number).name)
@@ -23,13 +23,13 @@ class Stopped(KeyboardInterrupt):
 
     @property
     def status(self) -> int:
-        """The exit status: 75 if everything is saved, else the shell's 128 + number of the signal."""
+        """Return the exit status: 75 if everything is saved, else the shell's 128 + number of the signal."""
         return SAVED if self.saved else 128 + self.number
 
 
 @contextlib.contextmanager
 def on_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """SIGTERM and Ctrl-C call `handler` in this block."""
+    """Call `handler` for SIGTERM and Ctrl-C in this block."""
     before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
@@ -40,7 +40,7 @@ def on_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
 
 @contextlib.contextmanager
 def stopped_at_once() -> Iterator[None]:
-    """Before there is anything to save: SIGTERM and Ctrl-C raise Stopped wherever the program is.
+    """Raise Stopped at once for SIGTERM and Ctrl-C: in this block there is nothing to save yet.
 
     A library may turn it into another error or swallow it; the block ends with Stopped all the same."""
     received: list[int] = []
@@ -63,10 +63,10 @@ def stopped_at_once() -> Iterator[None]:
 
 
 class StopRequest:
-    """Remembers a signal, with `on_signals(stop.remember)`; `check` ends the run where it is safe to."""
+    """Remember a signal, with `on_signals(stop.remember)`; `check` ends the run where that is safe."""
 
     number = 0  # of the first signal
-    coming: Arriving | None = None  # the answer of all processes, which was asked for a step ago
+    pending: AsyncScalar | None = None  # the answer of all processes to the question of the step before
 
     def remember(self, number: int, frame: FrameType | None) -> None:
         if not self.number:
@@ -75,16 +75,16 @@ class StopRequest:
             os.write(2, f"\n{signal.Signals(number).name}: stopping as soon as a batch is done\n".encode())
 
     def check(self) -> None:
-        """Raises Stopped, in every process if one of them got a signal; all must call it at the same point."""
-        self._end(int(distributed.largest(self.number).item()))
+        """Raise Stopped, in every process if one of them got a signal; all must call it at the same point."""
+        self._end(int(distributed.all_reduce_max(self.number).item()))
 
     def check_while_computing(self) -> None:
-        """The same after each step of training. Several processes heed a signal one step later: the answer to a
-        question of now would come when their GPUs have done what they were given, and leave them without work."""
+        """Raise Stopped like `check`, after each step of training. Several processes stop one step later: if they
+        waited for the answer, their GPUs would be without work."""
         if not distributed.connected():
             self._end(self.number)
             return
-        before, self.coming = self.coming, distributed.largest(self.number)
+        before, self.pending = self.pending, distributed.all_reduce_max(self.number)
         if before is not None:
             self._end(int(before.item()))
 
@@ -95,7 +95,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """SIGTERM and Ctrl-C wait until the block ends.
+    """Hold SIGTERM and Ctrl-C back until the block ends.
 
     Start a loader's workers in it: they inherit the blocked signals, which could otherwise end them before they call
     `leave_signals_to_main`."""
@@ -110,7 +110,7 @@ def signals_held() -> Iterator[None]:
 
 
 def leave_signals_to_main(worker: int) -> None:
-    """Lets a loader's worker ignore signals meant for the run: Ctrl-C and Slurm send them to every process.
+    """Let a loader's worker ignore signals meant for the run: Ctrl-C and Slurm send them to every process.
 
     A SIGTERM from its own main process still ends it: that is how Python stops its workers when it exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

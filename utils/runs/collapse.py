@@ -1,29 +1,29 @@
-"""Notices that a training run has lost what it had learned (docs/collapse.md shows how that happens)."""
+"""Detects that a training has collapsed: the network has lost what it had learned (docs/collapse.md)."""
 
 from collections.abc import Iterable, Mapping
 
 PATIENCE = 10  # epochs in a row
 
 
-class LossOfScore:
-    """Watches every epoch. One is low if its training loss is more than twice the lowest so far, or its mIoU, where it
-    has one, less than half of the highest. A run counts as lost after PATIENCE low epochs in a row.
+class CollapseDetector:
+    """Sees every epoch. One is low if its training loss is more than twice the lowest so far, or its mIoU, where it has
+    one, less than half of the highest. A run has collapsed after PATIENCE low epochs in a row.
 
-    Both are looked at, because a network that has forgotten everything but where lesions mostly lie still has half of a
+    Both are compared, because a network that has forgotten everything but where lesions mostly lie still has half of a
     good mIoU."""
 
     def __init__(self) -> None:
         self.lowest_loss, self.highest_miou = float("inf"), 0.0
-        self.low: list[int] = []  # the low epochs that have come in a row
-        self.since: int | None = None  # the first epoch of those after which the run counted as lost
+        self.low: list[int] = []  # the latest low epochs, in a row
+        self.since: int | None = None  # the first of the low epochs of a collapsed run
 
     def replay(self, rows: Iterable[Mapping[str, str]]) -> None:
-        """What a resumed run has seen before: the rows of metrics.csv."""
+        """Add the epochs before a resume: the rows of metrics.csv."""
         for row in rows:
-            self.see({name: float(value) for name, value in row.items() if value})
+            self.add_epoch({name: float(value) for name, value in row.items() if value})
 
-    def see(self, row: Mapping[str, float]) -> bool:
-        """Takes an epoch in; returns whether the run became lost with it."""
+    def add_epoch(self, row: Mapping[str, float]) -> bool:
+        """Add an epoch. Return whether the run has collapsed with it."""
         loss, miou = row["train_loss"], row.get("miou")
         self.lowest_loss = min(self.lowest_loss, loss)
         self.highest_miou = max(self.highest_miou, miou or 0)

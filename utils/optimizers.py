@@ -18,7 +18,7 @@ Rows = Mapping[str, Any]  # name -> its values, as in configs/optim.py
 
 
 def build_optimizer(model: nn.Module, config: Any, rows: Rows, overrides: dict[str, Any] | None = None) -> Optimizer:
-    """The optimizer `config.opt` for all parameters of `model`, with the values of its row in `rows`.
+    """Return the optimizer `config.opt` for all parameters of `model`, with the values of its row in `rows`.
 
     config.lr, config.weight_decay   replace the row's, unless None; `overrides` (name -> value) replaces any value
     config.decay                     "all" decays every parameter (published); "weights_only" spares A_logs, Ds, norms
@@ -34,7 +34,7 @@ def build_optimizer(model: nn.Module, config: Any, rows: Rows, overrides: dict[s
 def build_scheduler(
     optimizer: Optimizer, config: Any, rows: Rows, overrides: dict[str, Any] | None = None
 ) -> LRScheduler:
-    """The scheduler `config.sch`, stepped once an epoch by `step_scheduler`, with the values of its row in `rows`.
+    """Return the scheduler `config.sch`, stepped once an epoch by `step_scheduler`, with the values of its row.
 
     config.epochs   length of the run
     config.warmup   of the WP_* rows: "from_first_step" climbs from 1/n of the rate; "published" spends its first epoch
@@ -43,14 +43,13 @@ def build_scheduler(
     values, factor = _scheduler_row(config, rows, overrides), FACTORS.get(config.sch)
     if factor is None:
         return getattr(lr_scheduler, config.sch)(optimizer, **values)
-    check_one_of("warmup", config.warmup, ("from_first_step", "published"))
     run = dict(epochs=config.epochs, base_lr=optimizer.defaults["lr"], from_zero=config.warmup == "published")
     # The lambda keeps the values out of the scheduler's state, which then holds nothing but numbers.
     return lr_scheduler.LambdaLR(optimizer, lambda epoch: factor(epoch, **run, **values))
 
 
 def step_scheduler(scheduler: LRScheduler, metric: float) -> None:
-    """Ends an epoch. Only ReduceLROnPlateau looks at the metric, the loss by which the best epoch is selected."""
+    """End an epoch. Only ReduceLROnPlateau uses the metric, the loss by which the best epoch is selected."""
     if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
         scheduler.step(metric)
     else:
@@ -58,20 +57,20 @@ def step_scheduler(scheduler: LRScheduler, metric: float) -> None:
 
 
 def check_optimization(config: Any, optimizers: Rows, schedulers: Rows) -> None:
-    """Raises ValueError for values that the config's optimizer or scheduler refuses: at once, before data are read."""
+    """Raise ValueError for values that the config's optimizer or scheduler rejects, before any data are read."""
     try:
         optimizer = build_optimizer(torch.nn.Linear(1, 1), config, optimizers, config.opt_args)
         scheduler = build_scheduler(optimizer, config, schedulers, config.sch_args)
         optimizer.step()
         step_scheduler(scheduler, 1.0)
     except (TypeError, ZeroDivisionError) as error:
-        raise ValueError(f"--opt {config.opt} --sch {config.sch}: their values can't be meant: {error}") from error
+        raise ValueError(f"--opt {config.opt} --sch {config.sch}: found invalid values: {error}") from error
 
 
 def adopt_length(scheduler: LRScheduler, config: Any) -> str:
-    """Lets a restored schedule go on as that of a run of config.epochs. Returns what that means, as a sentence."""
+    """Continue a restored schedule as that of a run of config.epochs. Return a sentence about it for the log."""
     if not isinstance(scheduler, lr_scheduler.LambdaLR) or config.sch == "WP_MultiStepLR":
-        return f"the schedule {config.sch} goes on as it was: it does not depend on the number of epochs to come"
+        return f"the schedule {config.sch} is unchanged: it does not depend on the number of epochs"
     before = scheduler.optimizer.param_groups[0]["lr"]
     for group, base, factor in zip(
         scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
@@ -85,7 +84,7 @@ def adopt_length(scheduler: LRScheduler, config: Any) -> str:
 
 
 def optimization_values(config: Any, optimizers: Rows, schedulers: Rows) -> dict[str, dict[str, Any]]:
-    """The values that a config's optimizer and scheduler are built with, and their names, as plain values."""
+    """Return the names and values of a config's optimizer and scheduler, as plain values."""
     return {
         "optimizer": {"name": config.opt, **_optimizer_row(config, optimizers, config.opt_args)},
         "scheduler": {"name": config.sch, **_scheduler_row(config, schedulers, config.sch_args)},
@@ -106,7 +105,7 @@ def _scheduler_row(config, rows, overrides):
 
 
 def _row(rows, option, name, overrides, build):
-    """Row `name` with the overrides; those given as text, as on a command line, are read as Python literals."""
+    """Return row `name` with the overrides; text, as from a command line, is read as Python literals."""
     check_one_of(option, name, rows)
     known = [key for key in inspect.signature(build).parameters if key not in ("params", "optimizer", *RUN_VALUES)]
     unknown = sorted(set(overrides) - set(known))
@@ -123,7 +122,6 @@ def _literal(value):
 
 
 def _parameter_groups(model, decay):
-    check_one_of("decay", decay, ("all", "weights_only"))
     if decay == "all":
         return list(model.parameters())
     decayed, spared = [], []

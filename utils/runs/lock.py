@@ -1,4 +1,4 @@
-"""One command at a time works in a folder of results."""
+"""A lock on a folder of results: one command at a time works in it."""
 
 import contextlib
 import errno
@@ -9,20 +9,21 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from utils.files import remove_half_written, write_atomically
+from utils.files import remove_temporary_files, write_atomically
 
 log = logging.getLogger("vmunet")
 
-LOCK = ".lock"  # the operating system locks it for a process, and frees it when that ends, however it ends
-HOLDER = ".lock.process"  # which process that is
+LOCK = ".lock"  # the operating system releases it when the process ends, however it ends
+HOLDER = ".lock.process"  # the number of that process
 WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # some file systems of clusters
 
 
 @contextlib.contextmanager
-def claimed(folder: str | Path, what: str) -> Iterator[None]:
-    """For the length of the block no other process can claim `folder`. What a killed process was writing is removed.
+def locked_folder(folder: str | Path, what: str) -> Iterator[None]:
+    """Lock `folder` against other processes for the length of the block. Remove files that a killed process left half
+    written.
 
-    Raises ValueError, beginning with `what`, such as "--resume results/x", if another has claimed it."""
+    Raises ValueError, beginning with `what`, such as "--resume results/x", if another process has locked it."""
     lock = FileLock(Path(folder, LOCK), fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
@@ -31,10 +32,10 @@ def claimed(folder: str | Path, what: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in WITHOUT_LOCKS:
             raise
-        log.warning("%s: its file system has no locks; nothing keeps a second command from working there", folder)
+        log.warning("%s: its file system has no locks; a second command could work there at the same time", folder)
     try:
         if lock.is_locked:
-            remove_half_written(folder)
+            remove_temporary_files(folder)
         write_atomically(Path(folder, HOLDER), str(os.getpid()).encode())
         yield
     finally:
@@ -42,7 +43,7 @@ def claimed(folder: str | Path, what: str) -> Iterator[None]:
 
 
 def holder_of(folder: str | Path) -> str:
-    """Which process has claimed it, as far as it has written that already."""
+    """Return which process has locked the folder, as far as it has written its number already."""
     try:
         return f"process {int(Path(folder, HOLDER).read_text(encoding='utf-8'))}"
     except (OSError, ValueError):

@@ -1,13 +1,13 @@
-"""A run: its folder, log, table of metrics, seed and device.
+"""A run: its folder, log, table of metrics and seed.
 
     results/<network>_<dataset>_<date>_<time>/
         config.json     the values it runs under
-        log.txt         everything the console saw
-        facts.json      what reports show beside it: network, device, scan backend, ...
+        log.txt         everything the console showed
+        facts.json      facts for the report: network, device, scan backend, ...
         metrics.csv     a row for each epoch
         checkpoints/    latest.pth, latest.previous.pth, best.pth
 
-The folder is made for the run and never shared or overwritten; `resume` goes on in it.
+The folder is made for the run and never shared or overwritten; a resumed run continues in it.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import random
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,27 +28,18 @@ import torch
 from tqdm import tqdm
 
 from utils import distributed
-from utils.files import read_rows, reading, write_atomically, write_rows
-from utils.repository import RESULTS
+from utils.files import RESULTS, read_rows, reading, write_atomically, write_rows
 from utils.runs.checkpoint import latest_paths, load_latest
-from utils.runs.claimed import claimed
+from utils.runs.lock import locked_folder
 
 log = logging.getLogger("vmunet")
 
 WORK = ("metrics.csv", "tensorboard", "predictions", "metrics.json")  # beside checkpoints
 
-Note = Callable[..., None]  # called as Run.note is
-
-
-def log_fact(name: str, fact: Any, level: int | None = logging.INFO) -> None:
-    """Run.note where there is no run: writes a fact to the log and keeps it nowhere."""
-    if level is not None:
-        log.log(level, "%s", fact)
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The run folder and what is written into it. With several processes all have one, and only the main one writes."""
+    """A run folder and what is written into it. Each process has a Run, and only the main one writes."""
 
     folder: Path
 
@@ -61,15 +52,15 @@ class Run:
         return self.folder / "metrics.csv"
 
     def add_metrics(self, row: dict[str, Any]) -> None:
-        """Adds a row, a dict with `epoch`, to metrics.csv; it replaces one of the same epoch. Call it before the
-        checkpoint of the epoch is written: a row without a checkpoint is dropped on resuming, a checkpoint without a
-        row would leave a gap."""
+        """Add a row, a dict with `epoch`, to metrics.csv; it replaces one of the same epoch. Call it before the epoch's
+        checkpoint is written: a row without a checkpoint is dropped on resuming, a checkpoint without a row would
+        leave a gap."""
         if distributed.is_main():
             before = [other for other in read_rows(self.metrics) if other["epoch"] != str(row["epoch"])]
             write_rows(self.metrics, [*before, row])
 
     def resume(self) -> dict[str, Any] | None:
-        """The newest complete checkpoint, or None if the run was stopped before its first. Cuts metrics.csv back to it.
+        """Return the newest complete checkpoint, or None if there is none yet. Cut metrics.csv back to it.
 
         Raises CheckpointError if there are checkpoints and all of them are damaged."""
         state = load_latest(self.checkpoints) if any(map(Path.exists, latest_paths(self.checkpoints))) else None
@@ -82,8 +73,8 @@ class Run:
         return state
 
     def extend(self, config: Any) -> None:
-        """Stores config.epochs where it is not the number that the run was started under. A test of before is kept
-        under another name: a run with metrics.json counts as finished."""
+        """Store config.epochs in config.json if the run is extended. Keep the scores of its earlier test under another
+        name: a run with metrics.json counts as finished."""
         path = self.folder / "config.json"
         with reading(path):
             stored = json.loads(path.read_text(encoding="utf-8"))
@@ -96,22 +87,18 @@ class Run:
         self.save_json("config.json", stored | {"epochs": config.epochs})
 
     def is_empty(self) -> bool:
-        """Whether nothing came of it yet: no epoch, no checkpoint, no prediction."""
+        """Return whether the run has no epoch, no checkpoint and no prediction yet."""
         return not any((self.folder / name).exists() for name in WORK) and not any(self.checkpoints.iterdir())
 
     def note(self, name: str, fact: Any, level: int | None = logging.INFO) -> None:
-        """Logs a fact about the run and keeps it under `name` in facts.json, where the report finds it. A name has one
-        fact, the last.
+        """Store a fact about the run under `name` in facts.json, where the report finds it. A name keeps its last fact.
 
         fact   a line of text, or any plain values
-        level  of the log; None: the fact is only kept"""
-        log_fact(name, fact, level)
+        level  of the line in the log; None: no line"""
+        if level is not None:
+            log.log(level, "%s", fact)
         if distributed.is_main():
             self.save_json("facts.json", self._facts() | {name: fact})
-
-    def keep(self, name: str, fact: Any, level: int | None = None) -> None:
-        """`note`, of what the log says already."""
-        self.note(name, fact, level=None)
 
     def _facts(self) -> dict[str, Any]:
         path = self.folder / "facts.json"
@@ -124,22 +111,22 @@ class Run:
         return facts
 
     def save_json(self, name: str, content: dict[str, Any]) -> None:
-        """Writes plain values to <name> in the run folder."""
+        """Write plain values to <name> in the run folder."""
         if distributed.is_main():
             write_atomically(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 def start_run(config: Any) -> Run:
-    """Seeds everything, makes the run folder (or opens the one of `config.resume`), starts the log, stores the config.
+    """Seed everything, make the run folder (or open the one of `config.resume`), start the log, store the config.
 
-    Uses config.network, dataset, work_dir, recipe, seed, epochs, debug and resume. Under torchrun, inside
+    Reads config.network, dataset, work_dir, recipe, seed, epochs, debug and resume. Under torchrun, inside
     `distributed.process_group`, all processes must call it; they get the main one's folder."""
     folder: Any = None  # the other processes get the main one's
     if config.resume is not None:
         folder = find_run(config.resume)
     elif distributed.is_main():
         folder = make_run_folder(config.work_dir or RESULTS, f"{config.network}_{config.dataset}")
-    run = Run(distributed.from_main(folder))
+    run = Run(distributed.broadcast_object(folder))
     start_log(run.folder, logging.DEBUG if config.debug else logging.INFO)
     set_seed(config.seed)
     if config.resume is None:
@@ -151,16 +138,16 @@ def start_run(config: Any) -> Run:
 
 @contextlib.contextmanager
 def started_run(config: Any) -> Iterator[Run]:
-    """`start_run`, in a folder in which no other process works meanwhile. If the block fails before anything came of a
-    new run, its folder is removed.
+    """Start a run in a folder that is locked against other processes for the length of the block. If the block fails
+    before anything came of a new run, remove its folder.
 
-    Raises ValueError if another process is at work in the folder of `config.resume`."""
-    with contextlib.ExitStack() as held:
+    Raises ValueError if another process works in the folder of `config.resume`."""
+    with contextlib.ExitStack() as locks:
         if config.resume is not None and distributed.is_main():
-            held.enter_context(claimed(find_run(config.resume), f"--resume {config.resume}"))
+            locks.enter_context(locked_folder(find_run(config.resume), f"--resume {config.resume}"))
         run = start_run(config)
         if config.resume is None and distributed.is_main():
-            held.enter_context(claimed(run.folder, "a new run"))
+            locks.enter_context(locked_folder(run.folder, "a new run"))
         try:
             yield run
         except BaseException:
@@ -174,7 +161,7 @@ def started_run(config: Any) -> Iterator[Run]:
 
 
 def make_run_folder(work_dir: str | Path, name: str) -> Path:
-    """Makes work_dir/<name>_<date>_<time>, with a number behind it if that is taken, and `checkpoints` in it."""
+    """Make work_dir/<name>_<date>_<time>, with a number behind it if that is taken, and `checkpoints` in it."""
     name = re.sub(r"[^\w.-]+", "-", name)
     stem = f"{name}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
     try:
@@ -194,7 +181,7 @@ def make_run_folder(work_dir: str | Path, name: str) -> Path:
 
 
 def find_run(path: str | Path) -> Path:
-    """The run folder that `--resume` names: itself, or a checkpoint in it. Raises FileNotFoundError if it is none."""
+    """Return the run folder that `--resume` names, or in which it names a checkpoint. Raise FileNotFoundError."""
     path = Path(path)
     for folder in (path, path.parent, path.parent.parent):
         if path.exists() and (folder / "config.json").is_file():
@@ -203,7 +190,7 @@ def find_run(path: str | Path) -> Path:
 
 
 def of_volumes(values: dict[str, Any]) -> bool:
-    """Whether a stored config (config.json, a checkpoint's) is one of train_synapse.py."""
+    """Return whether a stored config (config.json, a checkpoint's) is one of train_synapse.py."""
     return "volume_resize" in values
 
 
@@ -211,14 +198,14 @@ def of_volumes(values: dict[str, Any]) -> bool:
 
 
 class _Console(logging.Handler):
-    """Writes above the progress bars instead of through them."""
+    """Write above the progress bars instead of through them."""
 
     def emit(self, record):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
 class _LogFile(logging.FileHandler):
-    """log.txt. A disk that is full silences it, once it has said so; the console goes on."""
+    """Write log.txt. On a full disk it warns once and stops; the console continues."""
 
     def handleError(self, record):  # noqa: N802, the name is logging's
         log.removeHandler(self)
@@ -226,8 +213,8 @@ class _LogFile(logging.FileHandler):
 
 
 def start_log(folder: str | Path, level: int = logging.INFO) -> None:
-    """Lets the logger "vmunet" write to the console and to folder/log.txt. Processes other than the main one write only
-    warnings, and those to the console."""
+    """Let the logger "vmunet" write to the console and to folder/log.txt. Processes other than the main one write only
+    warnings, and only to the console."""
     stop_log()
     if distributed.is_main():
         handlers = [_Console(), _LogFile(Path(folder, "log.txt"), encoding="utf-8", errors="backslashreplace")]
@@ -243,7 +230,7 @@ def start_log(folder: str | Path, level: int = logging.INFO) -> None:
 
 
 def stop_log() -> None:
-    """Closes the log file and leaves the logger as it was."""
+    """Close the log file and leave the logger as it was."""
     for handler in list(log.handlers):
         if isinstance(handler, _Console | logging.FileHandler):
             log.removeHandler(handler)
@@ -251,11 +238,11 @@ def stop_log() -> None:
     log.propagate = True
 
 
-# ---- seed, device
+# ---- seed
 
 
 def set_seed(seed: int) -> None:
-    """Seeds Python, NumPy and PyTorch, differently in each process, and keeps cuDNN to deterministic algorithms."""
+    """Seed Python, NumPy and PyTorch, differently in each process, and keep cuDNN to deterministic algorithms."""
     seed += distributed.rank()
     random.seed(seed)
     np.random.seed(seed)

@@ -1,0 +1,123 @@
+"""What both training scripts share: device, process group, run folder, network, weights, and what resumes."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from configs.build import (
+    build_model,
+    check_size,
+    choose_backend,
+    compile_ahead,
+    count_cost,
+    describe_device,
+    load_initial_weights,
+    prepare,
+)
+from configs.optim import rows_of
+from configs.resolve import checkpoint_remarks, collapse_warning, remarks
+from datasets.loaders import data_fingerprint
+from engine import Compute
+from utils import distributed
+from utils.files import write_rows
+from utils.machine.device import choose_device
+from utils.optimizers import check_optimization, optimization_values
+from utils.runs.epoch_records import show_panels
+from utils.runs.named_weights import load_checkpoint_weights, read_checkpoint
+from utils.runs.run_folder import started_run
+from utils.runs.training_state import TrainingState
+
+log = logging.getLogger("vmunet")
+
+
+class Session:
+    """A run of a training script, as a context manager: in it the processes are connected and the run folder is open.
+
+    config  complete and checked (configs/resolve.py)"""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.device = choose_device(config.device)
+        self.compute = Compute(self.device, config.precision)
+        self.state: TrainingState | None = None
+        self.stack = ExitStack()
+
+    def __enter__(self) -> "Session":
+        config = self.config
+        compile_ahead(config, self.device, trains=config.test_only is None)
+        check_optimization(config, *rows_of(config))
+        with self.stack:
+            self.stack.enter_context(distributed.process_group(self.device))
+            self.run = self.stack.enter_context(started_run(config))
+            self._log_config()
+            self.network = build_model(config)
+            self.cost = count_cost(self.network, config)
+            self.stack = self.stack.pop_all()  # keep all of it open until __exit__
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool | None:
+        return self.stack.__exit__(kind, error, trace)
+
+    def start_training(self) -> None:
+        """Load the weights to start from, or the last checkpoint of a resumed run; prepare the network for training."""
+        self.resumed = self.run.resume() if self.config.resume else None
+        if self.resumed is None:
+            load_initial_weights(self.network, self.config)
+        self.model = prepare(self.network, self.config, self.device)
+        self._note_network()
+
+    def training(self, loader: DataLoader, files: Iterable[str | Path]) -> AbstractContextManager[TrainingState]:
+        """Return the state of the training, as a block that saves everything if a signal stops it.
+
+        files  the data files: a resumed run must have the same"""
+        config, rows = self.config, rows_of(self.config)
+        if (warning := collapse_warning(config)) and distributed.is_main():
+            log.warning("%s", warning)
+        self.run.note("optimization", optimization_values(config, *rows), level=None)
+        data = data_fingerprint(files)
+        self.state = TrainingState(self.run, config, self.model, loader, self.compute, rows, self.resumed, data)
+        return self.state.saved_when_stopped()
+
+    def trained_model(self) -> Any:
+        """Return the model with the weights of the best epoch, or of the checkpoint to test."""
+        if self.config.test_only is not None:
+            self._note_network()
+        load_checkpoint_weights(self.network, self.config.test_only or self.run.checkpoints / "best.pth")
+        return prepare(self.network, self.config, self.device, trains=False)
+
+    def finish(self, scores: dict[str, Any], table: str, rows: list[dict[str, Any]], samples: Sequence) -> None:
+        """Write the results of the test: metrics.json, a table of images or cases, panels.png, report.html."""
+        from report import report_at_end  # which a training does not need
+
+        config, folder = self.config, self.run.folder
+        self.run.save_json("metrics.json", scores)
+        if distributed.is_main():
+            write_rows(folder / table, rows)
+            names = config.structures if config.num_classes > 1 else None
+            show_panels(folder, samples, self.state.step if self.state else 0, names, config.structure_colours)
+            log.info("results are in %s", folder)
+            from report import report_at_end  # here, so that no training loads the report before its end
+
+            report_at_end(folder)
+
+    def _log_config(self) -> None:
+        config = self.config
+        if config.resume is None:
+            for line in remarks(config):
+                log.info("%s", line)
+        if config.test_only is not None:
+            lines, warnings = checkpoint_remarks(config)
+            for line in lines:
+                log.info("%s", line)
+            for line in warnings:
+                log.warning("%s", line)
+            check_size(config, read_checkpoint(config.test_only))
+
+    def _note_network(self) -> None:
+        self.run.note("device", describe_device(self.config, self.device))
+        self.run.note("scan", choose_backend(self.config, self.device), level=None)
+        self.run.note("network", self.cost.result())

@@ -1,0 +1,85 @@
+"""What a training records of each epoch: metrics.csv, TensorBoard, curves and prediction panels."""
+
+import contextlib
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from utils import distributed
+from utils.files import write_atomically
+from utils.plots import encode_png
+from utils.runs.run_folder import Run
+from utils.tensorboard import EventWriter
+
+
+class EpochRecords:
+    """Writes the records of a run; figures are drawn in a thread while training continues. A context manager.
+
+    step  of the training at which it continues: what TensorBoard had beyond is taken back"""
+
+    def __init__(self, run: Run, step: int) -> None:
+        self.run = run
+        self.writer = EventWriter(run.folder / "tensorboard", step)
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="figures")
+        self.panels: list[tuple[int, Future]] = []  # (step, picture)
+        self.curves: list[Future] = []
+
+    def add_scalars(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def add_epoch(self, row: dict[str, Any], step: int) -> None:
+        """Record an epoch in TensorBoard and as a row of metrics.csv."""
+        self.add_scalars({f"epoch/{name}": value for name, value in row.items()}, step)
+        self.writer.flush()
+        self.run.add_metrics(row)
+
+    def draw_panels(self, samples: Sequence, names: Sequence[str] | None, colours: Sequence[str], step: int) -> None:
+        """Begin to draw predictions, (name, image, target, prediction) each, for TensorBoard."""
+        if distributed.is_main():
+            self.panels.append((step, self.thread.submit(_draw_panels, samples, names, colours)))
+
+    def draw_curves(self) -> None:
+        """Begin to draw curves.png from metrics.csv."""
+        if distributed.is_main():
+            self.curves.append(self.thread.submit(_draw_curves, self.run.metrics, self.run.folder / "curves.png"))
+
+    def finish(self) -> None:
+        """Wait for the figures. Raise what went wrong with one."""
+        panels, self.panels, curves, self.curves = self.panels, [], self.curves, []
+        for step, drawing in panels:
+            self.writer.add_image("predictions", drawing.result(), step)
+        for drawing in curves:
+            drawing.result()
+
+    def __enter__(self) -> "EpochRecords":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        with contextlib.closing(self.writer):
+            self.thread.shutdown(cancel_futures=error is not None)
+            if error is None:
+                self.finish()
+
+
+def show_panels(
+    folder: Path, samples: Sequence, step: int, class_names: Sequence[str] | None = None, colours: Sequence[str] = ()
+) -> None:
+    """Show predictions of the test in a run's panels.png and, after so many steps of training, in its TensorBoard."""
+    picture = _draw_panels(samples, class_names, colours)
+    write_atomically(folder / "panels.png", encode_png(picture))
+    with contextlib.closing(EventWriter(folder / "tensorboard", step)) as writer:
+        writer.add_image("test", picture, step)
+
+
+def _draw_panels(samples, class_names, colours):
+    from utils.figures import draw_panels  # imports matplotlib, for which the first step need not wait
+
+    return draw_panels(samples, class_names, colours)
+
+
+def _draw_curves(metrics, path):
+    from utils.figures import save_curves
+
+    save_curves(metrics, path)
