@@ -1,4 +1,4 @@
-"""Draws docs/collapse.png from the runs that are kept in results/isic17.
+"""Draw docs/collapse.png from the runs in results/isic17.
 
 python -m benchmarks.collapse_plot
 """

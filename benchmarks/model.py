@@ -1,4 +1,4 @@
-"""VM-UNet on this machine's CPU: time, growth with the image, memory, where the time goes, beside a Swin U-Net.
+"""VM-UNet on this machine's CPU: time, growth with the image, memory, layout copies, beside a Swin U-Net.
 
     python -m benchmarks.model [--output FILE]
 
@@ -11,36 +11,33 @@ import resource
 import sys
 from collections.abc import Callable
 
+import models.torchvision_compat  # noqa: F401  isort: skip (before torchvision)
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from torchvision.models.swin_transformer import SwinTransformerBlock
 
 from benchmarks import common
-from benchmarks.swin_unet import swin_unet
-from configs.config_setting import ISICConfig
-from configs.optim import OPTIMIZERS
+from benchmarks.common import make_images, training_step
 from models.cross_scan import cross_selective_scan
 from models.cross_scan.reference import make_inputs
 from models.vmunet import VMUNet
 from models.vmunet.ss2d import SS2D
-from utils.losses import BceDiceWithLogitsLoss
-from utils.optim import build_optimizer
 
-GROUPS = {  # what the profiler's operators belong to
-    "scan": ("models::", "GeneratedBackwardFor_models"),
-    "matmuls": ("aten::mm", "aten::addmm", "aten::bmm"),
-    "convolutions": ("aten::mkldnn_convolution", "aten::_slow_conv2d", "aten::convolution_backward"),
-    "norms": ("aten::native_layer_norm",),
-    "activations": ("aten::silu", "aten::mul"),
-    "copies": ("aten::copy_", "aten::cat", "aten::fill_"),
-    "optimizer": ("aten::_fused_adam",),
-}
-LARGE = 2**14  # elements; what has as many counts as an activation
+LARGE = 2**14  # elements; a tensor with as many counts as an activation
+WINDOW = 8  # of the Swin blocks
 
 
-def images(batch: int, size: int) -> Tensor:
-    return 255 * torch.rand(batch, 3, size, size)
+def swin_unet() -> VMUNet:
+    """Return a network like `VMUNet()` with torchvision's Swin blocks instead of the VSS blocks, 26.7 M parameters."""
+    model = VMUNet(depths=(2, 2, 2, 1), depths_decoder=(1, 2, 2, 2), drop_path_rate=0)
+    for stage in (*model.vmunet.layers, *model.vmunet.layers_up):
+        (dim,) = stage.blocks[0].ln_1.normalized_shape
+        shifts = [i % 2 * WINDOW // 2 for i in range(len(stage.blocks))]
+        stage.blocks = nn.ModuleList(SwinTransformerBlock(dim, dim // 32, [WINDOW] * 2, [n, n]) for n in shifts)
+    return model
 
 
 def forward(model: nn.Module, x: Tensor) -> Tensor:
@@ -48,13 +45,8 @@ def forward(model: nn.Module, x: Tensor) -> Tensor:
         return model(x)
 
 
-def forward_bf16(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        return forward(model, x)
-
-
 def with_default_matmuls(function: Callable[[], object]) -> Callable[[], None]:
-    """`function` with PyTorch's own choice of library for float32 matmuls."""
+    """Return `function` with PyTorch's own choice of library for float32 matmuls."""
 
     def run() -> None:
         matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
@@ -66,24 +58,10 @@ def with_default_matmuls(function: Callable[[], object]) -> Callable[[], None]:
     return run
 
 
-def training_step(model: nn.Module, batch: int, size: int) -> Callable[[], None]:
-    """A function that computes a step as `train.py` does, on one batch."""
-    model.train()
-    optimizer, criterion = build_optimizer(model, ISICConfig(), OPTIMIZERS), BceDiceWithLogitsLoss()
-    x, target = images(batch, size), torch.rand(batch, 1, size, size).round()
-
-    def step() -> None:
-        optimizer.zero_grad()
-        criterion(model(x), target).backward()
-        optimizer.step()
-
-    return step
-
-
 def parts_alone(model: nn.Module, x: Tensor) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Two functions: one runs every matmul and convolution of the network on inputs of its own shapes, the other every
-    scan, and nothing else."""
-    matmuls, scans = [], []  # and convolutions among the matmuls
+    """Return two functions: one runs every matmul and convolution of the network on inputs of its own shapes, the other
+    every scan."""
+    matmuls, scans = [], []  # convolutions are among the matmuls
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         (tokens,) = inputs
@@ -113,48 +91,44 @@ def parts_alone(model: nn.Module, x: Tensor) -> tuple[Callable[[], None], Callab
     return functools.partial(run, matmuls), functools.partial(run, scans)
 
 
-def shares(what: str, run: Callable[[], object]) -> dict:
-    """A row: the milliseconds that a call of `run` spends in each of GROUPS, and the number of its layout copies."""
-    run()
+def layout_copies(run: Callable[[], object]) -> int:
+    """Count the copies in a call of `run`, outside of this project's operators, that only change the memory layout of
+    an activation or a gradient."""
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         run()
-    spent = dict.fromkeys((*GROUPS, "other"), 0.0)
-    for event in profiler.key_averages():
-        group = next((name for name, keys in GROUPS.items() if event.key.startswith(keys)), "other")
-        spent[group] += event.self_cpu_time_total / 1e3
-    copies = sum(map(is_layout_copy, profiler.events()))
-    return {"ms, profiled": what} | spent | {"all": sum(spent.values()), "layout copies": copies}
 
+    def is_layout_copy(event) -> bool:
+        parent = event
+        while parent := parent.cpu_parent:
+            if parent.name.startswith("models::"):
+                return False
+        return event.name == "aten::cat" or event.name == "aten::copy_" and math.prod(event.input_shapes[0]) >= LARGE
 
-def is_layout_copy(event) -> bool:
-    """Whether a profiler's event is a copy, outside of this project's operators, that only changes the memory layout of
-    an activation or a gradient."""
-    parent = event.cpu_parent
-    while parent is not None:
-        if parent.name.startswith("models::"):
-            return False
-        parent = parent.cpu_parent
-    return event.name == "aten::cat" or event.name == "aten::copy_" and math.prod(event.input_shapes[0]) >= LARGE
+    return sum(map(is_layout_copy, profiler.events()))
 
 
 def peak_growth(size: int) -> float:
-    """GiB that training steps at batch 1 add to a process that holds the model and has made a step at 32 x 32."""
+    """Return the GiB that training steps at batch 1 add to a process that has made a step at 32 x 32."""
 
     def peak() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
-    training_step(VMUNet(), 1, 32)()
-    before, step = peak(), training_step(VMUNet(), 1, size)
+    training_step(VMUNet(), make_images(1, 32))()
+    before, step = peak(), training_step(VMUNet(), make_images(1, size))
     step(), step()
     return peak() - before
 
 
 def as_library() -> dict[str, float]:
-    """Milliseconds of the forward and the step before a process has called `tune_cpu`."""
-    model, swin, x = VMUNet().eval(), swin_unet().eval(), images(1, 256)
-    times = common.medians({"VM-UNet": lambda: forward(model, x), "Swin U-Net": lambda: forward(swin, x)}, 9)
-    steps = {f"{name}, step": training_step(net, 1, 256) for name, net in (("VM-UNet", model), ("Swin U-Net", swin))}
-    return times | common.medians(steps, 5)
+    """Return the milliseconds of a forward and a training step in a process that has not called `tune_cpu`."""
+    networks, x = {"VM-UNet": VMUNet().eval(), "Swin U-Net": swin_unet().eval()}, make_images(1, 256)
+    times = common.medians({name: functools.partial(forward, model, x) for name, model in networks.items()}, 9)
+    return times | common.medians({f"{name}, step": training_step(m, x) for name, m in networks.items()}, 5)
+
+
+def rows_of(times: dict[str, float], unit: str) -> list[dict]:
+    """Return rows of times, each also as a multiple of the time called `unit`."""
+    return [{"": name, "ms": ms, f"of {unit}": ms / times[unit]} for name, ms in times.items()]
 
 
 def main() -> None:
@@ -165,51 +139,36 @@ def main() -> None:
     untuned = common.in_new_process(as_library)
     report.table("as a library, without tune_cpu, 256 x 256, batch 1", rows_of(untuned, "VM-UNet"))
     torch.manual_seed(0)
-    model, swin, loop, x = VMUNet().eval(), swin_unet().eval(), VMUNet(scan_backend="torch").eval(), images(1, 256)
+    model, swin, loop, x = VMUNet().eval(), swin_unet().eval(), VMUNet(scan_backend="torch").eval(), make_images(1, 256)
     matmuls, scans = parts_alone(model, x)
     forwards = {
         "VM-UNet": lambda: forward(model, x),
         "its matmuls and convolutions alone": matmuls,
         "its scans alone": scans,
-        "VM-UNet in bf16": lambda: forward_bf16(model, x),
+        "VM-UNet in bf16": torch.autocast("cpu", torch.bfloat16)(lambda: forward(model, x)),
         "Swin U-Net": lambda: forward(swin, x),
         "Swin U-Net, PyTorch's default matmuls": with_default_matmuls(lambda: forward(swin, x)),
         "VM-UNet, backend torch": lambda: forward(loop, x),
     }
     times = common.medians(forwards, 5)
-    floor = times["its matmuls and convolutions alone"] + times["its scans alone"]
-    times = {"VM-UNet": times.pop("VM-UNet"), "its floor": floor} | times
+    times["its floor"] = times["its matmuls and convolutions alone"] + times["its scans alone"]
     report.table("forward, 256 x 256, batch 1", rows_of(times, "VM-UNet"))
 
-    sizes = {f"{size} x {size}": functools.partial(forward, model, images(1, size)) for size in (256, 512, 1024)}
-    sizes["256 x 256, batch 8"] = functools.partial(forward, model, images(8, 256))
-    report.table("forward, growth", rows_of(common.medians(sizes, 3), "256 x 256"))
+    batches = {f"{size} x {size}": make_images(1, size) for size in (256, 512, 1024)}
+    batches["256 x 256, batch 8"] = make_images(8, 256)
+    runs = {name: functools.partial(forward, model, images) for name, images in batches.items()}
+    report.table("forward, growth", rows_of(common.medians(runs, 3), "256 x 256"))
+    copies = {"forward": layout_copies(forwards["VM-UNet"])}
 
-    swin_step = training_step(swin, 1, 256)
-    steps = {
-        "VM-UNet": training_step(model, 1, 256),
-        "Swin U-Net": swin_step,
-        "Swin U-Net, PyTorch's default matmuls": with_default_matmuls(swin_step),
-        "VM-UNet, backend torch": training_step(loop, 1, 256),
-    }
+    networks = {"VM-UNet": model, "Swin U-Net": swin, "VM-UNet, backend torch": loop}
+    steps = {name: training_step(network, x) for name, network in networks.items()}
+    steps["Swin U-Net, PyTorch's default matmuls"] = with_default_matmuls(steps["Swin U-Net"])
     report.table("training step, 256 x 256, batch 1", rows_of(common.medians(steps, 5), "VM-UNet"))
-    sizes = {
-        "256 x 256": steps["VM-UNet"],
-        "512 x 512": training_step(model, 1, 512),
-        "256 x 256, batch 8": training_step(model, 8, 256),
-    }
-    report.table("training step, growth", rows_of(common.medians(sizes, 3), "256 x 256"))
-
-    model.eval()
-    parts = [shares("forward", forwards["VM-UNet"])]
-    model.train()
-    report.table("where the time goes", [*parts, shares("training step", steps["VM-UNet"])])
-    print(f"\nwritten to {report.path}")
-
-
-def rows_of(times: dict[str, float], one: str) -> list[dict]:
-    """Rows of times, each also as a multiple of that of `one`."""
-    return [{"": name, "ms": ms, f"of {one}": ms / times[one]} for name, ms in times.items()]
+    copies["training step"] = layout_copies(steps["VM-UNet"])
+    report.table("layout copies", [copies])
+    del batches["1024 x 1024"]
+    runs = {name: training_step(model, images) for name, images in batches.items()}
+    report.table("training step, growth", rows_of(common.medians(runs, 3), "256 x 256"))
 
 
 if __name__ == "__main__":

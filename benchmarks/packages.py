@@ -1,17 +1,14 @@
-"""The numbers of docs/packages.md: packages of the original against what replaced them here, on real data.
+"""The numbers of docs/packages.md: packages of the original and their replacements here, on real data.
 
     OMP_NUM_THREADS=1 python -m benchmarks.packages VOLUME PHOTO [--output FILE]
 
 VOLUME is a case of data/Synapse/test_vol_h5, PHOTO an image of ISIC. Needs requirements-dev.txt (medpy, torchvision),
-and for the last table scikit-learn, which nothing else here uses. Times are milliseconds of one core, medians of runs
-that take turns."""
+and scikit-learn for the last table. Times are milliseconds of one core, medians of runs that take turns."""
 
-import argparse
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
+from types import SimpleNamespace
 
 import models.torchvision_compat  # noqa: F401  isort: skip (before torchvision)
 
@@ -23,68 +20,50 @@ from medpy.metric import binary
 from scipy.ndimage import gaussian_filter, zoom
 
 from benchmarks import common
-from configs.config_setting_synapse import ORGANS
-from datasets.isic import read_image
+from datasets.image_reading import read_image
+from datasets.synapse import ORGANS
 from datasets.transforms import ISICTransform, minmax, resize, rotate, rotation_map
-from utils.metrics import confusion_counts
+from utils.metrics import confusion_counts_per_image
 from utils.volume import hd95, zoom_cubic, zoom_nearest
 
 ROUNDS = 7
-TURN = 0.1  # seconds of a turn; a function is called at least once
 SIZE = 224
 ANGLE = 123.456  # degrees
 
 
-class Always:
-    """Stands for a random.Random whose draws are all 0: both flips and the rotation happen."""
-
-    def random(self) -> float:
-        return 0.0
+ALWAYS = SimpleNamespace(random=lambda: 0.0)  # in place of a random.Random: both flips and the rotation happen
 
 
 def compare(what: str, package: Callable, ours: Callable) -> dict[str, str | float]:
-    """A row of a table: the time that a package's function takes and ours, and whether their results agree."""
-    functions, times = {"package": package, "ours": ours}, {"package": [], "ours": []}
-    for number in range(1 + ROUNDS):  # the first round warms up
-        for name, function in functions.items():
-            began, calls = time.process_time(), 0
-            while calls == 0 or time.process_time() - began < TURN:
-                function()
-                calls += 1
-            if number > 0:
-                times[name].append(1e3 * (time.process_time() - began) / calls)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    ratio = medians["package"] / medians["ours"]
-    return {"what": what, **medians, "ratio": ratio, "result": difference(package(), ours())}
-
-
-def difference(a, b) -> str:
-    """How far apart two results are: numbers, arrays, tensors, or tuples of tensors."""
+    """Return a row of a table: the times of a package's function and of ours, and whether their results agree."""
+    times = common.medians({"package": package, "ours": ours}, ROUNDS, time.process_time)
+    a, b = package(), ours()
     pairs = zip(a, b, strict=True) if isinstance(a, tuple) else [(a, b)]
     distance = max(np.abs(np.asarray(x, dtype=np.float64) - np.asarray(y, dtype=np.float64)).max() for x, y in pairs)
-    return "equal" if distance == 0 else f"within {distance:.0e}"
+    result = "equal" if distance == 0 else f"within {distance:.0e}"
+    return {"what": what, **times, "ratio": times["package"] / times["ours"], "result": result}
 
 
-def smoothed(mask: np.ndarray) -> np.ndarray:
-    """A prediction of a mask as a network might make it, a little smoother."""
+def smooth(mask: np.ndarray) -> np.ndarray:
+    """Return a plausible prediction of a mask, a little smoother."""
     return gaussian_filter(mask.astype(np.float32), 1.5) > 0.4
 
 
 def compare_hd95(labels: np.ndarray) -> Iterator[dict]:
-    """medpy's hd95 against ours, for each organ."""
+    """Compare medpy's hd95 with ours, for each organ."""
     for number, organ in enumerate(ORGANS, 1):
         label = labels == number
         if label.any():
-            pred = smoothed(label)
+            pred = smooth(label)
             yield compare(organ, partial(binary.hd95, pred, label), partial(hd95, pred, label))
 
 
 def compare_zooms(image: np.ndarray, labels: np.ndarray) -> Iterator[dict]:
-    """scipy's zoom of one slice after the other, as in the original, against ours."""
+    """Compare scipy's zoom slice by slice, as in the original, with ours."""
     factors = [SIZE / side for side in image.shape[1:]]
 
     def zoom_slices(slices, order):
-        return np.stack([zoom(one, factors, order=order) for one in slices])
+        return np.stack([zoom(image, factors, order=order) for image in slices])
 
     size = (SIZE, SIZE)
     yield compare("image, cubic", partial(zoom_slices, image, order=3), partial(zoom_cubic, image, size))
@@ -92,7 +71,7 @@ def compare_zooms(image: np.ndarray, labels: np.ndarray) -> Iterator[dict]:
 
 
 def compare_transforms(photo: torch.Tensor) -> Iterator[dict]:
-    """torchvision's transforms, chained as in the original, against ours."""
+    """Compare torchvision's transforms, chained as in the original, with ours."""
     mask = photo[:1] // 128 * 255
     stretched, transform = minmax(photo), ISICTransform(SIZE, angle=ANGLE)
 
@@ -108,54 +87,44 @@ def compare_transforms(photo: torch.Tensor) -> Iterator[dict]:
         image, target = (TF.resize(tensor, [SIZE, SIZE], antialias=False) for tensor in (image, target))
         return image.float(), target.float()
 
-    yield compare(
-        "rotate, one angle for the run", partial(TF.rotate, stretched, ANGLE), partial(rotate, stretched, ANGLE)
-    )
-    yield compare("rotate, an angle for each image", partial(TF.rotate, stretched, ANGLE), rotate_anew)
-    yield compare(
-        "resize", partial(TF.resize, stretched, [SIZE, SIZE], antialias=False), partial(resize, stretched, SIZE)
-    )
-    yield compare("stretch, flip twice, rotate, resize", chain, partial(transform, photo, mask, Always()))
+    theirs = partial(TF.rotate, stretched, ANGLE)
+    yield compare("rotate, one angle for the run", theirs, partial(rotate, stretched, ANGLE))
+    yield compare("rotate, an angle for each image", theirs, rotate_anew)
+    theirs = partial(TF.resize, stretched, [SIZE, SIZE], antialias=False)
+    yield compare("resize", theirs, partial(resize, stretched, SIZE))
+    yield compare("stretch, flip twice, rotate, resize", chain, partial(transform, photo, mask, ALWAYS))
 
 
 def compare_counts(labels: np.ndarray) -> Iterator[dict]:
-    """scikit-learn's confusion matrix of all pixels together, as in the original, against ours."""
+    """Compare scikit-learn's confusion matrix of all pixels, as in the original, with ours."""
     try:
         from sklearn.metrics import confusion_matrix
     except ModuleNotFoundError:
         return
     true = labels > 0
-    pred = smoothed(true)
+    pred = smooth(true)
+    order = [3, 1, 2, 0]  # of tp, fp, fn, tn in a flat confusion matrix
 
-    def with_sklearn():
-        (tn, fp), (fn, tp) = confusion_matrix(true.ravel(), pred.ravel())
-        return [tp, fp, fn, tn]
+    def theirs():
+        return confusion_matrix(true.ravel(), pred.ravel()).ravel()[order]
 
-    ours = partial(confusion_counts, torch.from_numpy(pred)[None], torch.from_numpy(true)[None])
-    yield compare(f"{true.size / 1e6:.1f} M pixels", with_sklearn, ours)
+    ours = partial(confusion_counts_per_image, torch.from_numpy(pred)[None], torch.from_numpy(true)[None])
+    yield compare(f"{true.size / 1e6:.1f} M pixels", theirs, ours)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("volume", type=Path)
-    parser.add_argument("photo", type=Path)
-    parser.add_argument("--output", type=Path, default=Path("results", "benchmarks", "packages.json"))
-    options = parser.parse_args()
-    with h5py.File(options.volume) as file:
+def main() -> None:
+    report = common.start(__doc__, "packages", "volume", "photo", tune=False)
+    with h5py.File(report.options.volume) as file:
         image, labels = file["image"][:], file["label"][:].astype(np.uint8)
-    photo = read_image(options.photo)
-    report = common.Report(options.output, common.environment(fast_matmuls=False))
-    voxels = " x ".join(map(str, image.shape))
+    photo = read_image(report.options.photo)
+    voxels, pixels = (" x ".join(map(str, shape)) for shape in (image.shape, photo.shape[1:]))
     for title, rows in {
         f"medpy: HD95 of organs in {voxels} voxels": compare_hd95(labels),
         f"scipy: zoom of {voxels} voxels to slices of {SIZE} x {SIZE}": compare_zooms(image, labels),
-        f"torchvision: a photograph of {photo.shape[1]} x {photo.shape[2]} to {SIZE} x {SIZE}": compare_transforms(
-            photo
-        ),
+        f"torchvision: a photograph of {pixels} to {SIZE} x {SIZE}": compare_transforms(photo),
         "scikit-learn: confusion matrix": compare_counts(labels),
     }.items():
-        if rows := list(rows):
-            report.table(title, rows)
+        report.table(title, list(rows))
 
 
 if __name__ == "__main__":

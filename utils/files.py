@@ -1,4 +1,4 @@
-"""Files: errors that name them, limits to what is read, tables, and writing in one step."""
+"""File access: errors that name the file, limits on images, CSV tables, atomic writes."""
 
 import contextlib
 import csv
@@ -14,35 +14,43 @@ from typing import Any
 
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-SHOWN = 10  # names in one message
-IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # Pillow starts programs for some: Ghostscript for EPS
-MAX_PIXELS = 2**26  # of an image: 8192 x 8192; the largest official one has half as many
-HALF_WRITTEN = re.compile(r"\.[0-9a-f]{16}\.tmp")  # names of files that `write_atomically` has not finished
-LONGEST_NAME = 240  # bytes; with "_overlay.png" behind it, it must be the name of a file
+MAX_NAMES = 10  # in one message
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # for some others Pillow runs programs: Ghostscript for EPS
+MAX_PIXELS = 2**26  # of an image: 8192 x 8192; the largest ISIC image has half as many
+TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{16}\.tmp")  # of a file that `write_atomically` is writing
+LONGEST_NAME = 240  # bytes; "_overlay.png" is appended, and file systems allow 255
+REPOSITORY = Path(__file__).resolve().parents[1]
+RESULTS = REPOSITORY / "results"  # of runs without --work-dir
 
 
-def some(names: Iterable[Any], shown: int = SHOWN) -> str:
-    """The first names, and how many more there are, as one string; "" for none."""
+def find_path(path: str | Path) -> Path:
+    """Return a path, or the one in the repository for a relative path that only the repository has."""
+    in_repository = REPOSITORY / path
+    return in_repository if in_repository.exists() and not Path(path).exists() else Path(path)
+
+
+def first_few(names: Iterable[Any], limit: int = MAX_NAMES) -> str:
+    """Return the first `limit` names and the number of the others as one string; "" without names."""
     names = list(names)
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(str(name) for name in names[:shown]) + more
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(str(name) for name in names[:limit]) + more
 
 
 def printable(name: object) -> str:
-    """A path or text that can be written in UTF-8: bytes of a file's name that are not UTF-8 as \\udcXX."""
+    """Return a path or text that UTF-8 can encode, with bytes of file names that are not UTF-8 as \\udcXX."""
     return str(name).encode(errors="backslashreplace").decode()
 
 
-def repeated(names: Iterable[str]) -> list[str]:
-    """The names that occur more than once, each once."""
+def list_duplicates(names: Iterable[str]) -> list[str]:
+    """Return the names that occur more than once."""
     return [name for name, count in Counter(names).items() if count > 1]
 
 
 @contextlib.contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Whatever goes wrong while a file is read becomes a ValueError, or stays an OSError, that names the file.
+    """Turn any error in the block into a ValueError, or keep an OSError, that names the file.
 
-    The libraries raise more kinds of errors for damaged files than they document."""
+    For damaged files the libraries raise more kinds of errors than they document."""
     try:
         yield
     except UnidentifiedImageError as error:
@@ -56,16 +64,16 @@ def reading(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_image(path: str | Path) -> Iterator[Image.Image]:
-    """A Pillow image of one of IMAGE_FORMATS, whose pixels are not decoded yet. Errors in the block name the file.
+    """Open an image of one of IMAGE_FORMATS without decoding its pixels. Errors in the block name the file.
 
-    Raises ValueError for what would be read only in part, or differently from what was meant (several pictures in one
-    file, 16 bits that Pillow would cut to 8, other colours than grey and RGB), and for more than MAX_PIXELS."""
+    Raises ValueError for images that Pillow would read partly or wrongly (several pictures in one file, 16-bit colours,
+    colours other than grey and RGB), and for more than MAX_PIXELS."""
     with reading(path), Image.open(path, formats=IMAGE_FORMATS) as file:
         width, height = file.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"it has {width}x{height} pixels, expected at most {MAX_PIXELS}")
         pictures = getattr(file, "n_frames", 1)
-        if file.format not in ("JPEG", "MPO") and pictures > 1:  # MPO: a JPEG with a phone's extras
+        if file.format not in ("JPEG", "MPO") and pictures > 1:  # MPO: a JPEG with further pictures of a phone
             raise ValueError(f"it holds {pictures} pictures, expected one")
         if file.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
             raise ValueError(f"its colours are {file.mode}, expected grey or RGB")
@@ -76,7 +84,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
 
 
 def bits_of_sample(file: Image.Image) -> int:
-    """Bits of a value in an open PNG or TIFF file, from its header; 8 for other formats, which have no more."""
+    """Return the bits per sample of an open PNG or TIFF file, from its header; 8 for other formats."""
     if isinstance(file, TiffImagePlugin.TiffImageFile):
         return max(file.tag_v2.get(ExifTags.Base.BitsPerSample, (1,)))
     if isinstance(file, PngImagePlugin.PngImageFile):
@@ -86,7 +94,7 @@ def bits_of_sample(file: Image.Image) -> int:
 
 
 def check_name(name: str, where: str | Path) -> None:
-    """Raises ValueError for a name that can't be a file name: it is too long, not UTF-8, or a path."""
+    """Raise ValueError for a name that can't be a file name: too long, not UTF-8, or a path."""
     if any(sign in name for sign in "/\\\0") or name in ("", ".", ".."):
         raise ValueError(f"{where}: found the name {name!r}, expected one without a path")
     try:
@@ -101,9 +109,9 @@ def check_name(name: str, where: str | Path) -> None:
 
 
 def write_atomically(path: str | Path, *parts: bytes | memoryview) -> None:
-    """Writes the bytes of `parts` to `path` in one step: nobody finds half of them, not even after a crash."""
+    """Write the bytes of `parts` to `path` so that the file is complete or unchanged, even after a crash."""
     path = Path(path)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # of this process alone
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # unique to this process
     try:
         with open(temporary, "xb") as file:
             for part in parts:
@@ -116,19 +124,19 @@ def write_atomically(path: str | Path, *parts: bytes | memoryview) -> None:
         if not isinstance(error, OSError):
             raise
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
-        raise OSError(f"{path}: could not be written, what was there before is untouched: {reason}") from error
+        raise OSError(f"{path}: could not be written, the previous file is unchanged: {reason}") from error
     _sync_folder(path.parent)
 
 
-def remove_half_written(folder: str | Path) -> None:
-    """Removes what killed processes left of files that they were writing. Nobody may be writing in `folder`."""
+def remove_temporary_files(folder: str | Path) -> None:
+    """Remove the temporary files of killed processes. No process may be writing in `folder`."""
     for path in Path(folder).glob("**/.*.tmp"):
-        if HALF_WRITTEN.fullmatch(path.name):
+        if TEMPORARY_NAME.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename survive a power failure; Windows does that by itself and can't open folders."""
+    """Make a rename survive a power failure. Windows does so by itself and can't open folders."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -139,7 +147,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a CSV file as dicts of text; none if the file is not there."""
+    """Return the rows of a CSV file as dicts of text; [] if the file does not exist."""
     if not Path(path).exists():
         return []
     with reading(path), open(path, newline="", encoding="utf-8") as file:
@@ -147,7 +155,7 @@ def read_rows(path: str | Path) -> list[dict[str, str]]:
 
 
 def write_rows(path: str | Path, rows: list[dict[str, Any]]) -> None:
-    """Writes dicts as a CSV file, in one step. The columns are all keys in order of appearance; floats are exact."""
+    """Write dicts as a CSV file, atomically. The columns are all keys in order of appearance; floats are exact."""
     text = io.StringIO(newline="")
     if rows:
         columns = dict.fromkeys(key for row in rows for key in row)

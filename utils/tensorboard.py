@@ -12,20 +12,20 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from utils import distributed
-from utils.png import encode_png
+from utils.plots import encode_png
 
 
 class EventWriter:
-    """Writes TensorBoard's event files; of several processes only the main one does.
+    """Writes TensorBoard's event files, in the main process only.
 
-    A run resumed after `step` steps takes back what it had written beyond them. tensorboardX's own SummaryWriter hands
-    everything to a thread; when the disk is full that thread dies, and the run waits for it forever."""
+    A run resumed after `step` steps makes TensorBoard discard later events. tensorboardX's SummaryWriter writes in a
+    thread, which dies when the disk is full; the run would wait for it forever."""
 
     def __init__(self, folder: str | Path, step: int = 0):
         self.writer: EventsWriter | None = None
         if distributed.is_main():
             Path(folder).mkdir(exist_ok=True)
-            suffix = f".{os.getpid()}.{time.time_ns()}"  # a run stopped and resumed within a second has two files
+            suffix = f".{os.getpid()}.{time.time_ns()}"  # unique if a run resumes within a second
             self.writer = EventsWriter(str(Path(folder, "events")), suffix)
             self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
@@ -33,7 +33,7 @@ class EventWriter:
         self._write(step=step, summary=summary.scalar(tag, value))
 
     def add_image(self, tag: str, picture: np.ndarray, step: int) -> None:
-        """`picture`: uint8 (H, W, 3)."""
+        """Write a picture, uint8 (H, W, 3)."""
         height, width, _ = picture.shape
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encode_png(picture))
         self._write(step=step, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))

@@ -2,11 +2,11 @@
 
 Volumes are (S, H, W): slices, rows, columns. A spacing is in millimetres, in the same order.
 
-Two protocols judge a class of a case, and both are always reported:
-  transunet   the published one: prediction without ground truth (1, 0); otherwise, one or both empty, (0, 0);
+Two protocols score a class of a case, and both are always reported:
+  transunet   the published one: a prediction without ground truth (1, 0); otherwise, one or both empty, (0, 0);
               HD95 in voxels
   strict      both empty: not counted (NaN); one empty: Dice 0 and HD95 the diagonal of the volume;
-              HD95 in millimetres where the spacing is known, else in voxels
+              HD95 in millimetres if the spacing is known, else in voxels
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import zoom
+from scipy.ndimage import find_objects, zoom
 from scipy.spatial import KDTree
 
-SCORE_NAMES = ("dice_transunet", "hd95_transunet", "dice_strict", "hd95_strict")
-HD95_NAMES = ("hd95_transunet", "hd95_strict")
+from utils.errors import check_same_shape
 
 Spacing = Sequence[float] | np.ndarray | None  # mm along each axis
 Network = Callable[[torch.Tensor], torch.Tensor]
@@ -30,37 +29,36 @@ Network = Callable[[torch.Tensor], torch.Tensor]
 
 
 def dice(pred: np.ndarray, label: np.ndarray) -> float:
-    """Dice score of two boolean masks; 0 where both are empty."""
+    """Return the Dice score of two boolean masks; 0 if both are empty."""
     total = np.count_nonzero(pred) + np.count_nonzero(label)
     return 2 * np.count_nonzero(pred & label) / total if total else 0.0
 
 
 def hd95(pred: np.ndarray, label: np.ndarray, spacing: Spacing = None) -> float:
-    """95th percentile of the distances between the surfaces of two boolean masks of equal shape, both ways pooled.
+    """Return the 95th percentile of the distances between the surfaces of two boolean masks, both directions pooled.
 
     Equals medpy's hd95 with connectivity 1, but finds the nearest surface voxel with a k-d tree, whose cost grows with
     the surfaces. The cost of medpy's distance transform grows with the box around both objects, which a single stray
     voxel can extend to the whole volume.
+
+    Raises ValueError if one mask is empty.
     """
     scale = np.ones(pred.ndim) if spacing is None else np.asarray(spacing, dtype=float)
     points = []
     for name, mask in (("prediction", pred), ("label", label)):
         if not mask.any():
-            raise ValueError(f"HD95 needs two objects, the {name} is empty")
+            raise ValueError(f"HD95: found an empty {name}, expected two objects")
         points.append(_surface_points(mask) * scale)
-    # The trees are used once, and points on a grid are spread evenly: balancing would cost more than it saves.
+    # Each tree is used once and points on a grid are spread evenly, so balancing costs more than it saves.
     trees = [KDTree(p, balanced_tree=False, compact_nodes=False) for p in points]
     distances = [trees[1].query(points[0])[0], trees[0].query(points[1])[0]]
     return float(np.percentile(np.concatenate(distances), 95))
 
 
 def _surface_points(mask: np.ndarray) -> np.ndarray:
-    """Indices (n, ndim) of the voxels with a background neighbour across a face; outside the array is background."""
-    box = []
-    for axis in range(mask.ndim):
-        inside = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        box.append(slice(inside[0], inside[-1] + 1))
-    mask = mask[tuple(box)]
+    """Return the indices (n, ndim) of voxels with a background neighbour across a face; outside is background."""
+    (box,) = find_objects(mask.astype(np.uint8))
+    mask = mask[box]
     padded, interior = np.pad(mask, 1), mask.copy()
     for axis in range(mask.ndim):
         for neighbour in (slice(None, -2), slice(2, None)):
@@ -70,114 +68,126 @@ def _surface_points(mask: np.ndarray) -> np.ndarray:
     return np.argwhere(mask & ~interior) + [s.start for s in box]
 
 
-def calculate_metric_percase(
-    pred: np.ndarray,
-    label: np.ndarray,
-    protocol: str = "transunet",
-    spacing: Spacing = None,
-    distances: bool = True,
-) -> tuple[float, float]:
-    """(Dice, HD95) of one class of one case. Masks are foreground where > 0, and are not changed.
-
-    spacing    is used by the strict protocol only: the published one measures in voxels
-    distances  False leaves HD95 out, as NaN, where it would have to be measured: that takes most of the time
-    """
-    if protocol not in ("transunet", "strict"):
-        raise ValueError(f"unknown protocol {protocol!r}, expected 'transunet' or 'strict'")
-    pred, label = np.asarray(pred) > 0, np.asarray(label) > 0
-    if pred.shape != label.shape:
-        raise ValueError(f"prediction and label differ in shape: {pred.shape} and {label.shape}")
-    some_pred, some_label = pred.any(), label.any()
-    if some_pred and some_label:
-        distance = hd95(pred, label, spacing if protocol == "strict" else None) if distances else np.nan
-        return dice(pred, label), distance
-    if protocol == "transunet":
-        return (1.0, 0.0) if some_pred else (0.0, 0.0)
-    if not some_pred and not some_label:
-        return np.nan, np.nan
-    return 0.0, float(np.linalg.norm(np.multiply(pred.shape, 1 if spacing is None else spacing)))
-
-
 # ---- one case
+
+
+def score_structure(
+    pred: np.ndarray, label: np.ndarray, spacing: Spacing = None, distances: bool = True
+) -> dict[str, float]:
+    """Return every score of one structure of one case, from two boolean masks. A further metric is a further entry.
+
+    distances  False leaves out HD95, which takes most of the time
+    """
+    some_pred, some_label = pred.any(), label.any()
+    overlap, voxels, strict = dice(pred, label), 0.0, np.nan
+    if distances and some_pred and some_label:
+        voxels = hd95(pred, label)
+        strict = voxels if spacing is None else hd95(pred, label, spacing)
+    elif some_pred or some_label:
+        strict = float(np.linalg.norm(np.multiply(pred.shape, 1 if spacing is None else spacing)))
+    scores = {
+        "dice_transunet": 1.0 if some_pred and not some_label else overlap,
+        "hd95_transunet": voxels,
+        "dice_strict": overlap if some_pred or some_label else np.nan,
+        "hd95_strict": strict,
+    }
+    return {name: value for name, value in scores.items() if distances or not name.startswith("hd95")}
+
+
+SCORE_NAMES = tuple(score_structure(*np.zeros((2, 1), bool)))
 
 
 def score_case(
     pred: np.ndarray, label: np.ndarray, num_classes: int, spacing: Spacing = None, distances: bool = True
 ) -> dict[str, np.ndarray]:
-    """Scores of a case by both protocols: for each of SCORE_NAMES an array with the values of class 1, 2, ...
+    """Return the scores of a case: for each name in `score_structure` an array with the values of class 1, 2, ...
 
-    distances  False leaves HD95 out, as NaN: it takes most of the time"""
-    rows = []
-    for c in range(1, num_classes):
-        masks = pred == c, label == c
-        published = calculate_metric_percase(*masks, distances=distances)
-        same = spacing is None and masks[0].any() and masks[1].any()  # the protocols differ in nothing
-        strict = published if same else calculate_metric_percase(*masks, "strict", spacing, distances)
-        rows.append((*published, *strict))
-    scores = dict(zip(SCORE_NAMES, np.array(rows).T, strict=True))
-    return scores if distances else scores | {name: np.full(len(rows), np.nan) for name in HD95_NAMES}
-
-
-def evaluate_volume(
-    model: Network,
-    image: np.ndarray,
-    label: np.ndarray,
-    num_classes: int,
-    patch_size: Sequence[int],
-    spacing: Spacing = None,
-    distances: bool = True,
-    **options: Any,
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Predicted labels of a case and its scores (`predict_volume`, which takes `options`, and `score_case`)."""
-    pred = predict_volume(model, image, patch_size, **options)
-    return pred, score_case(pred, label, num_classes, spacing, distances)
+    pred, label  class numbers (S, H, W); ValueError if their shapes differ
+    """
+    check_same_shape(pred, label, "label")
+    structures = [score_structure(pred == c, label == c, spacing, distances) for c in range(1, num_classes)]
+    return {name: np.array([scores[name] for scores in structures]) for name in structures[0]}
 
 
 def summarize_cases(cases: list[dict[str, np.ndarray]]) -> dict[str, Any]:
-    """Mean scores over cases, then over classes, of what `score_case` returned for each; NaN is not counted.
+    """Return the mean scores over cases, then over classes, of the results of `score_case`. NaN is not counted.
 
-    Returns SCORE_NAMES as floats, and under `classes` a list with the scores of class 1, 2, ... A score that is NaN in
-    every case (strict, a class that is nowhere) stays NaN.
+    The means are floats under the scores' names; `classes` is a list with the scores of class 1, 2, ... A score that is
+    NaN in every case (strict, a class that is nowhere) stays NaN.
     """
     if not cases:
         raise ValueError("no scores without a case")
-    by_class = {name: _mean_of_counted(np.array([case[name] for case in cases])) for name in SCORE_NAMES}
-    summary: dict[str, Any] = {name: float(_mean_of_counted(values)) for name, values in by_class.items()}
-    classes = range(len(by_class[SCORE_NAMES[0]]))
-    summary["classes"] = [{name: float(values[c]) for name, values in by_class.items()} for c in classes]
+    by_class = {name: _mean_without_nan(np.array([case[name] for case in cases])) for name in cases[0]}
+    summary: dict[str, Any] = {name: float(_mean_without_nan(values)) for name, values in by_class.items()}
+    rows = zip(*by_class.values(), strict=True)
+    summary["classes"] = [dict(zip(by_class, map(float, row), strict=True)) for row in rows]
     return summary
 
 
-def _mean_of_counted(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis without the NaNs; NaN where nothing is left."""
+def dice_of_structures(summary: dict[str, Any], names: Sequence[str]) -> dict[str, float]:
+    """Return {"dice_transunet <name>": Dice} of the classes 1, 2, ... in a result of `summarize_cases`."""
+    classes = zip(names, summary["classes"], strict=True)
+    return {f"dice_transunet {name}": scores["dice_transunet"] for name, scores in classes}
+
+
+def case_row(case: str, patient: str, values: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
+    """Return a row of test_volumes.csv: each score of each structure."""
+    columns = {f"{score} {name}": values[score][i] for i, name in enumerate(names) for score in SCORE_NAMES}
+    return {"name": case, "patient": patient, **columns}
+
+
+def unit_of_distances(measured: Sequence[bool]) -> str:
+    """Return the unit of the strict HD95, from whether the spacing of each volume is known."""
+    if all(measured):
+        return "mm"
+    return "mm, or voxels where the spacing is not known" if any(measured) else "voxels"
+
+
+def describe_scores(scores: dict[str, Any], rows: Sequence[tuple], names: Sequence[str], unit: str) -> list[str]:
+    """Return the lines of a test's log: both protocols, then each structure. `rows` are (case, scores) pairs."""
+    lines = [
+        f"{protocol} protocol: Dice {scores[f'dice_{protocol}']:.4f}, HD95 {scores[f'hd95_{protocol}']:.2f} {of}"
+        for protocol, of in (("transunet", "voxels"), ("strict", unit))
+    ]
+    for number, (name, structure) in enumerate(zip(names, scores["classes"], strict=True)):
+        hd95 = describe_hd95([{score: values[score][number] for score in SCORE_NAMES} for _, values in rows])
+        published = f"{structure['hd95_transunet']:.2f}"
+        remark = f" (published protocol {published})" if hd95 != published else ""
+        lines.append(f"  {name:15} Dice {structure['dice_transunet']:.4f}, HD95 {hd95 or 'not defined'}{remark}")
+    return lines
+
+
+def _mean_without_nan(values: np.ndarray) -> np.ndarray:
+    """Return the mean over the first axis without NaNs; NaN if there is nothing else."""
     counted = ~np.isnan(values)
     total, n = np.where(counted, values, 0).sum(0), counted.sum(0)
     return np.where(n > 0, total / np.maximum(n, 1), np.nan)
 
 
-# ---- what was missed
+# ---- missed structures
 
 
 def is_missed(scores: Mapping[str, float]) -> bool:
-    """Whether a class was in the truth and nothing of it was predicted, or none of it in its place.
+    """Return whether a structure exists in the truth and the prediction overlaps none of it.
 
-    The published protocol scores that as Dice 0 and HD95 0, like a class that is nowhere; strict tells them apart."""
-    published = scores["dice_transunet"], scores["hd95_transunet"]
-    return published == (0, 0) and scores.get("dice_strict", np.nan) == 0
+    The published protocol scores that as Dice 0 and HD95 0, like a structure that does not exist. The strict one
+    distinguishes the two."""
+    return scores["dice_transunet"] == scores["hd95_transunet"] == scores.get("dice_strict", np.nan) == 0
 
 
 def describe_hd95(cases: Iterable[Mapping[str, float]]) -> str:
-    """Mean HD95 in voxels of a class over the cases where both truth and prediction have it, and how many missed it:
-    "3.20", "missed", "3.20, missed in 1 of 4" (cases with the class), "" where no case tells."""
+    """Return the mean HD95 in voxels of a structure over the cases in which truth and prediction have it, as text.
+
+    The text counts the cases that missed it: "3.20", "missed", "3.20, missed in 1 of 4" (cases with the structure), or
+    "" if no case has it."""
     cases = list(cases)
     missed = sum(map(is_missed, cases))
-    strict = [scores.get("dice_strict", np.nan) for scores in cases]
-    invented = [scores["dice_transunet"] == 1 and value == 0 for scores, value in zip(cases, strict, strict=True)]
-    found = [
-        scores["hd95_transunet"]
-        for scores, value, only_predicted in zip(cases, strict, invented, strict=True)
-        if not np.isnan(value) and not only_predicted and not is_missed(scores)
-    ]
+    found = []
+    for scores in cases:
+        strict = scores.get("dice_strict", np.nan)
+        only_predicted = scores["dice_transunet"] == 1 and strict == 0
+        if not (np.isnan(strict) or only_predicted or is_missed(scores)):
+            found.append(scores["hd95_transunet"])
     if not found:
         return "missed" if missed else ""
     mean = f"{np.mean(found):.2f}"
@@ -196,14 +206,13 @@ def predict_volume(
     batch_size: int = 16,
     volume_resize: str = "labels",
 ) -> np.ndarray:
-    """Labels, uint8 in the image's shape, of a volume (S, H, W), `batch_size` slices at a time.
+    """Return the labels, uint8 in the image's shape, of a volume (S, H, W), predicted `batch_size` slices at a time.
 
-    model          (B, 1, *patch_size) float32 -> logits (B, classes, *patch_size); switched to eval mode by the caller
+    model          (B, 1, *patch_size) float32 -> logits (B, classes, *patch_size); the caller sets its eval mode
     volume_resize  "labels": argmax, then nearest zoom back (published); "logits": bilinear resize back, then argmax
+
     Every slice is zoomed to `patch_size` (cubic). An image (H, W) is predicted at its own size, as published.
     """
-    if volume_resize not in ("labels", "logits"):
-        raise ValueError(f"unknown volume_resize {volume_resize!r}, expected 'labels' or 'logits'")
     if image.ndim == 2:
         return predict_volume(model, image[None], image.shape, device, batch_size, volume_resize)[0]
     size, patch_size = image.shape[1:], tuple(patch_size)
@@ -212,7 +221,7 @@ def predict_volume(
         slices = zoom_cubic(image[start : start + batch_size], patch_size).astype(np.float32)
         logits = model(torch.from_numpy(slices)[:, None].to(device))
         if volume_resize == "logits" and size != patch_size:
-            # Corner-aligned, as the zoom that made the patch.
+            # corner-aligned, like the zoom to the patch
             logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=True)
         labels = logits.argmax(1).to(torch.uint8).cpu().numpy()
         batches.append(zoom_nearest(labels, size))
@@ -220,9 +229,9 @@ def predict_volume(
 
 
 def zoom_cubic(slices: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """scipy.ndimage.zoom(order=3) of every slice of (S, h, w) to `size`, in the type of `slices`.
+    """Return scipy.ndimage.zoom(order=3) of every slice of (S, h, w) to `size`, in the dtype of `slices`.
 
-    The cubic zoom is linear and separable, so two matrices do it: one from the left, one from the right, in float64.
+    The cubic zoom is linear and separable, so it is a product with one matrix from each side, in float64.
     """
     if slices.shape[1:] == tuple(size):
         return slices
@@ -231,7 +240,7 @@ def zoom_cubic(slices: np.ndarray, size: Sequence[int]) -> np.ndarray:
 
 
 def zoom_nearest(slices: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """scipy.ndimage.zoom(order=0) of every slice of (S, h, w) to `size`."""
+    """Return scipy.ndimage.zoom(order=0) of every slice of (S, h, w) to `size`."""
     if slices.shape[1:] == tuple(size):
         return slices
     rows, columns = (_nearest_index(n, m) for n, m in zip(slices.shape[1:], size, strict=True))
@@ -241,11 +250,11 @@ def zoom_nearest(slices: np.ndarray, size: Sequence[int]) -> np.ndarray:
 
 @cache
 def _cubic_matrix(n: int, m: int) -> np.ndarray:
-    """The matrix (m, n) of a cubic zoom from n to m samples: its columns are the zoomed unit vectors."""
+    """Return the matrix (m, n) of a cubic zoom from n to m samples. Its columns are the zoomed unit vectors."""
     return np.stack([zoom(unit, m / n, order=3) for unit in np.eye(n)], axis=1)
 
 
 @cache
 def _nearest_index(n: int, m: int) -> np.ndarray:
-    """For each of m samples its source among n, counted from 1; 0 where the zoom rounds past the end and gives zero."""
+    """Return for each of m samples its source among n, counted from 1, or 0 where the zoom rounds past the end."""
     return zoom(np.arange(1, n + 1), m / n, order=0)

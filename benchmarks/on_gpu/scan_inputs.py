@@ -1,21 +1,24 @@
-"""What the parts share: the network's shapes, inputs that are made on the GPU, and clocks."""
+"""Shared by the parts: inputs of the scan that are made on the GPU, clocks, and rows that may fail."""
 
 import statistics
+import traceback
+from collections import Counter
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.common import STAGES
 from models.cross_scan import reference
-from models.cross_scan.inputs import GatedInputs, ScanInputs
+from models.cross_scan.problems import GatedInputs, ScanInputs
 
-STAGES = {0: (64, 192, 6, 3), 1: (32, 384, 12, 4), 2: (16, 768, 24, 4), 3: (8, 1536, 48, 4)}  # side, I, R, blocks
 N = 16
 EPS = 1e-5  # of the norm after the scan
+DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 Shape = tuple[int, int, int, int, int | None, int]  # b, H, W, I, R, N
-Clock = Callable[[Callable], float]  # milliseconds of a call
 
 
 def shape_of(stage: int, b: int) -> Shape:
@@ -23,12 +26,8 @@ def shape_of(stage: int, b: int) -> Shape:
     return b, side, side, I, R, N
 
 
-def short(dtype: torch.dtype) -> str:
-    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
-
-
 def make_inputs(shape: Shape, dtype: torch.dtype, seed: int = 0) -> ScanInputs:
-    """Inputs drawn on the GPU, rounded to bfloat16 so that all dtypes see the same numbers; dt, B, C are views."""
+    """Draw inputs on the GPU, rounded to bfloat16 so that all dtypes get the same numbers. dt, B, C are views."""
     b, H, W, I, R, states = shape
     torch.manual_seed(seed)
     small = reference.make_inputs(1, 1, 1, I, states, R, seed=seed)
@@ -41,14 +40,14 @@ def make_inputs(shape: Shape, dtype: torch.dtype, seed: int = 0) -> ScanInputs:
 
 
 def make_gated_inputs(shape: Shape, dtype: torch.dtype) -> GatedInputs:
-    """The same with a gate, and a norm that changes nothing else."""
+    """Draw the same with a gate, and a norm with weight 1 and bias 0."""
     inputs = make_inputs(shape, dtype)
     I = inputs.x.shape[-1]
     return inputs.gated(torch.randn_like(inputs.x), torch.ones(I, device="cuda"), torch.zeros(I, device="cuda"))
 
 
 def median_ms(function: Callable, repeats: int = 20, warmup: int = 3) -> float:
-    """Median device time of a call, in ms."""
+    """Return the median device time of a call, in ms."""
     for _ in range(warmup):
         function()
     times = []
@@ -63,7 +62,7 @@ def median_ms(function: Callable, repeats: int = 20, warmup: int = 3) -> float:
 
 
 def graph_ms(function: Callable, calls: int = 10, repeats: int = 20) -> float:
-    """Median device time of a call inside a CUDA graph of several, in ms."""
+    """Return the median device time of a call inside a CUDA graph of several, in ms."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -77,34 +76,32 @@ def graph_ms(function: Callable, calls: int = 10, repeats: int = 20) -> float:
     return median_ms(graph.replay, repeats) / calls
 
 
+def row_or_failure(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """Return the cells that `function` measures, or its error: one row must not stop the others."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        traceback.print_exc()
+        return {"failed": f"{type(error).__name__}: {error}"[:80]}
+    finally:
+        torch.cuda.empty_cache()
+
+
 def forward_backward(scan: ModuleType, inputs: GatedInputs) -> None:
-    """The gated scan and its gradients, as in training."""
+    """Compute the gated scan and its gradients, as in training."""
     out, y, saved = scan.gated_forward(inputs, EPS)
     scan.gated_backward(out, y, saved, inputs, EPS)
 
 
-def gated_ms(scan: ModuleType, inputs: GatedInputs, clock: Clock) -> tuple[float, float, float]:
-    """Time of a backend's gated scan in ms: inference, forward of training, backward."""
-    _, y, saved = scan.gated_forward(inputs, EPS)
-    grad = torch.randn_like(y)
-    infer = clock(lambda: scan.gated_forward(inputs, EPS, save=False))
-    forward = clock(lambda: scan.gated_forward(inputs, EPS))
-    return infer, forward, clock(lambda: scan.gated_backward(grad, y, saved, inputs, EPS))
-
-
-def longest_kernels(function: Callable, shown: int, calls: int = 5) -> list[dict]:
-    """Rows (kernel, ms) of the kernels that take longest in one call of the function."""
+def longest_kernels(function: Callable, count: int, calls: int = 5) -> list[dict]:
+    """Return rows (kernel, ms) of the `count` kernels that take longest in a call."""
     function()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiled:
         for _ in range(calls):
             function()
         torch.cuda.synchronize()
-    times: dict[str, float] = {}
+    times = Counter[str]()
     for event in profiled.key_averages():
-        ms = getattr(event, "self_device_time_total", 0) / 1e3 / calls
-        if ms > 0:
-            name = event.key.split("<")[0].split("(")[0][-36:]
-            times[name] = times.get(name, 0) + ms
-    longest = sorted(times, key=lambda name: times[name], reverse=True)[:shown]
-    return [{"kernel": name, "ms": times[name]} for name in longest]
+        times[event.key.split("<")[0].split("(")[0][-36:]] += event.self_device_time_total / 1e3 / calls
+    return [{"kernel": name, "ms": ms} for name, ms in times.most_common(count) if ms > 0]
