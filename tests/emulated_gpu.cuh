@@ -1,4 +1,4 @@
-// In place of `models/cross_scan/instructions.cuh`: CUDA's words and instructions in plain C++, so that the kernels run on
+// In place of `models/kernels/instructions.cuh`: CUDA's words and instructions in plain C++, so that the kernels run on
 // a CPU. The threads of a block are fibers that take turns: each thread runs until it has to wait for its warp, each warp
 // until it has to wait for the block. What depends on their order, which can be reversed, lacks a barrier. Shared memory
 // begins as NaN.

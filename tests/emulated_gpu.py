@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from models.cross_scan import nvrtc
+from models.kernels import nvrtc
 
 OLDEST = 12  # g++, for _Float16
 OPTIONS = ("-std=c++17", "-O2", "-march=native", "-fno-strict-aliasing", "-ffp-contract=off", "-w", "-shared", "-fPIC")

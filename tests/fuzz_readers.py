@@ -24,18 +24,19 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from configs.config_setting import ISICConfig  # noqa: E402
-from configs.stored import config_of_run  # noqa: E402
+from configs.resolve import resolve  # noqa: E402
 from datasets.downloads import zip_members  # noqa: E402
-from datasets.isic import read_image, read_mask  # noqa: E402
+from datasets.image_reading import read_image  # noqa: E402
+from datasets.masks import read_mask  # noqa: E402
 from datasets.synapse import SynapseSlices, SynapseVolumes, read_list  # noqa: E402
 from datasets.transforms import RandomGenerator  # noqa: E402
 from datasets.volume_sources import read_arrays  # noqa: E402
 from inference.inputs import search  # noqa: E402
-from inference.volumes import read_volume  # noqa: E402
+from inference.volume_inputs import read_volume  # noqa: E402
 from models.weights.packed import pack_weights  # noqa: E402
 from utils.files import read_rows  # noqa: E402
 from utils.runs.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
-from utils.runs.weights import read_checkpoint  # noqa: E402
+from utils.runs.named_weights import read_checkpoint  # noqa: E402
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (9, 7, 3), dtype=np.uint8)
 LABELS = (PIXELS[..., 0] > 99).astype(np.float32)
@@ -132,18 +133,18 @@ def as_input(path):
         for number in (1, 2):
             (path.parent / f"{number}.dcm").write_bytes(dicom(number))
     found = search([path.parent if path.suffix == ".dcm" else path])
-    if found.left_out or not found.inputs:
-        raise ValueError(f"left out: {found.left_out}")
+    if found.exclusions or not found.inputs:
+        raise ValueError(f"left out: {found.exclusions}")
     for item in found.inputs:
         read_volume(item)
 
 
 def members(path):
-    return [member.read() for member in zip_members(path)]
+    return [member.read_bytes() for member in zip_members(path)]
 
 
 def stored_config(path):
-    return config_of_run(ISICConfig(resume=str(path.parent)))
+    return resolve(ISICConfig(resume=str(path.parent)))
 
 
 READERS = {  # name of the file, a good one, what reads it

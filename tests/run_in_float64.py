@@ -10,8 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import training  # noqa: E402
 from utils.runs import checkpoint  # noqa: E402
-from utils.runs.command_line import run_command  # noqa: E402
+from utils.runs.command_line import run  # noqa: E402
 
 
 class Doubled:
@@ -32,22 +33,22 @@ class Doubled:
 
 
 def in_double(loop):
-    return lambda model, loader, *rest: loop(model, Doubled(loader), *rest)
+    return lambda model, loader, *rest, **options: loop(model, Doubled(loader), *rest, **options)
 
 
 def write_late(*arguments):
     time.sleep(1)
-    write_packed(*arguments)
+    write_atomically(*arguments)
 
 
-write_packed, checkpoint.write_packed = checkpoint.write_packed, write_late
+write_atomically, checkpoint.write_atomically = checkpoint.write_atomically, write_late
 script = importlib.import_module(sys.argv.pop(1).removesuffix(".py"))
-build_model, train_one_epoch = script.build_model, script.train_one_epoch
-script.build_model = lambda config: build_model(config).double()
+build_model, train_one_epoch = training.build_model, script.train_one_epoch
+training.build_model = lambda config: build_model(config).double()
 script.train_one_epoch = in_double(train_one_epoch)
 if script.__name__ == "train":
     script.evaluate = in_double(script.evaluate)
-    run_command(script.main, script.ISICConfig, script.parse_config)
+    run(script.main, script.ISICConfig, script.resolve)
 else:
-    script.test = lambda *args: None  # volumes go through the network in float32
-    run_command(script.main, script.SynapseConfig, script.parse_config)
+    script.test = lambda session: None  # volumes go through the network in float32
+    run(script.main, script.SynapseConfig, script.resolve)

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import tyro
 from filelock import FileLock
 
 import experiments
@@ -17,22 +16,24 @@ import train
 import train_synapse
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
-from configs.earlier_runs import find_runs
 from configs.optim import OPTIMIZERS, SCHEDULERS
-from configs.recipes import RECIPES, parse_config
+from configs.recipes import RECIPES
+from configs.resolve import resolve
 from datasets.demo import make_demo_isic, make_demo_synapse
-from tests.made_runs import make_run
+from report.paper import ROWS, differences, initial_weights
+from report.records import Record
+from report.run_index import find_runs
+from tests.report.made_runs import make_run
 from tests.tiny import NETWORK_FLAGS
 from utils.files import read_rows
-from utils.optim import optimization_values
-from utils.report.published import ROWS, differences, initial_weights
-from utils.report.records import Record
+from utils.optimizers import optimization_values
+from utils.runs.training_state import TrainingState
 
 SMALL = [*NETWORK_FLAGS, *"--image-size 32 --batch-size 4 --num-workers 0 --device cpu --epochs 2".split()]
 
 
 def in_this_process(command):
-    train.main(tyro.cli(ISICConfig, args=command[2:]))
+    train.main(resolve(ISICConfig, command[2:]))
     return 0
 
 
@@ -67,9 +68,9 @@ def test_seeds_are_run_recognised_and_resumed(tmp_path, monkeypatch):
             finish_epoch(progress, row, *args)
             raise KeyboardInterrupt
 
-        finish_epoch = train.Progress.finish_epoch
+        finish_epoch = TrainingState.finish_epoch
         with monkeypatch.context() as patch:
-            patch.setattr(train.Progress, "finish_epoch", stop_after_one)
+            patch.setattr(TrainingState, "finish_epoch", stop_after_one)
             return launch(parts)
 
     monkeypatch.setattr(experiments, "launch", killed)
@@ -178,16 +179,16 @@ def test_a_run_with_other_rows_of_the_optimizer_is_another_run(tmp_path):
     assert state == "start"
 
 
-def test_runs_from_before_there_were_recipes_are_resumed(tmp_path):
+def test_runs_are_resumed_that_lack_later_fields_but_not_those_with_unknown_ones(tmp_path):
     folder = make_run(tmp_path / "old", [0.8, 0.6], seed=1)
     (folder / "metrics.json").unlink()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config.pop("recipe")
+    for field in ("recipe", "threshold"):
+        config.pop(field)
     (folder / "config.json").write_text(json.dumps(config))
     ((_, state, _),) = experiments.plan("isic17-none", [1], str(tmp_path), [])
     assert state == "resume"
-    config.pop("threshold")
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config | {"unknown": 1}))
     ((_, state, _),) = experiments.plan("isic17-none", [1], str(tmp_path), [])
     assert state == "start"
 
@@ -232,7 +233,7 @@ def test_a_training_that_was_stopped_stops_the_others(tmp_path, monkeypatch, cap
     started = []
     monkeypatch.setattr(experiments, "launch", lambda command: started.append(command) or 75)
     assert run("isic17-none", "--seeds", 1, 2, "--work-dir", tmp_path) == 130
-    assert len(started) == 1 and "the same command goes on from here" in caplog.text
+    assert len(started) == 1 and "stopped" in caplog.text
 
 
 def test_launch_returns_the_status_of_a_process_of_its_own():
@@ -244,7 +245,7 @@ def test_a_stopped_command_lets_its_training_save_and_end(tmp_path):
     training = f"{saves}; open('started', 'w'); time.sleep(60)"
     launch = f"experiments.launch([sys.executable, '-c', {training!r}])"
     command = f"import experiments, sys; experiments.stop_on_sigterm(); {launch}"
-    path = {**os.environ, "PYTHONPATH": str(experiments.ROOT)}
+    path = {**os.environ, "PYTHONPATH": str(experiments.REPOSITORY)}
     process = subprocess.Popen([sys.executable, "-c", command], cwd=tmp_path, env=path)
     while not (tmp_path / "started").exists():
         assert process.poll() is None
@@ -270,7 +271,7 @@ def test_published_values_alone_are_comparable():
     assert differences(config, defaults, 808) == []
     assert differences(config | {"lr": 0.1, "dims": [1, 2]}, defaults, 808) == [
         "dims is 1 2, published 96 192 384 768",
-        "lr is 0.1, published none",
+        "lr is 0.1, published 0.001",
     ]
     assert differences(config, defaults, 100) == ["tested on 100 images or volumes, published 808"]
 
@@ -282,8 +283,8 @@ def test_a_finished_run_on_prepared_volumes_is_recognised_by_what_its_folder_say
     (data / "preparation.json").write_text(json.dumps(record))
     flags, work = ["--data-path", str(data), *SMALL[:-1], "1"], str(tmp_path / "runs")
     arguments = experiments.arguments_of("acdc-none", 7, work, flags)
-    train_synapse.main(parse_config(SynapseConfig, arguments))
+    train_synapse.main(resolve(SynapseConfig, arguments))
     (record,) = find_runs(work)
     assert record.row == "acdc-none" and record.class_names == list("abcdefgh")
-    assert record.config["scaling"] == "percentiles" and record.recipe == "stable"
+    assert record.config["scaling"] == "percentiles" and record.config["recipe"] == "stable"
     assert experiments.plan("acdc-none", [7], work, flags) == [(7, f"finished in {record.folder}", None)]

@@ -11,16 +11,17 @@ import pytest
 import torch
 
 import export
+from configs.build import build_model
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
-from configs.network import build_model
-from export import OF_NO_NETWORK, TOLERANCE, ExportConfig, load
+from export import NON_MODEL_FIELDS, TOLERANCE, ExportConfig, load
 from inference.trained import load_trained
-from models.cross_scan import exportable, reference
+from models.cross_scan import reference
+from models.cross_scan.export import exportable
 from tests.tiny import TRAINING
-from utils.runs import shipped
+from utils.runs import named_weights
 from utils.runs.checkpoint import save_checkpoint
-from utils.runs.weights import read_checkpoint
+from utils.runs.named_weights import read_checkpoint
 
 # one scan: every further one takes seconds to export
 SMALL = TRAINING | dict(
@@ -32,27 +33,24 @@ SIZES = [(1, 64, 64), (3, 64, 96), (2, 33, 70), (1, 131, 65)]
 ALONE = """
 import sys, torch
 file, images, extra = sys.argv[1], torch.load(sys.argv[2]), {"metadata.json": ""}
-if sys.argv[3] == "torchscript":
-    call = torch.jit.load(file, _extra_files=extra)
-else:
-    call = torch.export.load(file, extra_files=extra).module()
+call = torch.export.load(file, extra_files=extra).module()
 with torch.inference_mode():
     found = [call(batch) for batch in images]
 metadata = extra["metadata.json"]
-torch.save([found, metadata if isinstance(metadata, str) else metadata.decode()], sys.argv[4])
+torch.save([found, metadata if isinstance(metadata, str) else metadata.decode()], sys.argv[3])
 assert not {name.split(".")[0] for name in sys.modules} & {"models", "utils", "configs", "export"}
 """
 
 
-@pytest.fixture(scope="module", params=["onnx", "torchscript", "torch"])
+@pytest.fixture(scope="module", params=["onnx", "torch"])
 def exported(request, tmp_path_factory):
-    """(format, file, checkpoint, network): TorchScript's network is one for slices of volumes."""
+    """(format, file, checkpoint, network): that of torch.export is for slices of volumes."""
     if request.param == "onnx":
         pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
     logging.getLogger("torch.__trace").setLevel(logging.WARNING)  # or pytest keeps every guard of every size
     folder = tmp_path_factory.mktemp("export")
-    config = (SynapseConfig if request.param == "torchscript" else ISICConfig)(**SMALL)
+    config = (SynapseConfig if request.param == "torch" else ISICConfig)(**SMALL)
     torch.manual_seed(0)
     network = build_model(config).eval()
     with torch.no_grad():
@@ -88,13 +86,13 @@ def test_any_size_and_batch_gives_the_same_probabilities_without_this_repository
         found = list(map(load(file.read_bytes(), format), images))
     else:
         torch.save(images, tmp_path / "images.pt")
-        arguments = [file, tmp_path / "images.pt", format, tmp_path / "found.pt"]
+        arguments = [file, tmp_path / "images.pt", tmp_path / "found.pt"]
         subprocess.run([sys.executable, "-c", ALONE, *map(str, arguments)], check=True, cwd=tmp_path, timeout=120)
         found, metadata = torch.load(tmp_path / "found.pt")
         metadata = json.loads(metadata)
         assert metadata["image_size"] == 64 and metadata["num_classes"] == network.num_classes
-        if network.num_classes == 9:
-            assert metadata["class_names"][:2] == ["background", "aorta"] and "-125..275" in metadata["preprocessing"]
+        assert network.num_classes == 9
+        assert metadata["class_names"][:2] == ["background", "aorta"] and "-125..275" in metadata["preprocessing"]
     for probabilities, right in zip(found, expected, strict=True):
         assert right.std() > 0.01
         torch.testing.assert_close(probabilities, right, atol=TOLERANCE, rtol=0)
@@ -125,16 +123,16 @@ def test_the_graph_holds_standard_operators_and_does_not_grow(exported):
 
 def test_files_are_not_overwritten(exported):
     format, file, checkpoint, _ = exported
-    with pytest.raises(ValueError, match="there is such a file"):
+    with pytest.raises(ValueError, match="--output .*network: found"):
         export.main(ExportConfig(checkpoint=str(checkpoint), format=format, output=str(file)))
 
 
 def test_a_file_that_computes_something_else_is_not_written(exported, tmp_path, monkeypatch):
     format, _, checkpoint, _ = exported
-    if format != "torchscript":
+    if format != "torch":
         pytest.skip("the same for all formats")
     monkeypatch.setattr(export.Exported, "forward", lambda self, images: images.sigmoid())
-    with pytest.raises(ValueError, match="differs by .* nothing is written"):
+    with pytest.raises(ValueError, match=f"--format {format}: .*{TOLERANCE:.0e}"):
         export.main(ExportConfig(checkpoint=str(checkpoint), format=format, output=str(tmp_path / "wrong")))
     assert not (tmp_path / "wrong").exists()
 
@@ -162,19 +160,19 @@ def test_packed_weights_hold_what_is_known_of_the_network_and_nothing_of_the_mac
         export.main(ExportConfig(checkpoint=str(run), format="weights"))
     file = run / "checkpoints/best.h5"  # beside the checkpoint
     again, config, checkpoint = load_trained(file)
-    assert b"someone" not in file.read_bytes() and not OF_NO_NETWORK & checkpoint.config.keys()
+    assert b"someone" not in file.read_bytes() and not NON_MODEL_FIELDS & checkpoint.config.keys()
     assert (config.threshold, config.image_size, config.dims, config.num_workers) == (0.4, 64, SMALL["dims"], -1)
     about = checkpoint.about
     assert about["class_names"] == ["foreground"] and about["normalization"] == "minmax" and about["threshold"] == 0.4
     assert about["metrics"] == {"dsc": 0.9, "split": "val"} and about["epoch"] == 7
     assert about["initial_weights"] == "none"
     assert about["checkpoint_sha256"] == read_checkpoint(run).sha256
-    said = re.findall(r"(\d+ x 3 x \d+ x \d+): largest difference from this code (\S+)", caplog.text)
-    assert [size for size, _ in said] == ["1 x 3 x 64 x 64", "3 x 3 x 64 x 64", "2 x 3 x 77 x 57"]
+    logged = re.findall(r"(\d+ x 3 x \d+ x \d+): .* (\d\.\de-\d+)", caplog.text)
+    assert [size for size, _ in logged] == ["1 x 3 x 64 x 64", "3 x 3 x 64 x 64", "2 x 3 x 77 x 57"]
     (images,) = [batch for batch in export.sample_batches((), config, 3) if len(batch) == 3]
     with torch.inference_mode():
         difference = (again.predict(images) - network.predict(images)).abs().max().item()
-    assert f"{difference:.1e}" == said[1][1] and 0 < difference < 1e-2
+    assert f"{difference:.1e}" == logged[1][1] and 0 < difference < 1e-2
 
 
 def test_weights_packed_again_are_the_same_file(trained, tmp_path):
@@ -192,11 +190,11 @@ def test_scores_are_those_of_the_best_checkpoint_only(trained):
 
 def test_exports_of_a_shipped_network_go_to_the_working_directory(trained, tmp_path, monkeypatch):
     export.main(ExportConfig(checkpoint=str(trained[0]), format="weights", output=str(tmp_path / "vmunet_tiny.h5")))
-    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
-    monkeypatch.setitem(shipped.SHIPPED, "tiny", "vmunet_tiny.h5")
+    monkeypatch.setattr(named_weights, "FOLDER", tmp_path)
+    monkeypatch.setitem(named_weights.SHIPPED, "tiny", "vmunet_tiny.h5")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     export.main(ExportConfig(checkpoint="tiny", format="weights"))
     assert (tmp_path / "here/tiny.h5").read_bytes() == (tmp_path / "vmunet_tiny.h5").read_bytes()
-    with pytest.raises(ValueError, match="--output tiny.h5: there is such a file"):
+    with pytest.raises(ValueError, match="--output tiny.h5: found"):
         export.main(ExportConfig(checkpoint="tiny", format="weights"))

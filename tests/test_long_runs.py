@@ -1,6 +1,4 @@
-"""Long runs: a network that broke is not saved, and memory does not grow with the data."""
-
-import weakref
+"""Long runs: a network that broke is not saved."""
 
 import pytest
 import torch
@@ -8,11 +6,10 @@ import torch
 import train
 from configs.config_setting import ISICConfig
 from datasets.demo import make_demo_isic
-from engine import Execution, evaluate
 from tests.tiny import TRAINING
 from utils.errors import NonFiniteLossError
-from utils.losses import BceDiceWithLogitsLoss
-from utils.runs.run import stop_log
+from utils.runs.run_folder import stop_log
+from utils.runs.training_state import TrainingState
 
 
 @pytest.fixture(scope="module")
@@ -28,32 +25,17 @@ def config(data, tmp_path, **changes):
 
 @pytest.mark.parametrize("spoil", ["weights", "score"])
 def test_weights_or_scores_that_are_not_finite_are_not_saved(spoil, data, tmp_path, monkeypatch):
-    finish_epoch = train.Progress.finish_epoch
+    finish_epoch = TrainingState.finish_epoch
 
-    def spoilt(progress, row, loss, *rest):
-        if row["epoch"] == 2 and spoil == "weights":
-            next(progress.model.parameters()).data[0] = float("nan")
-        finish_epoch(progress, row, float("nan") if row["epoch"] == 2 and spoil == "score" else loss, *rest)
+    def spoilt(training, scores, selected_by, *rest):
+        second = training.epoch == 1
+        if second and spoil == "weights":
+            next(training.model.parameters()).data[0] = float("nan")
+        finish_epoch(training, scores, float("nan") if second and spoil == "score" else selected_by, *rest)
 
-    monkeypatch.setattr(train.Progress, "finish_epoch", spoilt)
-    with pytest.raises(NonFiniteLossError, match="after epoch 2, which is not saved"):
+    monkeypatch.setattr(TrainingState, "finish_epoch", spoilt)
+    with pytest.raises(NonFiniteLossError, match="epoch 2"):
         train.main(config(data, tmp_path))
     stop_log()
     (path,) = tmp_path.glob("runs/*/checkpoints/latest.pth")
     assert torch.load(path, weights_only=True)["epoch"] == 1
-
-
-def test_validation_keeps_no_images():
-    alive, most = weakref.WeakSet(), []
-
-    def batches():
-        for i in range(20):
-            images = torch.rand(2, 1, 8, 8)
-            alive.add(images)
-            most.append(len(alive))
-            yield images, (images > 0.5).float(), [f"{i} a", f"{i} b"]
-            del images
-
-    execution = Execution(torch.device("cpu"), progress=False)
-    evaluate(torch.nn.Conv2d(1, 1, 1), batches(), BceDiceWithLogitsLoss(), execution)
-    assert max(most) <= 3

@@ -10,17 +10,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 # From the bottom up. A room may import itself and rooms of earlier lines, not its neighbours on the same line. The
-# longest name that fits a module is its room: utils.runs.run is in utils.runs, utils.files in utils.
+# longest name that fits a module is its room: utils.runs.run_folder is in utils.runs, utils.files in utils.
 LAYERS = [
     ["models"],  # a library, which is installed without the rest: it imports nothing of it
     ["utils"],
     ["utils.machine", "utils.runs"],
-    ["utils.report"],
-    ["configs"],
     ["datasets"],
+    ["configs"],
     ["engine"],
-    ["engine_synapse"],
-    ["inference", "cross_validation"],
+    ["engine_synapse", "report"],
+    ["inference", "cross_validation", "training"],
     ["train", "train_synapse", "predict", "app", "export", "experiments", "hubconf"],
     ["configs.config_own"],  # a config to copy, which is a script too: it calls train.main
     ["benchmarks"],
@@ -30,9 +29,9 @@ LAYER_OF = {room: number for number, rooms in enumerate(LAYERS) for room in room
 
 MAX_LINES = 450
 KERNELS = {  # which may be longer
-    "models/cross_scan/cpu_kernels.py",
-    "models/cross_scan/cuda_kernels.cu",
-    "models/cross_scan/triton_kernels.py",
+    "models/cross_scan/cpu/cpu_kernels.py",
+    "models/cross_scan/cuda/cuda_kernels.cu",
+    "models/cross_scan/triton/triton_kernels.py",
 }
 
 

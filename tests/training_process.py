@@ -13,7 +13,7 @@ import torch
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from tests.tiny import ROOT, TRAINING_FLAGS
-from utils.runs import usage
+from utils.runs.batches import USAGE
 
 FLAGS = ["--dataset", "demo", *TRAINING_FLAGS, "--print-interval", "1"]
 
@@ -70,7 +70,7 @@ def results(folder):
     found = {path.name: path.read_bytes() for path in tables}
     with open(folder / "metrics.csv", newline="") as file:
         found["metrics.csv"] = [
-            {name: value for name, value in row.items() if name not in usage.COLUMNS} for row in csv.DictReader(file)
+            {name: value for name, value in row.items() if name not in USAGE} for row in csv.DictReader(file)
         ]
     found["losses"] = losses(folder / "tensorboard")
     found["checkpoints"] = sorted(path.name for path in (folder / "checkpoints").iterdir() if path.suffix != ".tmp")

@@ -5,7 +5,7 @@ from PIL import Image
 
 import train
 from configs.config_own import OwnConfig
-from datasets.isic import parse_mask_values
+from datasets.masks import parse_mask_values
 from datasets.synthetic import lesion
 from tests.tiny import TRAINING
 from utils.files import read_rows

@@ -103,6 +103,6 @@ def test_of_two_processes_the_first_wins(tmp_path):
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
-    with pytest.raises(ValueError, match="mine exists but holds no synthetic data"):
+    with pytest.raises(ValueError, match="mine.*--data-path"):
         make_demo_isic(tmp_path / "mine")
     assert os.listdir(tmp_path / "mine") == []

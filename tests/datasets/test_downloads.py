@@ -6,7 +6,7 @@ from datasets.downloads import find_downloads
 
 
 def contents(source, folder="Set", pattern=r"\w+\.txt"):
-    return {name: file.read() for name, file in find_downloads(source, folder, pattern).items()}
+    return {name: file.read_bytes() for name, file in find_downloads(source, folder, pattern).items()}
 
 
 def write_zip(path, members):
@@ -28,7 +28,7 @@ def test_folders_and_archives_hold_the_same(tmp_path):
 
 def test_a_name_that_occurs_twice_is_refused(tmp_path):
     write_zip(tmp_path / "Set.zip", [("Set/one.txt", "1"), ("Set/other/one.txt", "2")])
-    with pytest.raises(ValueError, match="Set.zip holds 1 names twice: one.txt"):
+    with pytest.raises(ValueError, match="Set.zip.* 1 .*one.txt"):
         find_downloads(tmp_path, "Set", r"\w+\.txt")
 
 
@@ -37,7 +37,7 @@ def test_what_an_archive_says_of_its_sizes_is_not_trusted(tmp_path, monkeypatch)
     with zipfile.ZipFile(tmp_path / "Set.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("Set/one.txt", bytes(10_000_000))
     monkeypatch.setattr("datasets.downloads.LIMIT", 2**20)
-    with pytest.raises(ValueError, match="Set.zip/Set/one.txt cannot be read: it is larger than 1 MB"):
+    with pytest.raises(ValueError, match="Set.zip/Set/one.txt.* 1 MB"):
         contents(tmp_path)
 
 
@@ -47,5 +47,5 @@ def test_encrypted_members_are_named(tmp_path):
     content[content.index(b"PK\x01\x02") + 8] |= 1  # the flag in the central directory
     content[6] |= 1
     (tmp_path / "Set.zip").write_bytes(content)
-    with pytest.raises(ValueError, match="one.txt cannot be read: it is encrypted"):
+    with pytest.raises(ValueError, match="one.txt.*encrypted"):
         contents(tmp_path)

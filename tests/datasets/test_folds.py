@@ -81,12 +81,11 @@ FOLDS_OF_PATIENTS = [4, 1, 3, 2, 2, 4, 4, 0, 2, 0, 3, 1]
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(fold=3), r"fold is 3; expected 0..2 for folds 3"),
-        (dict(folds=12), r"folds is 12; expected 2..11, the number of images"),
-        (dict(folds=1), r"folds is 1; expected 2..11"),
-        (dict(fold_group="^DEMO"), r"folds is 3; expected 2..1, the number of groups of 11 images"),
-        (dict(fold_group="patient"), r"fold_group 'patient' matches nothing in the name DEMO_0000000"),
-        (dict(fold_group="("), r"fold_group is '\(', not a regular expression"),
+        (dict(folds=12), r"--folds.* 12, .* 2\.\.11"),
+        (dict(folds=1), r"--folds.* 1, .* 2\.\.11"),
+        (dict(fold_group="^DEMO"), r"--folds.* 3, .* 2\.\.1, .* 11"),
+        (dict(fold_group="patient"), r"--fold-group 'patient'.* DEMO_0000000"),
+        (dict(fold_group="("), r"--fold-group.* '\('"),
     ],
 )
 def test_impossible_folds_are_named(folder, changes, message):
@@ -97,20 +96,20 @@ def test_impossible_folds_are_named(folder, changes, message):
 def test_a_name_in_train_and_val_is_refused(tmp_path):
     flat_folder(tmp_path / "train", ["a", "b"])
     flat_folder(tmp_path / "val", ["b", "c"])
-    with pytest.raises(ValueError, match="1 names are in both train and val of .*: b; expected each once"):
+    with pytest.raises(ValueError, match=f"1 .*{tmp_path.name}: b;"):
         find_split(tmp_path, "train", fold_config(tmp_path))
 
 
 def test_missing_folders_and_lists_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="has no images and masks, nor train/images"):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path.name}.*train/images"):
         find_split(tmp_path, "train", fold_config(tmp_path))
     flat_folder(tmp_path / "train", ["a", "b"])
-    with pytest.raises(FileNotFoundError, match="has no folder test; expected train, val and test, or a list split"):
+    with pytest.raises(FileNotFoundError, match=f"--protocol holdout.*{tmp_path.name}.*split.csv"):
         find_split(tmp_path, "test", isic_config(tmp_path, protocol="holdout"))
     (tmp_path / "split.csv").write_text("name\na\n")
-    with pytest.raises(ValueError, match="split.csv has no columns id and holdout"):
+    with pytest.raises(ValueError, match="split.csv.* id and holdout"):
         find_split(tmp_path, "test", isic_config(tmp_path, protocol="holdout"))
     (tmp_path / "split.csv").write_text("id,holdout\na,train\nx,test\n")
-    with pytest.raises(ValueError, match="split.csv lists 1 pairs for test, 1 are not there: x"):
+    with pytest.raises(ValueError, match="split.csv.* 1 .* test, 1 .*: x"):
         find_split(tmp_path, "test", isic_config(tmp_path, protocol="holdout"))
     assert stems(tmp_path, "train", isic_config(tmp_path, protocol="holdout")) == ["a"]

@@ -1,4 +1,5 @@
 import io
+import re
 import struct
 import zlib
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.isic import ISICDataset, find_pairs, parse_mask_values, read_image, read_mask
+from datasets.image_reading import read_image
+from datasets.isic import ISICDataset, find_pairs
+from datasets.masks import parse_mask_values, read_mask
 from datasets.transforms import ISICTransform
 
 COLOURS = ((0, 0, 0), (255, 0, 0), (0, 0, 255))
@@ -63,7 +66,7 @@ def test_an_image_may_itself_end_in_segmentation(tmp_path):
 
 def test_files_without_a_partner_are_named(tmp_path):
     folders = make_folder(tmp_path, ["a.jpg", "b.jpg", "c.jpg"], ["b.png", "x.png"])
-    with pytest.raises(ValueError, match="3 files have no partner.*images/a.jpg, images/c.jpg, masks/x.png"):
+    with pytest.raises(ValueError, match="3 files.*images/a.jpg, images/c.jpg, masks/x.png"):
         find_pairs(*folders)
 
 
@@ -77,14 +80,14 @@ def test_of_many_files_the_first_are_named(tmp_path):
     "images, masks", [(["a.jpg", "a.png"], ["a.png"]), (["a.jpg"], ["a.png", "a_segmentation.png"])]
 )
 def test_a_stem_that_occurs_twice_is_named(tmp_path, images, masks):
-    with pytest.raises(ValueError, match="several files for one pair: a"):
+    with pytest.raises(ValueError, match=r"(images|masks).*: a\.\w+, a"):
         find_pairs(*make_folder(tmp_path, images, masks))
 
 
 def test_missing_and_empty_folders_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="images is not a folder"):
+    with pytest.raises(FileNotFoundError, match="images .*data/README.md"):
         find_pairs(tmp_path / "images", tmp_path / "masks")
-    with pytest.raises(ValueError, match="images holds no image"):
+    with pytest.raises(ValueError, match="images .*.png"):
         find_pairs(*make_folder(tmp_path, [], ["a.png"]))
 
 
@@ -130,14 +133,14 @@ def test_constant_mask(tmp_path, value, expected):
 
 def test_ambiguous_masks_are_refused(tmp_path):
     constant = save(tmp_path / "constant.png", np.full((4, 4), 128, np.uint8))
-    with pytest.raises(ValueError, match="constant.png holds only the value 128"):
+    with pytest.raises(ValueError, match="constant.png.* 128;.*--mask-values"):
         read_mask(constant)
     assert (read_mask(constant, mask_values=(0, 128)) == 255).all()
     classes = save(tmp_path / "classes.png", np.arange(16, dtype=np.uint8).reshape(4, 4) % 3)
-    with pytest.raises(ValueError, match="classes.png holds the values 0, 1, 2; expected two"):
+    with pytest.raises(ValueError, match="classes.png.* 0, 1, 2;.*--mask-values"):
         read_mask(classes)
     many = save(tmp_path / "many.png", np.arange(25, dtype=np.uint8).reshape(5, 5))
-    with pytest.raises(ValueError, match="many.png holds the values 0, 1, .* and 15 more"):
+    with pytest.raises(ValueError, match="many.png.* 0, 1, .* and 15 more"):
         read_mask(many)
 
 
@@ -177,7 +180,7 @@ def test_a_jpeg_mask_of_zeros_and_ones_is_refused_or_told_apart(tmp_path):
     """Compression adds noise, so that the values are no longer two, and none of them is foreground."""
     large = np.kron(lesion_mask(), np.ones((8, 8), np.uint8))
     path = save(tmp_path / "m.jpg", large)
-    with pytest.raises(ValueError, match="m.jpg holds values from 0 to [1-3], all of which would be background"):
+    with pytest.raises(ValueError, match="m.jpg.* 0 to [1-3],.*--mask-values 0 1"):
         read_mask(path)
     for values in ((0, 1), (1, 0)):
         mask = read_mask(path, 1, values)[0].numpy() >= 128
@@ -190,10 +193,10 @@ def test_a_jpeg_mask_of_zeros_and_ones_is_refused_or_told_apart(tmp_path):
 
 def test_unexpected_class_values_are_named(tmp_path):
     grey = save(tmp_path / "grey.png", np.array([[0, 128, 130]], np.uint8))
-    with pytest.raises(ValueError, match=r"grey.png holds the value 130; expected one of mask_values \(0, 128, 255\)"):
+    with pytest.raises(ValueError, match=r"grey.png.* 130; .*\(0, 128, 255\)"):
         read_mask(grey, 3, (0, 128, 255))
     rgb = save(tmp_path / "rgb.png", np.array([[(0, 0, 0), (1, 2, 3)]], np.uint8))
-    with pytest.raises(ValueError, match=r"rgb.png holds the value \(1, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"rgb.png.* \(1, 2, 3\)"):
         read_mask(rgb, 3, COLOURS)
 
 
@@ -201,12 +204,12 @@ def test_mask_values_of_a_config():
     assert parse_mask_values((), 1) == ()
     assert parse_mask_values(("0", "128"), 2) == (0, 128)
     assert parse_mask_values(("#000000", "#ff0000", "#0000FF"), 3) == COLOURS
-    with pytest.raises(ValueError, match="names 2 values; expected 3"):
+    with pytest.raises(ValueError, match="--mask-values.* 2, .* 3"):
         parse_mask_values(("0", "1"), 3)
-    with pytest.raises(ValueError, match="'red'"):
+    with pytest.raises(ValueError, match="--mask-values.*'red'"):
         parse_mask_values(("0", "red"), 2)
     for texts in (("0", "#ff0000"), ("5", "5")):
-        with pytest.raises(ValueError, match="expected different values, all grey or all colours"):
+        with pytest.raises(ValueError, match=f"--mask-values.*{texts[1]}"):
             parse_mask_values(texts, 2)
 
 
@@ -225,7 +228,7 @@ def test_every_kind_of_image_is_read_as_rgb(tmp_path):
 def test_a_broken_file_is_named(tmp_path):
     path = save(tmp_path / "a.png", np.random.default_rng(0).integers(0, 255, (40, 40), dtype=np.uint8))
     path.write_bytes(path.read_bytes()[:-600])
-    with pytest.raises(ValueError, match="a.png cannot be read"):
+    with pytest.raises(ValueError, match="a.png"):
         read_image(path)
 
 
@@ -260,13 +263,13 @@ def test_white_as_zero_is_heeded_at_any_depth(tmp_path, dtype):
 
 def test_colours_of_16_bits_are_refused_by_what_the_file_says(tmp_path):
     colours = np.random.default_rng(0).integers(0, 2**16, (30, 55, 3)).astype(np.uint16)
-    with pytest.raises(ValueError, match="deep.tif cannot be read: its colours have 16 bits, expected 8"):
+    with pytest.raises(ValueError, match="deep.tif.* 16 bits.* 8"):
         read_image(write_tiff(tmp_path / "deep.tif", colours, 2))
     content = bytearray(save_png_bytes(np.zeros((4, 4, 3), np.uint8)))
     content[24] = 16  # the bit depth
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     (tmp_path / "deep.png").write_bytes(content)
-    with pytest.raises(ValueError, match="deep.png cannot be read: its colours have 16 bits, expected 8"):
+    with pytest.raises(ValueError, match="deep.png.* 16 bits.* 8"):
         read_image(tmp_path / "deep.png")
     # 2160 bytes a row, and strips of 1602 and more bytes: only their numbers hold a 16
     eight = np.random.default_rng(0).integers(0, 256, (8, 720, 3), dtype=np.uint8)
@@ -294,8 +297,7 @@ def test_files_that_training_does_not_use_are_named(tmp_path, caplog):
     images, masks = make_folder(tmp_path, ["a.jfif", "b.webp", "c.gif"], ["a.png", "b.png"])
     (masks / "more").mkdir()
     assert [stem for stem, _, _ in find_pairs(images, masks)] == ["a", "b"]
-    assert "images: 1 pictures are not used; expected .png" in caplog.text and "c.gif" in caplog.text
-    assert "masks: 1 folders in it are not searched: more" in caplog.text
+    assert re.search("images: 1 .*c.gif", caplog.text) and re.search("masks: 1 .*more", caplog.text)
 
 
 # ---- the data set
@@ -347,5 +349,5 @@ def test_preloaded_items_are_the_same(tmp_path):
 def test_a_mask_of_other_size_is_named(tmp_path):
     dataset = make_dataset(tmp_path)
     save(tmp_path / "train" / "masks" / "i1_segmentation.png", np.zeros((6, 9), np.uint8))
-    with pytest.raises(ValueError, match="i1.png is 8x6 but its mask .*i1_segmentation.png is 9x6"):
+    with pytest.raises(ValueError, match="i1.png.* 8x6 .*i1_segmentation.png.* 9x6"):
         dataset[1]

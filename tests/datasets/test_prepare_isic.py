@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -16,8 +17,10 @@ from PIL import Image
 
 from datasets import prepare_isic
 from datasets.folds import find_split
-from datasets.isic import find_pairs, read_image, read_mask
-from datasets.prepare_isic import KNOWN_DUPLICATES, OFFICIAL, PrepareISIC, draw, draw_splits, leave_out, prepare
+from datasets.image_reading import read_image
+from datasets.isic import find_pairs
+from datasets.masks import read_mask
+from datasets.prepare_isic import KNOWN_DUPLICATES, OFFICIAL, PrepareISIC, draw, draw_splits, prepare, remove_duplicates
 from tests.tiny import isic_config, tree
 from utils.files import read_rows
 
@@ -91,7 +94,7 @@ def test_an_incomplete_download_keeps_the_sides_of_the_list(capsys):
     listed = prepare_isic.published_split("isic17")
     some = draw_splits("isic17", {"training": list(listed)[::3]})
     assert all(some["paper"][id] == listed[id][0] for id in some["paper"]) and len(some["paper"]) == 717
-    assert "717 of the 2150 official pairs" in capsys.readouterr().out
+    assert "717 of the 2150" in capsys.readouterr().out
 
 
 def test_the_seed_decides_the_split():
@@ -102,7 +105,7 @@ def test_the_seed_decides_the_split():
 
 def test_of_a_pair_of_duplicates_the_one_that_counts_less_is_left_out():
     parts = dict(a="train", b="test", c="val", d="train", e="train", f="train", g="")
-    leave_out(parts, [("a", "b"), ("c", "d"), ("e", "f"), ("f", "g"), ("b", "not there")])
+    remove_duplicates(parts, [("a", "b"), ("c", "d"), ("e", "f"), ("f", "g"), ("b", "not there")])
     assert parts == dict(a="", b="test", c="val", d="", e="train", f="train", g="")
     for name in ("isic17", "isic18"):
         holdout = {id: part for id, (_, part) in prepare_isic.published_split(name).items()}
@@ -148,14 +151,14 @@ def test_official_sets_stay_as_they_are(source, tmp_path):
     )
     shutil.rmtree(source / OFFICIAL["isic18"]["test"][0])
     shutil.rmtree(source / OFFICIAL["isic18"]["test"][1])
-    with pytest.raises(FileNotFoundError, match="has no test set; --split official needs ISIC2018_Task1-2_Test_Input"):
+    with pytest.raises(FileNotFoundError, match="--split official .*ISIC2018_Task1-2_Test_Input"):
         prepare(options(source, tmp_path / "other", split="official"))
 
 
 def test_links_point_to_the_unpacked_files(source, tmp_path):
     prepare(options(source, tmp_path / "out", link=True))
     assert all(p.is_symlink() and p.resolve().is_relative_to(source) for p in (tmp_path / "out").rglob("*.jpg"))
-    with pytest.raises(ValueError, match="--link needs unpacked files; .*zip is an archive"):
+    with pytest.raises(ValueError, match="--link.*zip"):
         prepare(options(zipped(source), tmp_path / "other", link=True))
 
 
@@ -217,18 +220,18 @@ def test_another_preparation_does_not_mix_with_the_first(source, tmp_path, chang
     out = tmp_path / "out"
     prepare(options(source, out))
     before = tree(out)
-    with pytest.raises(ValueError, match=rf"was prepared otherwise \(.*{next(iter(changes))} .* instead of"):
+    with pytest.raises(ValueError, match=rf"out.*{next(iter(changes))}: found .*--out"):
         prepare(options(source, out, **changes))
     assert tree(out) == before
 
 
 def test_other_files_are_not_mixed_with(source, tmp_path):
     (tmp_path / "out" / "train").mkdir(parents=True)
-    with pytest.raises(ValueError, match="holds files that this tool has not prepared"):
+    with pytest.raises(ValueError, match="out.*--out"):
         prepare(options(source, tmp_path / "out"))
     prepare(options(source, tmp_path / "other"))
     write_pair(*(tmp_path / "other" / "val" / kind for kind in ("images", "masks")), "ISIC_7777777", 5)
-    with pytest.raises(ValueError, match="val holds 1 pairs that do not belong there: ISIC_7777777"):
+    with pytest.raises(ValueError, match="val .*1 .*: ISIC_7777777"):
         prepare(options(source, tmp_path / "other"))
 
 
@@ -242,9 +245,9 @@ def test_duplicates_on_both_sides_are_named(source, tmp_path, capsys):
     shutil.copy(next(source.rglob(f"{learned}.jpg")), next(source.rglob(f"{tested}.jpg")))
     capsys.readouterr()
     prepare(options(source, tmp_path / "out"))
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     first, second = sorted((learned, tested))
-    assert f"same pixels, on both sides of the paper split: {first}" in said and second in said
+    assert re.search(f"same pixels.*paper.*{first}.*{second}", printed)
     (row,) = read_rows(tmp_path / "out" / "duplicates.csv")
     assert (row["first"], row["second"], row["kind"]) == (first, second, "same pixels")
     after = {row["id"]: row["holdout"] for row in read_rows(tmp_path / "out" / "split.csv")}
@@ -255,16 +258,14 @@ def test_duplicates_on_both_sides_are_named(source, tmp_path, capsys):
 
 
 def test_what_is_missing_is_named(source, tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match="holds none of the official folders or zip archives; expected ISIC-2017"
-    ):
+    with pytest.raises(FileNotFoundError, match="nowhere.* ISIC-2017"):
         prepare(options(tmp_path / "nowhere", tmp_path / "out"))
     masks = source / OFFICIAL["isic18"]["training"][1]
     next(masks.iterdir()).unlink()
-    with pytest.raises(ValueError, match=f"1 ids are in only one of ISIC2018_Task1-2_Training_Input and {masks.name}"):
+    with pytest.raises(ValueError, match=f"1 .*ISIC2018_Task1-2_Training_Input.*{masks.name}: ISIC"):
         prepare(options(source, tmp_path / "out"))
     masks.rename(source / "elsewhere")
-    with pytest.raises(FileNotFoundError, match=f"has no folder or zip archive {masks.name}"):
+    with pytest.raises(FileNotFoundError, match=f"source.*{masks.name}"):
         prepare(options(source, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
@@ -273,7 +274,7 @@ def test_two_years_need_a_choice(source, tmp_path):
     for folder in OFFICIAL["isic17"]["training"]:
         (source / folder).mkdir()
     write_pair(*(source / folder for folder in OFFICIAL["isic17"]["training"]), "ISIC_5555555", 5)
-    with pytest.raises(ValueError, match="holds ISIC 2017 and 2018; choose one with --dataset"):
+    with pytest.raises(ValueError, match="source.*--dataset isic17 or --dataset isic18"):
         prepare(options(source, tmp_path / "out"))
     prepare(options(source, tmp_path / "out", dataset="isic18"))
     assert json.loads((tmp_path / "out" / "preparation.json").read_text(encoding="utf-8"))["dataset"] == "isic18"
@@ -283,11 +284,11 @@ def test_a_broken_or_mismatched_pair_is_named_by_its_origin(source, tmp_path):
     image = next((source / OFFICIAL["isic18"]["training"][0]).glob("*.jpg"))
     whole = image.read_bytes()
     image.write_bytes(whole[:200])
-    with pytest.raises(ValueError, match=f"{image} cannot be read"):
+    with pytest.raises(ValueError, match=str(image)):
         prepare(options(source, tmp_path / "out"))
     image.write_bytes(whole)
     Image.new("L", (20, 32)).save(next(source.rglob(f"{image.stem}_segmentation.png")))
-    with pytest.raises(ValueError, match=f"{image} is 48x32 but its mask .*_segmentation.png is 20x32"):
+    with pytest.raises(ValueError, match=f"{image} .*48x32 .*_segmentation.png .*20x32"):
         prepare(options(source, tmp_path / "out"))
     assert not list((tmp_path / "out").rglob(image.name)) and not (tmp_path / "out" / "split.csv").exists()
 
@@ -304,7 +305,7 @@ def test_members_of_an_archive_cannot_leave_the_folder(source, tmp_path, name):
     if "ISIC_0000099.jpg" in name:
         prepare(options(zips, tmp_path / "out"))
     else:  # not an official name
-        with pytest.raises(ValueError, match="1 ids are in only one"):
+        with pytest.raises(ValueError, match="1 .*ISIC2018_Task1"):
             prepare(options(zips, tmp_path / "out"))
     assert set(tmp_path.iterdir()) - before <= {tmp_path / "out"} and not Path("/tmp/ISIC_0000099.jpg").exists()
 
@@ -315,18 +316,18 @@ def test_damaged_encrypted_and_huge_members_are_refused(source, tmp_path, monkey
     content = bytearray(path.read_bytes())
     content[400] ^= 255  # in the data of the first member
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="Training_Input.zip/.*jpg cannot be read"):
+    with pytest.raises(ValueError, match="Training_Input.zip/.*jpg"):
         prepare(options(zips, tmp_path / "a"))
     monkeypatch.setattr("datasets.downloads.LIMIT", 100)
-    with pytest.raises(ValueError, match="cannot be read: it is larger than"):
+    with pytest.raises(ValueError, match="source.* 0 MB"):
         prepare(options(source, tmp_path / "b"))
     path.write_bytes(b"not a zip")
-    with pytest.raises(ValueError, match="Training_Input.zip cannot be read"):
+    with pytest.raises(ValueError, match="Training_Input.zip"):
         prepare(options(zips, tmp_path / "c"))
 
 
 def test_options_that_cannot_be(source, tmp_path):
-    with pytest.raises(ValueError, match="--link and --resize exclude"):
+    with pytest.raises(ValueError, match="--link and --resize"):
         prepare(options(source, tmp_path / "out", link=True, resize=32))
-    with pytest.raises(ValueError, match="--resize 4; expected a side of 16 to 4096"):
+    with pytest.raises(ValueError, match="--resize.* 4, .* 16 to 4096"):
         prepare(options(source, tmp_path / "out", resize=4))

@@ -1,6 +1,7 @@
 import hashlib
 import itertools
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -10,15 +11,16 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from configs.config_setting_synapse import ORGANS
-from datasets import prepare_synapse, volume_files
-from datasets.nifti import write_nifti
+from datasets import array_checks, prepare_synapse, volume_writing
+from datasets.nifti import own_orientation, write_nifti
 from datasets.prepare_synapse import BTCV_ORGANS, HOLDOUT_CASES, PUBLISHED_LISTS, PrepareSynapse, prepare
-from datasets.synapse import SynapseSlices, SynapseVolumes, read_list
+from datasets.synapse import ORGANS, SynapseSlices, SynapseVolumes, read_list
 from datasets.transforms import RandomGenerator
+from datasets.volume_sources import CaseFiles, read_case
 from tests.tiny import tree
 from utils.files import read_rows
 
+CLASSES = np.array([prepare_synapse.CLASS_OF_LABEL[label] for label in range(14)])
 SHAPE, SPACING = (5, 6, 4), (0.7, 0.8, 3.0)  # columns, rows, slices
 
 
@@ -77,7 +79,7 @@ def options(source, tmp_path, lists, out="out"):
 def test_labels_become_the_organs_of_the_paper():
     """TransUNet's numbers, from BTCV's: spleen 1 -> 7, right kidney 2 -> 4, left kidney 3 -> 3, gallbladder 4 -> 2,
     liver 6 -> 5, stomach 7 -> 8, aorta 8 -> 1, pancreas 11 -> 6, the others background."""
-    assert prepare_synapse.CLASS_OF_LABEL.tolist() == [0, 7, 4, 3, 2, 0, 5, 8, 1, 0, 0, 6, 0, 0]
+    assert CLASSES.tolist() == [0, 7, 4, 3, 2, 0, 5, 8, 1, 0, 0, 6, 0, 0]
     assert set(ORGANS) <= set(BTCV_ORGANS) and len(BTCV_ORGANS) == 13
 
 
@@ -91,7 +93,7 @@ def test_what_is_written_is_what_training_reads(source, lists, tmp_path):
             stored = dataset.decode(dataset.names.index(f"case{number:04d}_slice{index:03d}"))
             expected = (np.clip(image[:, :, index].T.astype(np.float32), -125, 275) + 125) / 400
             assert np.array_equal(stored[0].numpy(), expected)
-            assert np.array_equal(stored[1].numpy(), prepare_synapse.CLASS_OF_LABEL[label[:, :, index].T])
+            assert np.array_equal(stored[1].numpy(), CLASSES[label[:, :, index].T])
     (case,) = SynapseVolumes(out / "test_vol_h5", out / "lists" / "list_Synapse")
     assert case[0].shape == (4, 6, 5) and case[2] == "case0002" and case[3] == pytest.approx([3.0, 0.8, 0.7])
     with h5py.File(out / "test_vol_h5" / "case0002.npy.h5") as file:
@@ -99,15 +101,23 @@ def test_what_is_written_is_what_training_reads(source, lists, tmp_path):
         assert np.allclose(file.attrs["affine"], affine_lps()) and file.attrs["orientation"] == "LPS"
 
 
+def convert(folder, image, label):
+    """The TrainingCase of two NIfTI images, and the orientation of their axes."""
+    files = CaseFiles(folder / "img.nii", folder / "label.nii")
+    for nifti, path in zip((image, label), files, strict=True):
+        nibabel.save(nifti, path)
+    raw = read_case(files)
+    return prepare_synapse.conversion()(raw, files), own_orientation(raw.affine)
+
+
 @pytest.mark.parametrize(
     "codes", ["".join(c) for axes in (("LR", "PA", "SI"), ("AP", "SI", "RL")) for c in itertools.product(*axes)]
 )
 def test_any_orientation_of_the_file_gives_the_same_volume(codes, tmp_path):
     image, label = volume()
-    contents = [turned(array, codes).to_bytes() for array in (image, label)]
-    case, original = prepare_synapse.read_case(*contents, "img", "label")
+    case, original = convert(tmp_path, turned(image, codes), turned(label, codes))
     assert np.array_equal(case.image, (np.clip(image.T.astype(np.float32), -125, 275) + 125) / 400)
-    assert np.array_equal(case.label, prepare_synapse.CLASS_OF_LABEL[label.T])
+    assert np.array_equal(case.label, CLASSES[label.T])
     assert np.allclose(case.affine, affine_lps()) and np.allclose(case.spacing, SPACING[::-1])
     assert original == codes
 
@@ -123,7 +133,7 @@ def test_predictions_can_be_laid_over_the_raw_scan(source, lists, tmp_path):
     raw = nibabel.load(source / "label" / "label0002.nii.gz")
     back = written.as_reoriented(ornt_transform(io_orientation(written.affine), io_orientation(raw.affine)))
     assert np.allclose(back.affine, raw.affine)
-    assert np.array_equal(back.get_fdata(), prepare_synapse.CLASS_OF_LABEL[np.asarray(raw.dataobj)])
+    assert np.array_equal(back.get_fdata(), CLASSES[np.asarray(raw.dataobj)])
     assert np.allclose(nibabel.load(paths[0]).affine[:3, :3], written.affine[:3, :3])
 
 
@@ -139,7 +149,7 @@ def test_an_archive_gives_the_same_files_as_a_folder(source, lists, tmp_path):
 
 def test_a_stopped_run_is_completed_and_a_finished_one_repeated(source, lists, tmp_path, monkeypatch):
     prepare(options(source, tmp_path, lists, "whole"))
-    real, written = volume_files.write_atomically, []
+    real, written = volume_writing.write_atomically, []
 
     def few(path, *parts):
         if len(written) == 7:
@@ -148,7 +158,7 @@ def test_a_stopped_run_is_completed_and_a_finished_one_repeated(source, lists, t
         real(path, *parts)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(volume_files, "write_atomically", few)
+        patch.setattr(volume_writing, "write_atomically", few)
         prepare(options(source, tmp_path, lists))
     assert not (tmp_path / "out" / "lists").exists()
     for _ in range(2):
@@ -172,11 +182,11 @@ def test_a_changed_volume_is_prepared_again(source, lists, tmp_path):
 
 def test_other_lists_do_not_mix_with_the_first(source, lists, tmp_path):
     prepare(options(source, tmp_path, lists))
-    with pytest.raises(ValueError, match=r"out was prepared otherwise \(lists_sha256 \w+ instead of \w+\)"):
+    with pytest.raises(ValueError, match=r"out.*lists_sha256: found \w+, expected \w+"):
         prepare(options(source, tmp_path, write_lists(tmp_path / "other", train=(1,), test=(2, 3))))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
-    with pytest.raises(ValueError, match="full holds files that this tool has not prepared"):
+    with pytest.raises(ValueError, match="full.*--out"):
         prepare(options(source, tmp_path, lists, "full"))
 
 
@@ -211,28 +221,28 @@ def test_the_published_lists_bring_a_holdout_beside_them(tmp_path, monkeypatch):
 
 
 def test_missing_volumes_are_named(source, lists, tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no img/imgXXXX.nii.gz"):
+    with pytest.raises(FileNotFoundError, match="nowhere.*img/imgXXXX.nii.gz"):
         prepare(options(tmp_path / "nowhere", tmp_path, lists))
-    with pytest.raises(FileNotFoundError, match="1 of 2 cases of .* are not in .*raw: case0009"):
+    with pytest.raises(FileNotFoundError, match="1 of 2.*raw: case0009"):
         prepare(options(source, tmp_path, write_lists(tmp_path / "other", train=(1,), test=(9,))))
     (source / "label" / "label0002.nii.gz").unlink()
-    with pytest.raises(ValueError, match="1 volumes of .* have an image or a label, not both: img0002.nii.gz"):
+    with pytest.raises(ValueError, match="1 .*raw.*: img0002.nii.gz"):
         prepare(options(source, tmp_path, lists))
     assert not (tmp_path / "out").exists()
 
 
-def test_slices_must_be_those_of_the_list(source, tmp_path, capsys):
+def test_slices_must_be_those_of_the_list(source, tmp_path, caplog):
     lists = write_lists(tmp_path / "lists", train=(1,), test=(2,))
     with open(lists / "train.txt", "a") as file:
         file.write("case0001_slice004\n")
-    with pytest.raises(ValueError, match="img0001.nii.gz has 4 slices, but train.txt names slice 004 of case0001"):
+    with pytest.raises(ValueError, match="img0001.nii.gz.* 4 .*train.txt.* 004 .*case0001"):
         prepare(options(source, tmp_path, lists))
     (lists / "train.txt").write_text("0001/0\n")
-    with pytest.raises(ValueError, match="train.txt: found the name '0001/0', expected one without a path"):
+    with pytest.raises(ValueError, match="train.txt.*'0001/0'"):
         prepare(options(source, tmp_path, lists))
     (lists / "train.txt").write_text("case0001_slice000\ncase0001_slice001\n")
     assert prepare(options(source, tmp_path, lists, "two")) == (2, 1)
-    assert "case0001 has 4 slices, of which train.txt names 2" in capsys.readouterr().out
+    assert re.search("case0001 .*4 .*train.txt.* 2", caplog.text)
     assert len(list((tmp_path / "two" / "train_npz").iterdir())) == 2
 
 
@@ -262,27 +272,26 @@ def lps(array):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda i, l: (oblique(i), oblique(l)), "img is oblique: an axis is 11.5 degrees off the patient's"),
-        (lambda i, l: (without_codes(i), lps(l)), "img does not say how the patient lies"),
-        (lambda i, l: (flat(i), lps(l)), "img has an affine that is no orientation"),
-        (lambda i, l: (lps(i), turned(l, "RAS")), "img and label are up to .* mm apart"),
-        (lambda i, l: (lps(i), lps(l[:, :, :3])), r"img has the shape \(5, 6, 4\) but label \(5, 6, 3\)"),
-        (lambda i, l: (lps(i[..., None]), lps(l)), r"img has the shape \(5, 6, 4, 1\); expected three"),
-        (lambda i, l: (lps((i > 0).astype(np.uint8)), lps(l)), "img holds values from 0 to 1; expected Hounsfield"),
-        (lambda i, l: (lps(np.where(i > 1000, np.inf, i)), lps(l)), "img holds infinite values"),
-        (lambda i, l: (lps(np.full(i.shape, np.nan)), lps(l)), "img holds NaN everywhere"),
-        (lambda i, l: (lps((i - i.min()) / 10), lps(l)), "img holds values from 0 to 2.*--window LOW HIGH"),
+        (lambda i, l: (oblique(i), oblique(l)), "img.nii.* 11.5 degrees.* 1;"),
+        (lambda i, l: (without_codes(i), lps(l)), "img.nii .*orientation.*LPS"),
+        (lambda i, l: (flat(i), lps(l)), "img.nii has the affine"),
+        (lambda i, l: (lps(i), turned(l, "RAS")), "img.nii and .*label.nii .* mm"),
+        (lambda i, l: (lps(i), lps(l[:, :, :3])), r"img.nii .*\(5, 6, 4\).*label.nii .*\(5, 6, 3\)"),
+        (lambda i, l: (lps(np.stack([i, i], -1)), lps(l)), r"img.nii .*\(5, 6, 4, 2\)"),
+        (lambda i, l: (lps((i > 0).astype(np.uint8)), lps(l)), "img.nii .* 0 to 1;.*Hounsfield"),
+        (lambda i, l: (lps(np.where(i > 1000, np.inf, i)), lps(l)), "img.nii .*infinite"),
+        (lambda i, l: (lps(np.full(i.shape, np.nan)), lps(l)), "img.nii .*NaN"),
+        (lambda i, l: (lps((i - i.min()) / 10), lps(l)), "img.nii .* 0 to 2.*--window LOW HIGH"),
         (
             lambda i, l: (lps(i), lps(np.where(l == 3, 100, l).astype(np.uint8))),
-            "label holds the label 100; expected 0..13",
+            "label.nii .* 100; .* 13",
         ),
-        (lambda i, l: (lps(i), lps(l * 0.5)), "label holds the label 0.5, 1.5, "),
+        (lambda i, l: (lps(i), lps(l * 0.5)), r"label.nii .* \d\.5,"),
     ],
 )
-def test_unusable_volumes_are_named(change, message):
-    image, label = change(*volume())
+def test_unusable_volumes_are_named(change, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        prepare_synapse.read_case(image.to_bytes(), label.to_bytes(), "img", "label")
+        convert(tmp_path, *change(*volume()))
 
 
 @pytest.mark.parametrize(
@@ -291,13 +300,13 @@ def test_unusable_volumes_are_named(change, message):
 def test_damaged_files_are_named(source, lists, tmp_path, damage):
     path = source / "img" / "img0001.nii.gz"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match="img0001.nii.gz cannot be read"):
+    with pytest.raises(ValueError, match="img0001.nii.gz"):
         prepare(options(source, tmp_path, lists))
 
 
 def test_a_small_file_cannot_fill_the_memory(source, lists, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_synapse, "LIMIT", 500)
-    with pytest.raises(ValueError, match="img0001.nii.gz cannot be read: it is larger than"):
+    monkeypatch.setattr(array_checks, "MAX_VALUES", 100)
+    with pytest.raises(ValueError, match=r"img0001.nii.gz .*\(\d, \d, \d\).* 100 "):
         prepare(options(source, tmp_path, lists))
 
 

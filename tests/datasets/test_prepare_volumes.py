@@ -12,7 +12,7 @@ from datasets.intensities import Scaling
 from datasets.prepare_volumes import PrepareVolumes, prepare
 from datasets.synapse import SynapseSlices, SynapseVolumes
 from datasets.transforms import RandomGenerator
-from datasets.volume_sources import case_name, find_pairs
+from datasets.volume_sources import case_name, find_cases
 from utils.files import read_rows
 
 SHAPE = (5, 6, 4)  # columns, rows, slices
@@ -94,10 +94,10 @@ def test_lists_of_cases_say_the_parts(tmp_path):
     _, parts = prepare(options(tmp_path, lists=str(lists)))
     assert parts == {"train": ["pat1_a", "pat2_a"], "val": [], "test": ["pat3_a"]}
     (lists / "test.txt").write_text("pat3_a\npat2_a\n")
-    with pytest.raises(ValueError, match=r"pat2_a are in two lists"):
+    with pytest.raises(ValueError, match=r"lists: pat2_a"):
         prepare(options(tmp_path, lists=str(lists)))
     (lists / "test.txt").write_text("pat9\n")
-    with pytest.raises(ValueError, match=r"test\.txt: found no files for pat9"):
+    with pytest.raises(ValueError, match=r"test\.txt.*pat9"):
         prepare(options(tmp_path, lists=str(lists)))
 
 
@@ -128,9 +128,9 @@ def test_nnunet_and_msd_folders_say_names_and_modality(tmp_path):
 
 def test_one_of_several_channels_must_be_chosen(tmp_path):
     folder = make_data_set(tmp_path, {"0": "b", "1": "a", "2": "l"}, {"0": "T1", "1": "T2"}, several=True)
-    with pytest.raises(ValueError, match=r"--channel: heart_000 has the channels 0, 1"):
+    with pytest.raises(ValueError, match=r"--channel.*heart_000.* 0, 1"):
         prepare(PrepareVolumes(images=str(folder), out=str(tmp_path / "out")))
-    pairs, _ = find_pairs(folder / "imagesTr", folder / "labelsTr", 1)
+    pairs, _ = find_cases(folder / "imagesTr", folder / "labelsTr", 1)
     assert pairs["heart_000"].image.name == "heart_000_0001.nii.gz"
 
 
@@ -139,12 +139,10 @@ def test_a_channel_of_a_four_dimensional_file(tmp_path):
         image, label = arrays()
         save(nibabel.Nifti1Image(np.stack([image, image * 0 + 7], -1), affine()), tmp_path / "images" / f"{case}.nii")
         save(nibabel.Nifti1Image(label, affine()), tmp_path / "labels" / f"{case}.nii")
-    with pytest.raises(
-        ValueError, match=r"a\d\.nii has the shape \(5, 6, 4, 2\); expected three dimensions, or --channel"
-    ):
+    with pytest.raises(ValueError, match=r"a\d\.nii.*\(5, 6, 4, 2\).*--channel"):
         prepare(options(tmp_path))
     prepare(options(tmp_path, channel=0))
-    with pytest.raises(ValueError, match=r"a\d\.nii: .* a constant"):
+    with pytest.raises(ValueError, match=r"a\d\.nii.* 7"):
         prepare(options(tmp_path, channel=1, out=str(tmp_path / "constant")))
 
 
@@ -250,11 +248,11 @@ def test_images_and_labels_in_one_folder_and_files_that_are_left_out(tmp_path):
         save(nibabel.Nifti1Image(label, affine()), folder / f"{patient}_frame01_gt.nii.gz")
         save(nibabel.Nifti1Image(np.stack([image] * 2, -1), affine()), folder / f"{patient}_4d.nii.gz")
         (folder / "Info.cfg").write_text("ED: 1")
-    pairs, unused = find_pairs(tmp_path / "images", tmp_path / "images", None)
+    pairs, unused = find_cases(tmp_path / "images", tmp_path / "images", None)
     assert list(pairs) == ["patient001_frame01", "patient002_frame01"]
     assert len(unused) == 4
-    assert any("patient001_4d.nii.gz has no label" in sentence for sentence in unused)
-    assert any("Info.cfg is no volume" in sentence for sentence in unused)
+    assert sum("patient001_4d.nii.gz" in sentence for sentence in unused) == 1
+    assert sum("Info.cfg" in sentence for sentence in unused) == 2
 
 
 def test_a_repeated_command_completes_and_another_one_is_refused(tmp_path):
@@ -266,7 +264,7 @@ def test_a_repeated_command_completes_and_another_one_is_refused(tmp_path):
     assert npz[0].is_file()
     case = npz[0].name.split("_slice")[0]
     assert all(path.stat().st_mtime_ns == before[path] for path in npz if not path.name.startswith(case))
-    with pytest.raises(ValueError, match="prepared otherwise"):
+    with pytest.raises(ValueError, match="out.*intensities.*--out"):
         prepare(options(tmp_path, percentiles=(1, 99)))
 
 
@@ -294,11 +292,11 @@ def remove_image(folder):
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (spoil_label, r"pat1_a\.nii\.gz holds labels that are no whole numbers"),
-        (spoil_shape, r"pat1_a\.nii\.gz has the shape"),
-        (spoil_place, r"mm apart, by their affines"),
-        (spoil_image, r"pat1_a\.nii\.gz cannot be read"),
-        (remove_image, r"found no image for the labels pat1_a\.nii\.gz"),
+        (spoil_label, r"pat1_a\.nii\.gz.*\d\.5"),
+        (spoil_shape, r"pat1_a\.nii\.gz.*\(5, 6, 4\).*\(5, 6, 3\)"),
+        (spoil_place, r"pat1_a\.nii\.gz.* \d\.\d mm"),
+        (spoil_image, r"images.pat1_a\.nii\.gz"),
+        (remove_image, r"images.* pat1_a\.nii\.gz"),
     ],
 )
 def test_bad_files_are_named(tmp_path, spoil, message):
@@ -310,10 +308,10 @@ def test_bad_files_are_named(tmp_path, spoil, message):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ({"labels": {"background": 0, "whole": [1, 2]}}, r"found the label whole: \[1, 2\]"),
-        ({"labels": {"background": 0, "ignore": 3}}, r"found the label ignore: 3"),
-        ({"labels": {"0": "b", "2": "a"}}, r"found the labels \[0, 2\]"),
-        ([1], r"expected \"labels\""),
+        ({"labels": {"background": 0, "whole": [1, 2]}}, r"dataset.json.*whole: \[1, 2\]"),
+        ({"labels": {"background": 0, "ignore": 3}}, r"dataset.json.*ignore: 3"),
+        ({"labels": {"0": "b", "2": "a"}}, r"dataset.json.*\[0, 2\]"),
+        ([1], r"dataset.json.*\"labels\""),
     ],
 )
 def test_labels_of_dataset_json_that_are_no_classes(tmp_path, content, message):
@@ -328,18 +326,18 @@ def test_one_volume_of_another_kind_is_refused(tmp_path):
     make_pairs(tmp_path, low=-1000, high=1000)
     save(nibabel.Nifti1Image(arrays(9, 0, 256)[0], affine()), tmp_path / "images" / "pat2_a.nii.gz")
     save(nibabel.Nifti1Image(arrays(9)[1], affine()), tmp_path / "labels" / "pat2_a.nii.gz")
-    with pytest.raises(ValueError, match=r"pat2_a\.nii\.gz holds values from 0 to 25., expected some below the window"):
+    with pytest.raises(ValueError, match=r"pat2_a\.nii\.gz.* 0 to 25.*-125 to 275.*--window"):
         prepare(options(tmp_path))
 
 
 def test_scaling_says_what_it_can_not_do():
-    with pytest.raises(ValueError, match="a lower and a higher number"):
+    with pytest.raises(ValueError, match="percentiles 99 101"):
         Scaling("percentiles", 99, 101)
-    for bad, message in (([np.nan, np.nan], "x holds NaN everywhere"), ([0, np.inf], "x holds infinite values")):
+    for bad, message in (([np.nan, np.nan], "x .*NaN"), ([0, np.inf], "x .*infinite")):
         for scaling in (Scaling("window", 0, 1), Scaling("percentiles", 1, 99)):
             with pytest.raises(ValueError, match=message):
                 scaling(np.array(bad), "x")
-    with pytest.raises(ValueError, match="x: 1 to 99 % of its values are 3, a constant"):
+    with pytest.raises(ValueError, match="x: 1 to 99 %.* 3"):
         Scaling("percentiles", 1, 99)(np.full(9, 3), "x")
     np.testing.assert_array_equal(Scaling("window", 0, 2)(np.array([-1, 1, 3]), "x"), np.float32([0, 0.5, 1]))
 

@@ -57,15 +57,15 @@ def test_preloaded_slices_are_the_same(slices):
 def test_missing_slices_are_named(tmp_path):
     write_slice(tmp_path, "case0001_slice000")
     write_list(tmp_path, "train.txt", [f"case0001_slice{number:03d}" for number in range(13)])
-    with pytest.raises(FileNotFoundError, match="12 of 13 listed files are not in .*slice001.npz, .* and 2 more"):
+    with pytest.raises(FileNotFoundError, match="12 of 13 .*slice001.npz, .* and 2 more"):
         SynapseSlices(tmp_path, tmp_path, RandomGenerator(16))
 
 
 def test_missing_and_empty_lists_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="train.txt is missing"):
+    with pytest.raises(FileNotFoundError, match="train.txt"):
         read_list(tmp_path, "train.txt")
     (tmp_path / "train.txt").write_text("\n")
-    with pytest.raises(ValueError, match="train.txt is empty"):
+    with pytest.raises(ValueError, match="train.txt"):
         read_list(tmp_path, "train.txt")
 
 
@@ -75,7 +75,7 @@ def test_unexpected_labels_are_named(tmp_path, value):
     label[3, 4] = value
     write_slice(tmp_path, "case0001_slice000", label=label)
     write_list(tmp_path, "train.txt", ["case0001_slice000"])
-    with pytest.raises(ValueError, match="case0001_slice000.npz holds labels from .* expected integers 0..8"):
+    with pytest.raises(ValueError, match=r"case0001_slice000.npz.* 0\.\.8"):
         SynapseSlices(tmp_path, tmp_path, RandomGenerator(16))[0]
 
 
@@ -84,10 +84,10 @@ def test_broken_files_are_named(tmp_path):
     write_list(tmp_path, "train.txt", ["case0001_slice000"])
     for broken in (b"PK\x03\x04 broken", b"not an archive at all", b""):
         (tmp_path / "case0001_slice000.npz").write_bytes(broken)
-        with pytest.raises(ValueError, match="case0001_slice000.npz cannot be read"):
+        with pytest.raises(ValueError, match="case0001_slice000.npz"):
             SynapseSlices(tmp_path, tmp_path, RandomGenerator(16))[0]
     np.savez(tmp_path / "case0001_slice000.npz", picture=np.zeros((2, 2)))
-    with pytest.raises(ValueError, match="case0001_slice000.npz holds picture; expected image and label"):
+    with pytest.raises(ValueError, match="case0001_slice000.npz.* picture; .*image and label"):
         SynapseSlices(tmp_path, tmp_path, RandomGenerator(16))[0]
 
 
@@ -112,13 +112,13 @@ def test_spacing_comes_from_the_file(tmp_path):
 def test_a_broken_volume_is_named(tmp_path):
     write_list(tmp_path, "test_vol.txt", ["case0008"])
     (tmp_path / "case0008.npy.h5").write_bytes(b"broken")
-    with pytest.raises(ValueError, match="case0008.npy.h5 cannot be read"):
+    with pytest.raises(ValueError, match="case0008.npy.h5"):
         SynapseVolumes(tmp_path, tmp_path)[0]
 
 
 def test_missing_volumes_are_named(tmp_path):
     write_list(tmp_path, "test_vol.txt", ["case0008", "case0022"])
-    with pytest.raises(FileNotFoundError, match="2 of 2 listed files .*case0008.npy.h5, case0022.npy.h5"):
+    with pytest.raises(FileNotFoundError, match="2 of 2 .*case0008.npy.h5, case0022.npy.h5"):
         SynapseVolumes(tmp_path, tmp_path)
 
 

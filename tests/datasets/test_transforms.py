@@ -124,13 +124,6 @@ def test_class_ids_are_never_blended():
     assert target.unique().tolist() == [0, 4]
 
 
-def test_unknown_options_are_named():
-    with pytest.raises(ValueError, match="normalization is 'max'; expected one of minmax, imagenet"):
-        ISICTransform(16, normalization="max")
-    with pytest.raises(ValueError, match="mask_resize is 'cubic'"):
-        ISICTransform(16, mask_resize="cubic")
-
-
 # ---- ISIC against the original
 
 
@@ -257,5 +250,5 @@ def test_a_transform_for_one_channel_gives_one(normalization):
 
 
 def test_other_numbers_of_channels_are_refused():
-    with pytest.raises(ValueError, match="--input-channels 2: expected 3 .colour. or 1 .grey."):
+    with pytest.raises(ValueError, match="--input-channels 2"):
         ISICTransform(16, channels=2)

@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from configs.network import build_model
+from configs.build import build_model
 from tests.tiny import TRAINING
 from utils.runs.checkpoint import save_checkpoint
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from inference.pictures import Picture
+from inference.image_files import Picture
 from inference.prediction import Prediction
 
 

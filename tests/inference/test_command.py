@@ -1,53 +1,60 @@
-"""The command line of predict.py: what it says, and how soon."""
+"""The command line of predict.py."""
 
+import dataclasses
+import re
 import subprocess
 import sys
 
+import pytest
+
+import predict
 from configs.config_setting_synapse import SynapseConfig
 from datasets.synapse import ORIENTATION
-from inference.options import Options
+from inference.prediction_options import PredictionOptions
+from predict import PredictConfig
 from tests.tiny import ROOT
-
-HEAVY = ("torch", "matplotlib", "numba", "scipy")
-
-
-def command(*arguments):
-    """What predict.py writes, its exit status, and which of HEAVY it imported."""
-    code = (
-        "import atexit, runpy, sys\n"
-        f"atexit.register(lambda: print('IMPORTED', [m for m in {HEAVY!r} if m in sys.modules]))\n"
-        f"sys.argv = ['predict.py', *{arguments!r}]\n"
-        "runpy.run_path('predict.py', run_name='__main__')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    text, imported = done.stdout.rsplit("IMPORTED ", 1)
-    return text + done.stderr, done.returncode, imported.strip()
+from utils.runs.command_line import run
 
 
-def test_help_names_what_is_required_and_groups_the_rest():
-    text, status, imported = command("--help")
-    assert status == 0 and imported == "[]"
-    assert "usage: predict.py --output FOLDER [-h] [OPTIONS] CHECKPOINT INPUT ..." in text
-    for title in ("input options", "inference options", "decision options", "execution options", "results options"):
-        assert title in text
+def command(monkeypatch, capsys, *arguments):
+    """Run the command line in this process; return its output and exit status."""
+    monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        run(predict.main, PredictConfig)
+    return "".join(capsys.readouterr()), stop.value.code
 
 
-def test_a_mistake_is_answered_without_pytorch(tmp_path):
-    out = ("--output", str(tmp_path / "out"))
-    (tmp_path / "photo.jpg").touch()
-    photo = str(tmp_path / "photo.jpg")
+def test_help_shows_every_option_and_what_is_required(monkeypatch, capsys):
+    text, status = command(monkeypatch, capsys, "--help")
+    assert status == 0 and re.search(r"--output FOLDER[^-]*\(required\)", text)
+    for field in dataclasses.fields(PredictConfig):
+        assert field.name in ("checkpoint", "inputs") or f"--{field.name.replace('_', '-')}" in text
+
+
+def test_a_mistake_is_one_sentence_and_leaves_no_folder(monkeypatch, capsys, caplog, tmp_path):
+    out, photo = ("--output", tmp_path / "out"), tmp_path / "photo.jpg"
+    photo.touch()
     for arguments, words in (
-        ((photo, photo, *out, "--wrong"), "--wrong"),
-        (("isic17", photo), "--output"),
-        ((str(tmp_path / "no.pth"), photo, *out), "no.pth: there is no such file or folder"),
-        (("isic17", *out), "INPUT: found none after the checkpoint"),
-        (("isic17", str(tmp_path / "nowhere.png"), *out), "nowhere.png, expected images, volumes or folders"),
-        (("isic17", photo, "--output", str(tmp_path)), "found files there, expected a new or empty folder"),
+        ((photo, photo, *out, "--wrong"), ["--wrong"]),
+        (("isic17", photo), ["--output"]),
+        ((tmp_path / "no.pth", photo, *out), ["no.pth", "no such file"]),
+        (("isic17", *out), ["INPUT"]),
+        (("isic17", tmp_path / "nowhere.png", *out), ["INPUT", "nowhere.png", "no such file"]),
+        (("isic17", photo, "--output", tmp_path), [f"--output {tmp_path}", "--existing skip"]),
     ):
-        text, status, imported = command(*arguments)
-        assert status == 2 and words in text and imported == "[]", (arguments, text)
+        caplog.clear()
+        text, status = command(monkeypatch, capsys, *arguments)
+        text += caplog.text
+        assert status == 2 and all(word in text for word in words) and "Traceback" not in text, (arguments, text)
     assert not (tmp_path / "out").exists()
 
 
+def test_the_script_starts_and_the_library_is_a_plain_import():
+    code = "from inference import Predictor\nimport predict\nassert predict.Predictor is Predictor"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "predict.py"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "--output" in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
 def test_the_orientation_is_that_of_training():
-    assert Options().orientation is None and SynapseConfig().orientation == ORIENTATION
+    assert PredictionOptions().orientation is None and SynapseConfig().orientation == ORIENTATION

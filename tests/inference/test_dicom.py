@@ -1,11 +1,13 @@
 """DICOM series: what belongs together, values of each slice, geometry, and masks as DICOM-SEG."""
 
+import re
+
 import numpy as np
 import pytest
 
 from inference.inputs import search
 from inference.prediction import Prediction
-from inference.volumes import read_volume
+from inference.volume_inputs import read_volume
 
 pydicom = pytest.importorskip("pydicom")
 SHAPE = (5, 12, 10)  # slices, rows, columns
@@ -110,14 +112,14 @@ def test_a_series_uid_for_each_slice_is_one_volume(tmp_path, caplog):
     write_series(tmp_path, of_slice=lambda i: {"SeriesInstanceUID": f"1.2.3.4.{i}"})
     volume = read(tmp_path)
     np.testing.assert_array_equal(volume.slices, STORED.astype(np.float32) - 1024)
-    assert "5 DICOM files with a series UID each are taken as one volume" in caplog.text
+    assert f"{tmp_path}: 5 " in caplog.text
 
 
 @pytest.mark.parametrize("changed", [{"FrameOfReferenceUID": "1.2.8"}, {"ImagePositionPatient": [0, 0, 3]}])
 def test_slices_that_do_not_fit_stay_apart_with_a_warning(tmp_path, caplog, changed):
     write_series(tmp_path, of_slice=lambda i: {"SeriesInstanceUID": f"1.2.3.4.{i}"} | (changed if i % 2 else {}))
     found = search([tmp_path])
-    assert len(found.inputs) >= 3 and "each a series of one slice" in caplog.text
+    assert len(found.inputs) >= 3 and f"{len(found.inputs)} DICOM files" in caplog.text
 
 
 def test_what_is_no_image_is_left_out_by_name(tmp_path):
@@ -127,11 +129,13 @@ def test_what_is_no_image_is_left_out_by_name(tmp_path):
     write(tmp_path / "many.dcm", NumberOfFrames=3)
     (tmp_path / "copy.dcm").write_bytes((tmp_path / "9.dcm").read_bytes())
     found = search([tmp_path])
-    reasons = {one.path.name: one.reason for one in found.left_out}
+    reasons = {one.path.name: one.reason for one in found.exclusions}
     assert len(found.inputs) == 1 and len(found.inputs[0].files) == 5
-    assert "holds a dose (DICOM modality RTDOSE)" in reasons["dose.dcm"]
-    assert "without an image" in reasons["report.dcm"] and "3 frames" in reasons["many.dcm"]
-    assert "is a copy of" in reasons.get("copy.dcm", reasons.get("9.dcm"))
+    assert reasons.keys() == {"dose.dcm", "report.dcm", "many.dcm", "copy.dcm"} ^ (
+        {"copy.dcm", "9.dcm"} if "9.dcm" in reasons else set()
+    )
+    assert "RTDOSE" in reasons["dose.dcm"] and " 3 " in reasons["many.dcm"]
+    assert "9.dcm" in reasons.get("copy.dcm", "9.dcm") and "copy.dcm" in reasons.get("9.dcm", "copy.dcm")
 
 
 @pytest.mark.parametrize("size", [300, -40])
@@ -144,13 +148,13 @@ def test_a_cut_file_is_named(tmp_path, size):
     if size > 0:
         assert [one.path for one in found.mistakes] == [path]
     else:
-        with pytest.raises(ValueError, match="7.dcm cannot be read"):
+        with pytest.raises(ValueError, match="7.dcm"):
             read_volume(found.inputs[0])
 
 
 def test_slices_of_different_directions_or_spacings_are_no_volume(tmp_path):
     write_series(tmp_path, of_slice=lambda i: {"PixelSpacing": [0.8, 0.7 + 0.1 * i]})
-    with pytest.raises(ValueError, match="different pixel spacings"):
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))}.*0.8, 0.7.*0.8, 1.1"):
         read(tmp_path)
 
 
@@ -171,7 +175,7 @@ def test_compressed_pixels_are_decoded(tmp_path):
 
 def test_a_mask_refers_to_its_series_and_opens_again(tmp_path):
     highdicom = pytest.importorskip("highdicom")
-    from inference.dicom_seg import save_dicom_seg
+    from inference.formats.dicom_seg import save_dicom_seg
 
     volume = read(
         write_series(
@@ -199,12 +203,12 @@ def test_a_mask_refers_to_its_series_and_opens_again(tmp_path):
 
 def test_a_mask_of_other_files_or_of_several_series_is_refused(tmp_path):
     pytest.importorskip("highdicom")
-    from inference.dicom_seg import save_dicom_seg
+    from inference.formats.dicom_seg import save_dicom_seg
 
     volume = read(write_series(tmp_path, of_slice=lambda i: {"SeriesInstanceUID": f"1.2.3.4.{i}"}))
     result = Prediction(np.zeros(SHAPE, np.uint8), None, ["liver"], volume, volume.spacing)
-    with pytest.raises(ValueError, match="mask is of 5 series, expected one"):
+    with pytest.raises(ValueError, match="--dicom-seg: mask .*5 series"):
         save_dicom_seg(tmp_path / "mask.dcm", result, "abc")
     volume.files = ()
-    with pytest.raises(ValueError, match="mask is no DICOM series"):
+    with pytest.raises(ValueError, match="--dicom-seg: mask"):
         save_dicom_seg(tmp_path / "mask.dcm", result, "abc")

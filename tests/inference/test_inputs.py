@@ -20,7 +20,7 @@ def make(folder, *names):
 
 
 def reasons(found):
-    return {one.path.name: one.reason for one in found.left_out}
+    return {one.path.name: one.reason for one in found.exclusions}
 
 
 def names(found):
@@ -34,9 +34,8 @@ def test_every_file_is_used_or_named(tmp_path):
     found = search([tmp_path])
     assert names(found) == ["a.png", "b.webp", "d.jfif", "g.png"]
     assert {one.path.name for one in found.mistakes} == {"c.gif", "f.jp2", "e.png", "photo", "x.npz"}
-    assert reasons(found)["e.png"] == "is a link to nothing"
-    assert "unknown kind; expected .png" in reasons(found)["c.gif"]
-    assert {one.path.name for one in found.left_out if not one.mistake} == {"notes.txt", ".hidden"}
+    assert "link" in reasons(found)["e.png"] and "expected .png" in reasons(found)["c.gif"]
+    assert {one.path.name for one in found.exclusions if not one.mistake} == {"notes.txt", ".hidden"}
 
 
 def test_a_bad_path_does_not_hide_the_good_ones(tmp_path):
@@ -44,9 +43,8 @@ def test_a_bad_path_does_not_hide_the_good_ones(tmp_path):
     found = search([tmp_path / "a.png", tmp_path / "nowhere.png", tmp_path / "notes.txt", tmp_path / "empty"])
     assert names(found) == ["a.png"]
     assert [one.path.name for one in found.mistakes] == ["nowhere.png", "notes.txt", "empty"]
-    assert "there is no such file or folder" in reasons(found)["nowhere.png"]
-    assert "holds no input" in reasons(found)["empty"]
-    with pytest.raises(FileNotFoundError, match="nowhere.png was not found"):
+    assert "no such file" in reasons(found)["nowhere.png"] and "expected .png" in reasons(found)["empty"]
+    with pytest.raises(FileNotFoundError, match="nowhere.png"):
         find_inputs([tmp_path / "a.png", tmp_path / "nowhere.png"])
 
 
@@ -65,12 +63,9 @@ def test_the_rules_of_training_hold_for_prediction(tmp_path):
     found = search([tmp_path])
     assert names(found) == ["a.png", "b_segmentation.png", "c.png", "d.png"]  # b has no image beside it
     assert not found.mistakes
-    assert reasons(found) == {
-        "a_superpixels.png": "holds superpixels of ISIC",
-        "a_segmentation.png": "is the mask of an image beside it",
-        "masks": "holds masks, as it lies beside images",
-        "labelsTr": "holds masks, as it lies beside images",
-    }
+    excluded = {"a_superpixels.png": "superpixels", "a_segmentation.png": "mask", "masks": "masks", "labelsTr": "masks"}
+    assert reasons(found).keys() == excluded.keys()
+    assert all(word in reasons(found)[name] for name, word in excluded.items())
     assert names(search([tmp_path / "masks"])) == ["c.png"]  # as it was named
 
 
@@ -78,7 +73,7 @@ def test_results_are_no_inputs(tmp_path):
     make(tmp_path, "a.png", "earlier/masks/a.png", f"earlier/{ABOUT}", "pred/masks/a.png", "pred/overlays/a.png")
     found = search([tmp_path], output=tmp_path / "pred")
     assert names(found) == ["a.png"] and not found.mistakes
-    assert [one.path.relative_to(tmp_path).as_posix() for one in found.left_out if "results" in one.reason] == [
+    assert [one.path.relative_to(tmp_path).as_posix() for one in found.exclusions if "results" in one.reason] == [
         "earlier/masks",
         "pred/masks",
         "pred/overlays",
@@ -92,7 +87,7 @@ def test_links_between_folders_end(tmp_path):
     (tmp_path / "a" / "out").symlink_to(tmp_path / "elsewhere")
     found = search([tmp_path / "a"])
     assert names(found) == ["x.png", "y.png"]
-    assert reasons(found)["up"] == "leads to a folder that is searched already"
+    assert reasons(found).keys() == {"up"} and not found.mistakes
 
 
 def test_a_damaged_dicom_file_costs_itself_only(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import locale
 import os
+import re
 import signal
 
 import h5py
@@ -139,20 +140,20 @@ def test_a_series_with_a_slice_missing_is_refused(organs, scan, tmp_path):
     for path in (scan / "series").iterdir():
         if path.name != "IM7.dcm":
             (tmp_path / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(ValueError, match="found slices 2.5 to 5 mm apart, expected an even distance"):
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))}.* 2.5 to 5 mm"):
         Predictor(organs, device="cpu").predict(tmp_path)
 
 
 def test_unknown_scaling_must_be_stated(folder, scan):
     path = save_trained(folder, SynapseConfig(**SMALL | {"dataset": "mri"}))
-    with pytest.raises(ValueError, match="from -200 to 400; expected values scaled to 0..1. Say with --window"):
+    with pytest.raises(ValueError, match="lps.nii.gz .*-200 .*400.*--window"):
         Predictor(path, device="cpu").predict(scan / "lps.nii.gz")
     stated = Predictor(path, device="cpu", window=(-125, 275)).predict(scan / "lps.nii.gz")
     np.testing.assert_array_equal(stated.mask, Predictor(path, device="cpu").predict(scan / "h5.npy.h5").mask)
 
 
 def test_a_network_of_images_takes_the_slices_of_a_volume(binary, scan):
-    with pytest.raises(ValueError, match="lps.nii.gz is a volume; expected an image, .*--insist"):
+    with pytest.raises(ValueError, match="lps.nii.gz .*--insist"):
         Predictor(binary, device="cpu").predict(scan / "lps.nii.gz")
     result = Predictor(binary, device="cpu", insist=True).predict(scan / "lps.nii.gz")
     slices = np.asarray(nibabel.load(scan / "lps.nii.gz").dataobj).transpose(2, 1, 0)
@@ -215,7 +216,7 @@ def test_the_library_takes_arrays_and_paths(binary, colours, tmp_path):
     np.testing.assert_array_equal(result.mask, predictor.predict(tmp_path / "a.png").mask)
     np.testing.assert_array_equal(result.mask, result.probabilities[0] >= 0.5)
     assert result.overlay().size == (70, 50)
-    with pytest.raises(ValueError, match=r"shape \(2, 3, 4, 5\), expected an image"):
+    with pytest.raises(ValueError, match=r"\(2, 3, 4, 5\)"):
         predictor.predict(np.zeros((2, 3, 4, 5)))
 
 
@@ -317,21 +318,21 @@ def test_results_are_never_overwritten_unasked(binary, folder, tmp_path):
         run(tmp_path / "no.pth", images[0], output=tmp_path / "untouched")
     assert not (tmp_path / "untouched").exists()
     before = (tmp_path / "masks" / f"{images[0].stem}.png").stat().st_mtime_ns
-    with pytest.raises(ValueError, match="found files there, expected a new or empty folder"):
+    with pytest.raises(ValueError, match=f"--output {tmp_path}: .*--existing skip"):
         run(binary, images[0], output=tmp_path)
     run(binary, *images, output=tmp_path, existing="skip")
     assert (tmp_path / "masks" / f"{images[0].stem}.png").stat().st_mtime_ns == before
     assert len(read_rows(tmp_path / "structures.csv")) == len(list((tmp_path / "masks").iterdir())) == 5
     run(binary, images[0], output=tmp_path, existing="overwrite")
     assert (tmp_path / "masks" / f"{images[0].stem}.png").stat().st_mtime_ns > before
-    assert "keeps earlier results of 4 other inputs" in (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert re.search(f"{tmp_path} .* 4 .*{images[1].stem}", (tmp_path / "log.txt").read_text(encoding="utf-8"))
     other = tmp_path / "other" / images[1].name
     other.parent.mkdir()
     other.write_bytes(images[1].read_bytes())
     run(binary, images[1], output=tmp_path, existing="skip")
-    with pytest.raises(ValueError, match="results of other inputs under the same names"):
+    with pytest.raises(ValueError, match=f"--output {tmp_path}: .*{images[1].stem}"):
         run(binary, other, output=tmp_path, existing="skip")
-    with pytest.raises(ValueError, match="was made with another threshold"):
+    with pytest.raises(ValueError, match="--existing skip: .*threshold"):
         run(binary, *images, output=tmp_path, existing="skip", threshold=0.7)
 
 
@@ -379,7 +380,7 @@ def test_unreadable_files_are_left_out_and_named(binary, folder, tmp_path):
     }
     for name, part in broken.items():
         (tmp_path / name).write_bytes(part)
-    with pytest.raises(ValueError, match="8 of 9 inputs were left out") as error:
+    with pytest.raises(ValueError, match="8 of 9 ") as error:
         run(binary, *(tmp_path / name for name in broken), image, output=tmp_path / "out")
     assert all(name in str(error.value) for name in broken)
     assert [path.stem for path in (tmp_path / "out/masks").iterdir()] == [image.stem]
@@ -391,14 +392,14 @@ def test_unreadable_files_are_left_out_and_named(binary, folder, tmp_path):
 def test_mistakes_are_named(binary, organs, colours, tmp_path):
     Image.fromarray(colours).save(tmp_path / "a.png")
     (tmp_path / "notes.txt").write_text("no input")
-    with pytest.raises(ValueError, match="a.png is an image; expected a volume"):
+    with pytest.raises(ValueError, match="a.png .*--insist"):
         Predictor(organs, device="cpu").predict(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="--threshold: .* for volumes, which has no such setting"):
+    with pytest.raises(ValueError, match="--threshold: .*volumes"):
         Predictor(organs, device="cpu", threshold=0.3)
     for wrong in (dict(overlap=1), dict(orientation="LRS"), dict(window=(1, 0)), dict(pixel_size=0.1)):
         with pytest.raises(ValueError, match="--" + next(iter(wrong)).replace("_", "-")):
             Predictor(organs, device="cpu", **wrong)
-    with pytest.raises(ValueError, match="notes.txt is of an unknown kind"):
+    with pytest.raises(ValueError, match="notes.txt .*expected .png"):
         find_inputs([tmp_path / "notes.txt"])
     with pytest.raises(FileNotFoundError, match="nowhere.png"):
         find_inputs([tmp_path / "nowhere.png"])

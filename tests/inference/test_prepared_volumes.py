@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from configs.config_setting_synapse import SynapseConfig
-from datasets.classes import with_classes
+from configs.resolve import resolve
 from datasets.prepare_volumes import PrepareVolumes, prepare
+from inference.ensemble import check_compatible
 from inference.inputs import find_inputs
-from inference.member import check_alike
 from inference.predictor import Predictor
 from tests.inference.networks import SMALL, save_trained
 
@@ -39,13 +39,13 @@ def test_a_raw_volume_becomes_what_the_network_was_trained_on(tmp_path, case):
     assert record["orientation"] == orientation
 
     values = SMALL | {"num_classes": 3, "dataset": "own", "data_path": str(tmp_path / "out")}
-    config = with_classes(SynapseConfig(**{k: v for k, v in values.items() if k in SynapseConfig.__dataclass_fields__}))
+    config = resolve(SynapseConfig(**{k: v for k, v in values.items() if k in SynapseConfig.__dataclass_fields__}))
     assert (config.scaling, config.scaling_range, config.orientation) == ("percentiles", (0.5, 99.5), orientation)
     predictor = Predictor(save_trained(tmp_path, config))
     test = parts["test"][0]
     (raw,) = find_inputs([tmp_path / "images" / f"{test}.nii"])
     with h5py.File(tmp_path / "out" / "test_vol_h5" / f"{test}.npy.h5") as file:
-        np.testing.assert_allclose(predictor._read(raw).slices, file["image"][:], atol=1e-6)
+        np.testing.assert_allclose(predictor._read_and_prepare(raw)[0].slices, file["image"][:], atol=1e-6)
     result = predictor.predict(raw.path)
     mask = result.source.to_nifti(result.mask, np.uint8)
     assert mask.shape == nibabel.load(raw.path).shape
@@ -55,8 +55,8 @@ def test_a_raw_volume_becomes_what_the_network_was_trained_on(tmp_path, case):
 def test_what_a_folder_says_must_be_what_prepare_volumes_writes(tmp_path):
     record = {"intensities": {"kind": "percentiles", "low": 9, "high": 1}}
     (tmp_path / "preparation.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match=r"preparation\.json: found other intensities"):
-        with_classes(SynapseConfig(dataset="own", data_path=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"preparation\.json: .*intensities"):
+        resolve(SynapseConfig(dataset="own", data_path=str(tmp_path)))
 
 
 def test_networks_of_other_intensities_are_not_averaged():
@@ -64,5 +64,5 @@ def test_networks_of_other_intensities_are_not_averaged():
         def __init__(self, **values):
             self.config = SynapseConfig(dataset="own", **values)
 
-    with pytest.raises(ValueError, match="found intensities by percentiles"):
-        check_alike([Fake(), Fake(scaling="percentiles", scaling_range=(1, 99))], ["a", "b"])
+    with pytest.raises(ValueError, match="b: found intensities by percentiles"):
+        check_compatible([Fake(), Fake(scaling="percentiles", scaling_range=(1, 99))], ["a", "b"])

@@ -13,9 +13,9 @@ from inference.trained import load_trained
 from predict import PredictConfig, Predictor
 from tests.inference.networks import SIZE, SMALL
 from tests.tiny import write_packed_weights
-from utils.runs import shipped
+from utils.runs import named_weights
 from utils.runs.checkpoint import save_checkpoint
-from utils.runs.weights import read_checkpoint
+from utils.runs.named_weights import read_checkpoint
 
 DEEPEST = [512, 1024, 2048, 4096]
 
@@ -41,8 +41,8 @@ def test_a_run_a_packed_file_and_a_name_stand_for_their_checkpoint(kind, binary,
         write_packed_weights(tmp_path / "tiny.h5", stored.weights, stored.config, {})
         named = tmp_path / "tiny.h5"
     if kind == "shipped":
-        monkeypatch.setattr(shipped, "FOLDER", tmp_path)
-        monkeypatch.setitem(shipped.SHIPPED, "tiny", "tiny.h5")
+        monkeypatch.setattr(named_weights, "FOLDER", tmp_path)
+        monkeypatch.setitem(named_weights.SHIPPED, "tiny", "tiny.h5")
         named = "tiny"
     predictor = Predictor(named, device="cpu", probabilities=True)
     assert predictor.config == Predictor(binary, device="cpu").config
@@ -61,18 +61,18 @@ def test_a_run_a_packed_file_and_a_name_stand_for_their_checkpoint(kind, binary,
 @pytest.mark.parametrize(
     "values, words",
     [
-        (dict(depths=5), "--depths: found 5, expected tuple"),
-        (dict(depths=[1, 1, 1, 65]), "--depths: found 65, expected 0 to 64"),
-        (dict(depths_decoder=[10**9, 1, 1, 1]), "--depths-decoder: found 1000000000, expected 0 to 64"),
-        (dict(dims=[2**16, 16, 32, 64]), "--dims: found 65536, expected 1 to 4096"),
-        (dict(dims="8 16 32 64"), "--dims: found '8 16 32 64', expected tuple"),
-        (dict(num_classes="x"), "--num-classes: found 'x', expected int"),
-        (dict(d_state=10**7), "--d-state: found 10000000, expected 1 to 256"),
-        (dict(threshold="x"), "--threshold: found 'x', expected float"),
-        (dict(threshold=float("nan")), "--threshold: found nan, expected 0 to 1"),
-        (dict(precision="fp8"), "--precision: found 'fp8', expected one of fp32, bf16, fp16"),
-        (dict(network=3), "--network: found 3, expected str"),
-        (dict(image_size=10**6), "--image-size: found 1000000, expected 32 to 8192"),
+        (dict(depths=5), "depths: found 5, expected tuple"),
+        (dict(depths=[1, 1, 1, 65]), "depths: found 65, expected 0 to 64"),
+        (dict(depths_decoder=[10**9, 1, 1, 1]), "depths_decoder: found 1000000000, expected 0 to 64"),
+        (dict(dims=[2**16, 16, 32, 64]), "dims: found 65536, expected 1 to 4096"),
+        (dict(dims="8 16 32 64"), "dims: found '8 16 32 64', expected tuple"),
+        (dict(num_classes="x"), "num_classes: found 'x', expected int"),
+        (dict(d_state=10**7), "d_state: found 10000000, expected 1 to 256"),
+        (dict(threshold="x"), "threshold: found 'x', expected float"),
+        (dict(threshold=float("nan")), "threshold: found nan, expected 0 to 1"),
+        (dict(precision="fp8"), "precision: found 'fp8', expected one of fp32, bf16, fp16"),
+        (dict(network=3), "network: found 3, expected str"),
+        (dict(image_size=10**6), "image_size: found 1000000, expected 32 to 8192"),
         # right by themselves: tens of gigabytes, if they were believed before the tensors are looked at
         (dict(dims=DEEPEST, depths=[64] * 4, depths_decoder=[64] * 4), "found 131 of this network's"),
         (dict(dims=DEEPEST), "tensors of another shape than the model's: patch_embed.proj.weight"),
@@ -98,7 +98,7 @@ def test_what_weights_tell_is_not_believed_unseen(binary, tmp_path):
     state = "vmunet.layers.0.blocks.0.self_attention.A_logs"
     small = torch.ones(1)  # a few bytes in the file
     for name, tensor, words in (
-        (state, small.expand(32, 10**9), "--d-state: found 1000000000, expected 1 to 256"),
+        (state, small.expand(32, 10**9), "d_state: found 1000000000, expected 1 to 256"),
         (state, small, "found tensors of fewer dimensions than those of a VM-UNet"),
         (
             "vmunet.final_conv.weight",

@@ -8,11 +8,10 @@ import torch
 
 import predict
 import train
+from configs.build import build_model, choose_backend, load_initial_weights, prepare
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
-from configs.network import build_model, load_initial_weights, prepare
-from configs.recipes import parse_config
-from configs.stored import config_from_values
+from configs.resolve import config_from_values, resolve
 from datasets.demo import make_demo_isic
 from models.cost import measure_cost
 from models.family import NETWORKS
@@ -23,7 +22,7 @@ from models.weights.filling import fill_network, inner_weights
 from models.weights.reading import read_weights
 from models.weights.shape import shape_of_weights
 from tests.models.test_pretrained import tagged, vmamba
-from utils.optim import build_optimizer
+from utils.optimizers import build_optimizer
 
 SMALL = dict(depths=(1, 1, 2, 1), dims=(32, 64, 128, 256), d_state=4)
 OF = {"vmunetv2": SMALL, "ultralight": dict(d_state=4)}  # small ones
@@ -31,7 +30,7 @@ OF = {"vmunetv2": SMALL, "ultralight": dict(d_state=4)}  # small ones
 
 def network(name, **options):
     torch.manual_seed(0)
-    return NETWORKS[name].network(**OF[name] | options)
+    return NETWORKS[name](**OF[name] | options)
 
 
 def config(name, **changes):
@@ -51,7 +50,7 @@ def test_depths_that_nobody_says_are_the_networks_own(config_class):
         ("--network vmunetv2 --dataset own --data-path own", (2, 2, 9, 2)),
         ("--network vmunet", (2, 2, 2, 2)),
     ):
-        found = parse_config(config_class, flags.split())
+        found = resolve(config_class, flags.split())
         assert found.depths == depths, flags
         stored = json.loads(json.dumps(dataclasses.asdict(found)))
         assert config_from_values(config_class, stored) == found
@@ -62,35 +61,33 @@ def test_a_config_class_with_depths_of_its_own_keeps_them():
     class Deep(ISICConfig):
         depths: tuple[int, int, int, int] | None = (2, 2, 3, 2)
 
-    assert parse_config(Deep, ["--network", "vmunetv2"]).depths == (2, 2, 3, 2)
+    assert resolve(Deep, ["--network", "vmunetv2"]).depths == (2, 2, 3, 2)
 
 
 @pytest.mark.parametrize(
     "name, changes, message",
     [
-        ("ultralight", dict(dims=(8, 16, 32, 64)), "found --dims, which is an option of vmunet and vmunetv2 only"),
-        ("ultralight", dict(depths=(1, 1, 1, 1)), "found --depths, which is an option of vmunet and vmunetv2 only"),
-        ("ultralight", dict(use_checkpoint=True), "found --use-checkpoint, which is an option of vmunet and vmunetv2"),
-        ("vmunetv2", dict(skip_at_quarter=True), "found --skip-at-quarter, which is an option of vmunet only"),
-        ("vmunetv2", dict(depths_decoder=(1, 1, 1, 1)), "found --depths-decoder, which is an option of vmunet only"),
+        ("ultralight", dict(dims=(8, 16, 32, 64)), "found --dims.*vmunet and vmunetv2"),
+        ("ultralight", dict(depths=(1, 1, 1, 1)), "found --depths.*vmunet and vmunetv2"),
+        ("ultralight", dict(use_checkpoint=True), "found --use-checkpoint.*vmunet and vmunetv2"),
+        ("vmunetv2", dict(skip_at_quarter=True), "found --skip-at-quarter.*vmunet"),
+        ("vmunetv2", dict(depths_decoder=(1, 1, 1, 1)), "found --depths-decoder.*vmunet"),
     ],
 )
 def test_options_of_another_network_are_named(name, changes, message):
     with pytest.raises(ValueError, match=f"--network {name}: {message}"):
-        build_model(config(name, **changes))
+        resolve(config(name, **changes))
 
 
 def test_a_name_that_is_no_networks_is_answered_before_anything_is_read():
-    with pytest.raises(ValueError, match="--network: found 'vmunet2', expected vmunet, vmunetv2, ultralight, unet or "):
-        parse_config(ISICConfig, ["--network", "vmunet2"])
+    with pytest.raises(ValueError, match="--network: found 'vmunet2', expected vmunet, vmunetv2, ultralight, unet"):
+        resolve(ISICConfig, ["--network", "vmunet2"])
 
 
 @pytest.mark.parametrize("name", OF)
 def test_the_scan_backend_is_chosen_before_the_first_epoch(name):
-    facts = {}
-    prepare(network(name), config(name), torch.device("cpu"), lambda key, text, level=0: facts.update({key: text}))
-    assert facts["scan"] == "cpu"
-    with pytest.raises(ValueError, match="--scan-backend triton: scan backend 'triton' can't be used: "):
+    assert choose_backend(config(name), torch.device("cpu")) == "cpu"
+    with pytest.raises(ValueError, match="--scan-backend triton: "):
         prepare(network(name), config(name, scan_backend="triton"), torch.device("cpu"))
 
 
@@ -163,11 +160,9 @@ def test_fine_tuning_for_other_classes_leaves_the_last_layers(name, last, tmp_pa
 def test_ultralight_starts_from_no_encoder(tmp_path):
     torch.save({"model": vmamba()}, tmp_path / "vmamba.pth")
     model = network("ultralight")
-    with pytest.raises(
-        ValueError, match="expected a checkpoint of UltraLightVMUNet; .*--load-ckpt-path none, as published"
-    ):
+    with pytest.raises(ValueError, match="vmamba.pth: found .*expected .*ultralight; .*--load-ckpt-path none"):
         load_initial_weights(model, config("ultralight", load_ckpt_path=str(tmp_path / "vmamba.pth")))
-    with pytest.raises(FileNotFoundError, match="no-file.*--load-ckpt-path none, as published"):
+    with pytest.raises(FileNotFoundError, match="no-file.*--load-ckpt-path none"):
         load_initial_weights(model, config("ultralight", load_ckpt_path="no-file.pth"))
 
 
@@ -194,12 +189,12 @@ def test_a_run_trains_goes_on_is_tested_and_predicts(name, tmp_path):
 
     train.main(config(name, **common, epochs=1, work_dir=str(tmp_path / "stopped")))
     (stopped,) = (tmp_path / "stopped").iterdir()
-    scores = train.main(parse_config(ISICConfig, ["--resume", str(stopped), "--epochs", "2"]))
+    scores = train.main(resolve(ISICConfig, ["--resume", str(stopped), "--epochs", "2"]))
     resumed = torch.load(stopped / "checkpoints/latest.pth", weights_only=True)["model"]
     assert all(torch.equal(tensor, whole[key]) for key, tensor in resumed.items())
 
     flags = ["--test-only", str(stopped), "--device", "cpu", "--work-dir", str(tmp_path / "tested")]
-    assert train.main(parse_config(ISICConfig, flags)) == scores
+    assert train.main(resolve(ISICConfig, flags)) == scores
     image = next((data / "val" / "images").iterdir())
     result = predict.Predictor(stopped, device="cpu").predict(image)
     assert result.mask.shape == (64, 64) and f"{name}:" in (run / "report.html").read_text(encoding="utf-8")

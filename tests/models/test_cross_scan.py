@@ -1,5 +1,6 @@
 """The cross-scan: its definition against the original's numbers, backends against its definition."""
 
+import re
 import typing
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from configs.base import ScanBackend
+from configs.options import ScanBackend
 from models.cross_scan import backends, cross_selective_scan, gated_cross_scan, torch_loop
 from models.cross_scan.reference import make_inputs, scan_order, selective_scan
 from tests.tiny import GOLDEN
@@ -97,9 +98,12 @@ def test_bfloat16_inputs_are_scanned_in_float32(backend):
 
 
 def test_opcheck():
-    inputs = [t.requires_grad_() for t in make_inputs(2, 3, 4, I=4, N=3, R=2)]
-    torch.library.opcheck(torch.ops.models.cross_scan.default, (*inputs, "torch", True))
-    torch.library.opcheck(torch.ops.models.cross_scan.default, (*(t.detach() for t in inputs), "torch", False))
+    for rank in (2, None):
+        inputs = make_inputs(2, 3, 4, I=4, N=3, R=rank).gated(None, None, None)
+        leaves = [None if t is None else t.requires_grad_() for t in inputs]
+        torch.library.opcheck(torch.ops.models.cross_scan.default, (*leaves, 0.0, "torch", True))
+        detached = [None if t is None else t.detach() for t in inputs]
+        torch.library.opcheck(torch.ops.models.cross_scan.default, (*detached, 0.0, "torch", False))
 
 
 def test_flop_counter_counts_the_scan():
@@ -142,7 +146,7 @@ def test_a_wrong_dtype_is_named():
 
 
 def test_an_unknown_backend_lists_the_known_ones():
-    with pytest.raises(ValueError, match="found 'fast', expected 'auto' or one of .*torch, reference"):
+    with pytest.raises(ValueError, match="found 'fast', expected 'auto'.*torch, reference"):
         cross_selective_scan(*make_inputs(1, 2, 2, I=4, R=2), backend="fast")
 
 
@@ -160,7 +164,7 @@ def test_a_backend_that_returns_zeros_is_passed_over(monkeypatch, caplog):
     with caplog.at_level("DEBUG", logger="vmunet"):
         assert backends.choose("cpu", torch.float32) == "torch"
     backends.choose.cache_clear()
-    assert "broken: its self-test on cpu in torch.float32 is off by 1.0e+00" in caplog.text
+    assert re.search("broken: .* cpu .* torch.float32 .* 1.0e[+]00", caplog.text)
 
 
 def test_a_backend_that_can_not_be_compiled_is_passed_over(monkeypatch, caplog):
@@ -174,11 +178,11 @@ def test_a_backend_that_can_not_be_compiled_is_passed_over(monkeypatch, caplog):
     monkeypatch.setattr(backends, "PREFERENCE", ("triton", "torch"))
     for cached in (backends.choose, backends.why_not):
         cached.cache_clear()
-    said = "its self-test on cpu in torch.float32 ended with RuntimeError: Failed to find C compiler."
+    reason = "cpu .* torch.float32 .* RuntimeError: Failed to find C compiler."
     with caplog.at_level("DEBUG", logger="vmunet"):
         assert backends.choose("cpu", torch.float32) == "torch"
-    assert f"(triton: {said})" in caplog.text
-    with pytest.raises(RuntimeError, match=f"'triton' can't be used: {said}"):
+    assert re.search(f"triton: .*{reason}", caplog.text) and "Traceback" not in caplog.text
+    with pytest.raises(RuntimeError, match=f"'triton' .*{reason}"):
         backends.resolve("triton", "cpu", torch.float32)
     for cached in (backends.choose, backends.why_not):
         cached.cache_clear()
@@ -186,7 +190,7 @@ def test_a_backend_that_can_not_be_compiled_is_passed_over(monkeypatch, caplog):
 
 def test_reference_refuses_long_sequences_with_gradients():
     inputs = [t.requires_grad_() for t in make_inputs(1, 33, 33, I=2, N=1, R=1)]
-    with pytest.raises(RuntimeError, match="found 1089 steps with gradients, expected at most 1024"):
+    with pytest.raises(RuntimeError, match="found 1089 steps .*expected at most 1024"):
         cross_selective_scan(*inputs, backend="reference")
 
 
@@ -213,8 +217,7 @@ def test_a_fused_backend_is_called_with_norm_and_gate_and_gives_their_gradients(
             return torch_loop.backward(dy, saved, inputs.scan).gated(dz, d_weight, d_bias)
 
     monkeypatch.setattr(backends, "load", lambda name, load=backends.load: Fused if name == "fused" else load(name))
-    monkeypatch.setattr(backends, "FUSED", {"fused"})
-    monkeypatch.setattr("models.cross_scan.resolve", lambda name, *_: name)
+    monkeypatch.setattr(backends, "resolve", lambda name, *_: name)
     for rank in (2, None):
         inputs = make_inputs(2, 3, 4, I=8, R=rank, dtype=torch.float64)
         tensors = inputs.gated(torch.randn_like(inputs.x), torch.rand(8).double(), torch.rand(8).double())
@@ -229,7 +232,7 @@ def test_a_fused_backend_is_called_with_norm_and_gate_and_gives_their_gradients(
             torch.testing.assert_close(found, expected)
         with torch.no_grad():
             torch.testing.assert_close(gated_cross_scan(*tensors, backend="fused"), results[1][0])
-        operator = torch.ops.models.gated_cross_scan.default
+        operator = torch.ops.models.cross_scan.default
         torch.library.opcheck(operator, (*leaves, 1e-5, "fused", True))
         torch.library.opcheck(operator, (*tensors, 1e-5, "fused", False))
         compiled = torch.compile(gated_cross_scan, fullgraph=True, backend="aot_eager")

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.cross_scan import backends, cpu, cross_selective_scan
-from models.cross_scan.inputs import ScanInputs, present
+from models.cross_scan import cross_selective_scan
+from models.cross_scan.cpu import cpu_scan as cpu
+from models.cross_scan.problems import ScanInputs, present
 from models.cross_scan.reference import make_inputs, scan
 from tests.tiny import GOLDEN, ROOT
 
@@ -228,11 +229,13 @@ def test_without_numba_the_reason_is_the_import_error(monkeypatch):
     assert "No module named 'numba'" in cpu.why_not(torch.device("cpu"), torch.float32)
 
 
-def test_opcheck_and_compile(monkeypatch):
-    monkeypatch.setitem(backends.MODULES, "cpu", "cpu")
-    inputs = [t.requires_grad_() for t in make_inputs(2, 3, 4, I=12, N=3, R=2)]
-    torch.library.opcheck(torch.ops.models.cross_scan.default, (*inputs, "cpu", True))
-    torch.library.opcheck(torch.ops.models.cross_scan.default, (*(t.detach() for t in inputs), "cpu", False))
+def test_opcheck_and_compile():
+    inputs = make_inputs(2, 3, 4, I=12, N=3, R=2)
+    for save in (True, False):
+        tensors = inputs.gated(None, None, None)
+        tensors = [None if t is None else t.detach().requires_grad_(save) for t in tensors]
+        torch.library.opcheck(torch.ops.models.cross_scan.default, (*tensors, 0.0, "cpu", save))
+    inputs = [t.requires_grad_() for t in inputs]
     expected = cross_selective_scan(*inputs, backend="cpu")
     compiled = torch.compile(cross_selective_scan, fullgraph=True, backend="aot_eager")(*inputs, backend="cpu")
     assert torch.equal(compiled, expected)
@@ -249,7 +252,7 @@ FORWARD = """
 import logging, os, sys, torch
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
 logging.getLogger("vmunet").setLevel("DEBUG")
-from models.cross_scan import cpu
+from models.cross_scan.cpu import cpu_scan as cpu
 from models.cross_scan.reference import make_inputs, scan
 inputs = make_inputs(1, 5, 7, 32, R=2)
 def error():

@@ -12,8 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.cross_scan import reference, triton_scan
-from models.cross_scan.inputs import present
+from models.cross_scan import gpu_problem, reference
+from models.cross_scan.problems import present
+from models.cross_scan.triton import triton_scan
 from tests.interpreter import run_interpreted
 
 if triton_scan.IMPORT_ERROR is not None:
@@ -42,7 +43,7 @@ def relative(found, expected):
 
 def errors(b, H, W, I, N, R, dtype, gated, chunked):
     """Relative errors of the output and of every gradient."""
-    triton_scan.TUNING.update(enough_warps=10_000 if chunked else 0, shortest_chunk=16)
+    gpu_problem.CHUNKS.update(enough_warps=10_000 if chunked else 0, shortest_chunk=16)
     inputs = reference.make_inputs(b, H, W, I, N, R, dtype)
     random = torch.Generator().manual_seed(1)
     z = torch.randn(b, H, W, 2 * I, generator=random).to(dtype)[..., I:]

@@ -1,5 +1,6 @@
 """For which batches graphs are recorded. `benchmarks/gpu.py --check` sees on a GPU that they compute the same."""
 
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -96,6 +97,58 @@ def test_gradients_in_evaluation_mode_and_none_in_training_mode_run_as_usual(rec
     with torch.no_grad():
         assert answers(model.train(), [4, 4]) == ["usual of 4"] * 2
     assert recorded == []
+
+
+# ---- when a graph would hide the user's code
+
+
+def test_hooks_of_any_module_are_called_also_those_registered_later(recorded, caplog):
+    network = nn.Sequential(nn.Identity(), nn.Sequential(nn.Identity()))
+    model, seen = GraphedModel(network), []
+    assert answers(model, [4, 4])[1] == "training of 4"
+    for part, register in ((network[1][0], "register_forward_hook"), (network, "register_forward_pre_hook")):
+        handle = getattr(part, register)(lambda *_, name=register: seen.append(name))
+        with caplog.at_level("INFO", logger="vmunet"):
+            assert answers(model, [4, 4]) == ["usual of 4"] * 2
+        handle.remove()
+        assert answers(model, [4]) == ["training of 4"]
+    assert seen == ["register_forward_hook"] * 2 + ["register_forward_pre_hook"] * 2
+    assert caplog.text.count("without CUDA graphs") == 1
+
+
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_backward_hooks_are_called(recorded, register):
+    model = GraphedModel(nn.Sequential(nn.Linear(2, 2)))
+    assert model.why_not() is None
+    handle = getattr(model.module[0], register)(lambda *_: None)
+    assert "hooks" in model.why_not() and answers(model, [4, 4]) == ["usual of 4"] * 2
+    handle.remove()
+    assert model.why_not() is None
+
+
+def test_under_a_debugger_the_modules_code_runs(recorded):
+    model, before = GraphedModel(nn.Identity()), sys.gettrace()
+    answers(model, [4, 4])
+    sys.settrace(lambda *_: None)
+    try:
+        found = answers(model, [4])
+    finally:
+        sys.settrace(before)
+    assert found == ["usual of 4"] and answers(model, [4]) == ["training of 4"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring came with Python 3.12")
+def test_a_debugger_of_sys_monitoring_counts_too():
+    assert not cuda_graphs.under_debugger()
+    sys.monitoring.use_tool_id(sys.monitoring.DEBUGGER_ID, "test")
+    try:
+        assert cuda_graphs.under_debugger()
+    finally:
+        sys.monitoring.free_tool_id(sys.monitoring.DEBUGGER_ID)
+    assert not cuda_graphs.under_debugger()
+
+
+# ---- recording
 
 
 def test_recording_sees_the_values_of_the_parameters_but_not_the_parameters():

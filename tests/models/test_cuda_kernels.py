@@ -5,13 +5,15 @@ What it can not show (speed, registers, memory of other blocks) `benchmarks/gpu.
 import pytest
 import torch
 
-from benchmarks.on_gpu import checks
-from models.cross_scan import cuda_scan, nvrtc, reference
+from benchmarks.on_gpu import correctness
+from models.cross_scan import reference
+from models.cross_scan.cuda import cuda_scan
+from models.kernels import nvrtc
 from tests.emulated_gpu import EmulatedGPU, why_not
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-TOLERANCE = checks.TOLERANCE | {FP16: (1e-3, 5e-3)}  # sums over channels are bfloat16 on their way
+TOLERANCE = correctness.TOLERANCE | {FP16: (1e-3, 5e-3)}  # sums over channels are bfloat16 on their way
 
 
 @pytest.fixture(scope="module")
@@ -47,19 +49,19 @@ def make_inputs(b, H, W, I, R, dtype):
 )
 def test_the_scan_with_norm_and_gate(emulated, b, H, W, I, R, dtype, chunks):
     inputs, grad = make_inputs(b, H, W, I, R, dtype), torch.randn(b, H, W, I).to(dtype)
-    assert cuda_scan.fits(inputs.scan) and cuda_scan.Problem(inputs.scan, inputs.projected).chunks == chunks
-    exact, exact_grads = checks.gated_in_double(inputs, grad)
+    assert cuda_scan.fits(inputs.scan) and cuda_scan.CUDAProblem(inputs.scan, inputs.projected).chunks == chunks
+    exact, exact_grads = correctness.gated_in_double(inputs, grad)
     runs = []
     for emulated.reversed in (False, True):
-        out, y, saved = cuda_scan.gated_forward(inputs, checks.EPS)
-        unsaved, *_ = cuda_scan.gated_forward(inputs, checks.EPS, save=False)
-        grads = cuda_scan.gated_backward(grad, y, saved, inputs, checks.EPS)
+        out, y, saved = cuda_scan.gated_forward(inputs, correctness.EPS)
+        unsaved, *_ = cuda_scan.gated_forward(inputs, correctness.EPS, save=False)
+        grads = cuda_scan.gated_backward(grad, y, saved, inputs, correctness.EPS)
         assert torch.equal(out, unsaved)
         runs.append((out, *grads))
     assert all(torch.equal(there, back) for there, back in zip(*runs, strict=True))
-    errors = checks.errors_by_name(grads, exact_grads)
+    errors = correctness.errors_by_name(grads, exact_grads)
     forward, backward = TOLERANCE[dtype]
-    assert checks.relative(out, exact) < forward and errors[checks.worst_of(errors)] < backward, errors
+    assert correctness.relative(out, exact) < forward and errors[correctness.worst_of(errors)] < backward, errors
 
 
 @pytest.mark.parametrize("threads_reversed", [False, True])
@@ -68,7 +70,7 @@ def test_the_scan_with_norm_and_gate(emulated, b, H, W, I, R, dtype, chunks):
 )
 def test_layer_norm(emulated, channels, x, y, threads_reversed):
     emulated.reversed = threads_reversed
-    row = checks.check_layer_norm((37, channels), x, y, "cpu")
+    row = correctness.check_layer_norm((37, channels), x, y, "cpu")
     assert row["ok"] == "ok", row
 
 
@@ -76,7 +78,7 @@ def test_layer_norm(emulated, channels, x, y, threads_reversed):
 @pytest.mark.parametrize("shape, dtype", [((2, 7, 5, 70), FP32), ((3, 1, 9, 32), BF16), ((1, 4, 6, 66), FP16)])
 def test_the_convolution_with_silu(emulated, shape, dtype, threads_reversed):
     emulated.reversed = threads_reversed
-    row = checks.check_convolution(shape, dtype, "cpu")
+    row = correctness.check_convolution(shape, dtype, "cpu")
     assert row["ok"] == "ok", row
 
 
@@ -93,13 +95,13 @@ def test_the_convolution_with_silu(emulated, shape, dtype, threads_reversed):
 )
 @pytest.mark.parametrize("dtype", [FP32, BF16])
 def test_a_missing_barrier_is_noticed(emulated, line, dtype, monkeypatch, tmp_path):
-    source = cuda_scan.SOURCE.read_text(encoding="utf-8")
+    source = cuda_scan.SCAN.source.read_text(encoding="utf-8")
     assert source.count(line) == 1
     slip = tmp_path / f"{tmp_path.name}.cu"
     slip.write_text(source.replace(line, line.replace("__syncthreads();", "").replace("finish_copies();", "")), "utf-8")
     scan = make_inputs(1, 3, 6, 32, 6, dtype).scan
     y, saved = cuda_scan.forward(scan)
-    monkeypatch.setattr(cuda_scan, "SOURCE", slip)
+    monkeypatch.setattr(cuda_scan.SCAN, "source", slip)
     runs = []
     for emulated.reversed in (False, True):
         try:

@@ -121,7 +121,7 @@ def test_a_token_depends_on_those_before_it_only():
 
 
 def test_refused_sizes():
-    with pytest.raises(ValueError, match=r"VMUNetV2: found depths \[2, 2\]"):
+    with pytest.raises(ValueError, match=r"vmunetv2: found depths \[2, 2\]"):
         VMUNetV2(depths=(2, 2))
-    with pytest.raises(ValueError, match=r"UltraLightVMUNet: found dims \[8, 16, 24, 32, 48, 63\]"):
+    with pytest.raises(ValueError, match=r"ultralight: found dims \[8, 16, 24, 32, 48, 63\]"):
         UltraLightVMUNet(dims=(8, 16, 24, 32, 48, 63))

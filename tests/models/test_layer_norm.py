@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.vmunet import conv_silu as conv_silu_module
-from models.vmunet import layer_norm as layer_norm_module
-from models.vmunet.conv_silu import conv_silu
-from models.vmunet.layer_norm import LayerNorm
+from models.kernels import conv_silu as conv_silu_module
+from models.kernels import layer_norm as layer_norm_module
+from models.kernels.conv_silu import conv_silu
+from models.kernels.layer_norm import LayerNorm
 
 
 def test_on_a_cpu_layer_norm_is_pytorchs():
@@ -27,11 +27,11 @@ def test_on_a_cpu_the_convolution_is_pytorchs():
 
 @pytest.mark.parametrize("module", [layer_norm_module, conv_silu_module])
 def test_without_the_kernels_it_is_pytorchs_and_the_log_says_so(module, caplog):
-    module._try_kernels.cache_clear()
-    choose = torch.compile(lambda x: x + module.kernels_work("cpu"), backend="eager", fullgraph=True)
+    module.KERNELS.self_test.cache_clear()
+    choose = torch.compile(lambda x: x + module.KERNELS.work("cpu"), backend="eager", fullgraph=True)
     assert torch.equal(choose(torch.zeros(2)), torch.zeros(2))  # a constant for the compiler
-    module._try_kernels.cache_clear()
-    assert caplog.text.count("PyTorch's, which is slower; the CUDA kernel: ") == 1
+    module.KERNELS.self_test.cache_clear()
+    assert caplog.text.count(f"{module.KERNELS.layer}: ") == 1
 
 
 @pytest.mark.parametrize("module", [layer_norm_module, conv_silu_module])
@@ -40,11 +40,11 @@ def test_a_driver_that_fails_is_passed_over(module, caplog, monkeypatch):
         raise RuntimeError("CUDA: CUDA_ERROR_NO_BINARY_FOR_GPU")
 
     monkeypatch.setattr(module.nvrtc, "why_not", lambda device: None)
-    monkeypatch.setattr(module, "_launch", fail)
-    module._try_kernels.cache_clear()
-    assert not module.kernels_work("cpu")
-    module._try_kernels.cache_clear()
-    assert "ended with RuntimeError: CUDA: CUDA_ERROR_NO_BINARY_FOR_GPU" in caplog.text
+    monkeypatch.setattr(module.nvrtc, "functions", fail)
+    module.KERNELS.self_test.cache_clear()
+    assert not module.KERNELS.work("cpu")
+    module.KERNELS.self_test.cache_clear()
+    assert "RuntimeError: CUDA: CUDA_ERROR_NO_BINARY_FOR_GPU" in caplog.text
 
 
 @pytest.mark.parametrize("operator", ["layer_norm", "conv_silu"])

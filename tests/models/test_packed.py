@@ -12,7 +12,7 @@ from models.vmunet import VMUNet
 from models.weights import packed
 from models.weights.packed import FORMAT, is_packed, pack_weights, read_packed_weights
 from tests.tiny import NETWORK, write_packed_weights
-from utils.runs.weights import load_checkpoint_weights, read_checkpoint
+from utils.runs.named_weights import load_checkpoint_weights, read_checkpoint
 
 CONFIG, ABOUT = {"network": "vmunet", "dims": [8, 16]}, {"metrics": {"dsc": 0.9}}
 
@@ -84,7 +84,7 @@ def test_it_is_less_than_half_the_size():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e5])
 def test_a_weight_that_float16_can_not_hold_is_not_written(value, tmp_path):
-    with pytest.raises(ValueError, match="b.weight: found a value that is not finite in float16"):
+    with pytest.raises(ValueError, match="b.weight: .*float16"):
         write_packed_weights(tmp_path / "a.h5", {"b.weight": torch.full((2, 2), value)}, {}, {})
     assert not list(tmp_path.iterdir())
 
@@ -157,25 +157,25 @@ def put_a_group(file):
 REFUSED = {
     "another format": (set_attribute(format="weights of others"), "found 'weights of others' version 1, expected"),
     "another version": (set_attribute(version=2), f"found '{FORMAT}' version 2, expected '{FORMAT}' version 1"),
-    "an altered value": (change_a_value, "the SHA-256 of its values is not the one stored in it: the file was altered"),
-    "another shape": (lambda file: replace(file, "a.bias", data=np.ones((40, 1), np.float32)), "was altered"),
-    "a tensor removed": (lambda file: file["weights"].pop("a.bias"), "was altered"),
-    "NaN": (put_nan, "a.bias: found a value that is not finite"),
+    "an altered value": (change_a_value, "SHA-256"),
+    "another shape": (lambda file: replace(file, "a.bias", data=np.ones((40, 1), np.float32)), "SHA-256"),
+    "a tensor removed": (lambda file: file["weights"].pop("a.bias"), "SHA-256"),
+    "NaN": (put_nan, "a.bias: found a value"),
     "integers": (put_integers, "a.bias: found int64, expected float16 or float32"),
     "too many values": (put_too_many, "found weights of 4294967460 bytes, expected at most 2147483648"),
-    "values that are nowhere": (put_nothing, "a.weight: found values that are stored in an unknown way"),
-    "a deflate bomb": (put_a_deflate_bomb, "a.weight: found values that are stored in an unknown way"),
-    "another filter": (put_another_filter, "a.weight: found values that are stored in an unknown way"),
-    "an external file": (put_external, "a.bias: found values that are stored in an unknown way"),
-    "a virtual dataset": (put_virtual, "a.bias: found values that are stored in an unknown way"),
-    "a link to another file": (link_to_another_file, "a.bias: found a link, expected values in the file itself"),
-    "weights in another file": (link_all_to_another_file, "found no weights, expected a group of them"),
+    "values that are nowhere": (put_nothing, "a.weight: found values"),
+    "a deflate bomb": (put_a_deflate_bomb, "a.weight: found values"),
+    "another filter": (put_another_filter, "a.weight: found values"),
+    "an external file": (put_external, "a.bias: found values"),
+    "a virtual dataset": (put_virtual, "a.bias: found values"),
+    "a link to another file": (link_to_another_file, "a.bias: found a link"),
+    "weights in another file": (link_all_to_another_file, "found no weights"),
     "a group": (put_a_group, "c: found a group, expected float16 or float32"),
-    "no weights": (lambda file: file.pop("weights"), "found no weights, expected a group of them"),
-    "no config": (lambda file: file.attrs.pop("config"), "config: found no JSON, expected names and values"),
-    "a config that is a list": (set_attribute(config="[1]"), "config: found list, expected names and values"),
-    "a config that is no JSON": (set_attribute(config="{"), "config: found no JSON, expected names and values"),
-    "a config that is deep": (set_attribute(config=100_000 * "["), "config: found no JSON, expected names and values"),
+    "no weights": (lambda file: file.pop("weights"), "found no weights"),
+    "no config": (lambda file: file.attrs.pop("config"), "config: found no JSON"),
+    "a config that is a list": (set_attribute(config="[1]"), "config: found list"),
+    "a config that is no JSON": (set_attribute(config="{"), "config: found no JSON"),
+    "a config that is deep": (set_attribute(config=100_000 * "["), "config: found no JSON"),
 }
 
 
@@ -204,7 +204,7 @@ def test_a_bomb_does_not_go_off(content, monkeypatch):
             return bytes(sizes[-1])
 
     monkeypatch.setattr(packed.zlib, "decompressobj", Counting)
-    with pytest.raises(ValueError, match="in an unknown way"):
+    with pytest.raises(ValueError, match="a.h5.*a.weight: found values"):
         read_packed_weights(altered(content, put_a_deflate_bomb), "a.h5")
     assert max(sizes) <= 4 * 40 * 30 and 65 in sizes
 

@@ -129,7 +129,7 @@ def test_any_size_from_32_gives_an_output_of_the_inputs_size(size):
 
 
 def test_below_32_pixels_is_an_error():
-    with pytest.raises(ValueError, match="found an input of 31 x 64 pixels, expected at least 32 x 32"):
+    with pytest.raises(ValueError, match="31 x 64 .*expected .*32 x 32"):
         small()(torch.rand(1, 3, 31, 64))
 
 
@@ -161,7 +161,7 @@ def test_vmamba_b_width_has_its_parameter_shapes():
 
 
 def test_bad_dims_are_an_error():
-    with pytest.raises(ValueError, match="dims doubling from stage to stage"):
+    with pytest.raises(ValueError, match="vmunet: found .*dims"):
         VMUNet(dims=(96, 192, 384, 700))
 
 

@@ -3,10 +3,15 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
 
-from engine import Execution, evaluate, train_one_epoch
+from configs.config_setting import ISICConfig
+from configs.config_setting_synapse import SynapseConfig
+from datasets.loaders import EpochBatchSampler
+from engine import Compute, evaluate, train_one_epoch
 from tests.ranks import run_in_two_processes
-from utils import distributed
+from utils import distributed, losses
 from utils.losses import (
     BceDiceLoss,
     BceDiceWithLogitsLoss,
@@ -14,6 +19,10 @@ from utils.losses import (
     CeDiceLoss,
     DiceLoss,
     GT_BceDiceLoss,
+    bce_dice,
+    build_loss,
+    ce_dice,
+    find_losses,
     nDiceLoss,
 )
 from utils.runs.batches import Batches
@@ -104,25 +113,78 @@ def test_losses_of_16_bit_logits_are_computed_in_float32(dtype):
 
 
 def test_shapes_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"differ in shape: \(2, 1, 4, 4\) and \(2, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"\(2, 1, 4, 4\).*\(2, 4, 4\)"):
         BceDiceWithLogitsLoss()(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4))
-    with pytest.raises(ValueError, match=r"needs \(B, 3, H, W\)"):
+    with pytest.raises(ValueError, match=r"\(B, 3, H, W\).*\(2, 2, 4, 4\)"):
         nDiceLoss(3)(torch.zeros(2, 2, 4, 4), torch.zeros(2, 4, 4))
+
+
+# ---- the choice of a config
+
+
+def mean_error(logits, target):
+    """A loss of a user's own."""
+    return (logits.softmax(1)[:, 1] - target).abs().mean()
+
+
+def test_a_config_chooses_a_function_by_its_name(monkeypatch):
+    assert find_losses() == {"bce_dice": bce_dice, "ce_dice": ce_dice}
+    monkeypatch.setattr(losses, "mean_error", mean_error, raising=False)
+    assert build_loss(ISICConfig(loss="mean_error")) is mean_error
+
+
+@pytest.mark.parametrize(
+    "config, published",
+    [
+        (ISICConfig(loss_weight=(0.3, 0.7)), BceDiceWithLogitsLoss(0.3, 0.7)),
+        (ISICConfig(num_classes=4, loss_weight=(0.3, 0.7)), CeDiceLoss(4, (0.3, 0.7))),
+        (SynapseConfig(num_classes=4), CeDiceLoss(4, (1, 1))),
+        (SynapseConfig(num_classes=1), BceDiceWithLogitsLoss()),
+    ],
+)
+def test_auto_is_the_published_loss_of_the_number_of_classes(config, published):
+    classes = config.num_classes
+    logits = torch.randn(2, classes, 6, 6)
+    target = torch.rand(2, 1, 6, 6).round() if classes == 1 else torch.randint(classes, (2, 6, 6))
+    assert torch.equal(build_loss(config)(logits, target), published(logits, target))
+    name = "bce_dice" if classes == 1 else "ce_dice"
+    assert torch.equal(find_losses()[name](logits, target, config.loss_weight), build_loss(config)(logits, target))
 
 
 # ---- several processes
 
 
+def cross_entropy(logits, target):
+    return F.cross_entropy(logits, target)
+
+
+def branching(logits, target):
+    """A loss whose course depends on the numbers of the batch, and whose images don't simply add up."""
+    if target.sum() == 0:
+        return logits.square().mean()
+    return logits.softmax(1)[:, 1].max() * cross_entropy(logits, target) + logits.std()
+
+
+CRITERIA = {
+    "binary": BceDiceWithLogitsLoss(),
+    "classes": CeDiceLoss(4, [1, 1]),
+    "any function": cross_entropy,
+    "branch": branching,
+    "other branch": branching,
+}
+
+
 def make_step(kind):
-    """A small model, one batch of five images, and the criterion that trains it."""
+    """A small model and one batch of five images."""
     generator = torch.Generator().manual_seed(0)
     classes = 1 if kind == "binary" else 4
     model = torch.nn.Conv2d(3, classes, 3, padding=1).double()
     model.load_state_dict({n: torch.randn(p.shape, generator=generator) for n, p in model.state_dict().items()})
     images = torch.randn(5, 3, 6, 6, generator=generator, dtype=torch.float64)
     if kind == "binary":
-        return model, images, (torch.rand(5, 1, 6, 6, generator=generator) > 0.7).double(), BceDiceWithLogitsLoss()
-    return model, images, torch.randint(classes, (5, 6, 6), generator=generator), CeDiceLoss(classes, [1, 1])
+        return model, images, (torch.rand(5, 1, 6, 6, generator=generator) > 0.7).double()
+    targets = torch.randint(classes, (5, 6, 6), generator=generator)
+    return model, images, torch.zeros_like(targets) if kind == "other branch" else targets
 
 
 class OnShares(torch.nn.Module):
@@ -137,8 +199,22 @@ class OnShares(torch.nn.Module):
         return torch.stack([parts[i % 2][i // 2] for i in range(len(images))])
 
 
-def train_an_epoch(wrap, shares):
-    """Three batches of five images, two for each step, through a network with BatchNorm; then an evaluation.
+class Images:
+    """Thirteen images whose brighter half is foreground."""
+
+    def __init__(self):
+        self.images = torch.randn(13, 3, 6, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, place):
+        _, index = place
+        return self.images[index], (self.images[index, :1] > 0.5).double(), f"{index:02}"
+
+
+def train_an_epoch(wrap, rank=0, world_size=1):
+    """Batches of 5, 5 and 3 images, two for each step, through a network with BatchNorm; then an evaluation.
 
     Returns the mean losses of both, and the state of the network before and after the evaluation."""
     generator = torch.Generator().manual_seed(1)
@@ -146,29 +222,30 @@ def train_an_epoch(wrap, shares):
     network = torch.nn.Sequential(conv, torch.nn.BatchNorm2d(4), torch.nn.ReLU(), out).double()
     for p in network.parameters():
         torch.nn.init.normal_(p, generator=generator)
-    images = torch.randn(3, 5, 3, 6, 6, generator=generator, dtype=torch.float64)
-    masks, names = (images[:, :, :1] > 0.5).double(), list("abcde")
-    batches = [(image[shares], mask[shares], names[shares]) for image, mask in zip(images, masks, strict=True)]
+    sampler = EpochBatchSampler(13, 5, seed=3, shuffle=True, rank=rank, world_size=world_size)
+    loader = DataLoader(Images(), batch_sampler=sampler)
     model, optimizer = wrap(network), torch.optim.SGD(network.parameters(), lr=0.1)
-    execution = Execution(torch.device("cpu"), accumulation_steps=2, clip_grad_norm=0.5, progress=False)
-    loss = train_one_epoch(model, Batches(batches), optimizer, BceDiceWithLogitsLoss(), execution)
+    compute, criterion = Compute(torch.device("cpu")), BceDiceWithLogitsLoss()
+    batches = Batches(loader)
+    loss = train_one_epoch(model, batches, optimizer, criterion, compute, accumulation_steps=2, clip_grad_norm=0.5)
+    assert batches.done == 3
     trained = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    scores, _ = evaluate(model, batches, BceDiceWithLogitsLoss(), execution)
+    scores, _ = evaluate(model, loader, criterion, compute)
     return [loss, scores["loss"]], trained, network.state_dict()
 
 
 def train_on_share(rank, folder):
     """Rank 0 holds three of the five images, rank 1 two."""
     results = {}
-    for kind in ("binary", "classes"):
-        model, images, targets, criterion = make_step(kind)
-        loss = criterion(model(images[rank::2]), targets[rank::2])
+    for kind, criterion in CRITERIA.items():
+        model, images, targets = make_step(kind)
+        loss = criterion(*distributed.gather_batch((model(images[rank::2]), targets[rank::2]), [3, 2]))
         loss.backward()
-        distributed.add_gradients(model)
-        with torch.no_grad():
-            local = criterion(model(images[rank::2]), targets[rank::2])
-        results[kind] = loss.detach(), [p.grad for p in model.parameters()], local
-    results["epoch"] = train_an_epoch(lambda network: network, slice(rank, None, 2))
+        distributed.all_reduce_gradients(model)
+        results[kind] = loss.detach(), [p.grad for p in model.parameters()]
+    _, images, targets = make_step("any function")
+    results["list"] = distributed.gather_batch([images[rank::2], targets[rank::2]], [3, 2])
+    results["epoch"] = train_an_epoch(lambda network: network, rank, world_size=2)
     torch.save(results, f"{folder}/rank{rank}.pt")
 
 
@@ -180,22 +257,29 @@ def ranks(tmp_path_factory):
     return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in range(2)]
 
 
-def test_two_processes_with_uneven_shares_give_one_process_loss_and_gradient(ranks):
-    for kind in ("binary", "classes"):
-        model, images, targets, criterion = make_step(kind)
-        loss = criterion(model(images), targets)
-        loss.backward()
-        for rank, results in enumerate(ranks):
-            reported, grads, local = results[kind]
-            torch.testing.assert_close(reported, loss.detach(), rtol=1e-12, atol=0)
-            torch.testing.assert_close(grads, [p.grad for p in model.parameters()], rtol=1e-10, atol=1e-14)
-            share = criterion(model(images[rank::2]), targets[rank::2]).detach()
-            torch.testing.assert_close(local, share, msg="without a gradient a rank stays by itself")
+@pytest.mark.parametrize("kind", CRITERIA)
+def test_two_processes_with_uneven_shares_give_one_process_loss_and_gradient(kind, ranks):
+    """Whatever function of logits and target the loss is."""
+    model, images, targets = make_step(kind)
+    loss = CRITERIA[kind](model(images), targets)
+    loss.backward()
+    for results in ranks:
+        reported, grads = results[kind]
+        torch.testing.assert_close(reported, loss.detach(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(grads, [p.grad for p in model.parameters()], rtol=1e-10, atol=1e-14)
+
+
+def test_each_rank_gets_the_whole_batch_of_several_outputs(ranks):
+    _, images, targets = make_step("any function")
+    order = [0, 2, 4, 1, 3]
+    for results in ranks:
+        assert torch.equal(results["list"][0], images[order]) and torch.equal(results["list"][1], targets[order])
+    assert distributed.gather_batch([images, targets], [5])[0] is images  # one process alone
 
 
 def test_two_processes_train_a_network_with_batch_norm_like_one(ranks):
     """Their averages of BatchNorm, each from its own images, become the main process's when it is evaluated."""
-    losses, weights, _ = train_an_epoch(OnShares, slice(None))
+    losses, weights, _ = train_an_epoch(OnShares)
     (main_losses, main_trained, main), (other_losses, other_trained, other) = (rank["epoch"] for rank in ranks)
     assert main_losses == other_losses
     assert main_losses[0] == pytest.approx(losses[0], rel=1e-12)

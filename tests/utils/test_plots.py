@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -47,3 +49,40 @@ def test_a_picture_is_saved_as_it_is(tmp_path):
     picture = plots.draw_outlines(np.random.default_rng(0).random((3, 40, 30)), np.ones((40, 30)))
     plots.save_picture(tmp_path / "naïve name.png", picture)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "naïve name.png")), picture)
+
+
+def opened(content):
+    with Image.open(io.BytesIO(content)) as image:
+        image.verify()  # the checksums of all chunks
+    return Image.open(io.BytesIO(content))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (40, 30), (5, 301, 3)])
+def test_a_png_file_keeps_the_pixels(shape):
+    picture = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+    for part in (picture, picture[::2, ::-1]):
+        image = opened(plots.encode_png(part))
+        assert image.mode == ("RGB" if len(shape) == 3 else "L")
+        assert np.array_equal(np.asarray(image), part)
+
+
+def test_a_png_file_keeps_sixteen_bits():
+    picture = np.random.default_rng(0).integers(65536, size=(20, 30), dtype=np.uint16)
+    image = opened(plots.encode_png(picture))
+    assert image.mode == "I;16" and np.array_equal(np.asarray(image), picture)
+
+
+def test_a_png_file_keeps_class_numbers_their_colours_and_exif():
+    labels = np.random.default_rng(0).integers(3, size=(20, 30), dtype=np.uint8)
+    colours, exif = [(0, 0, 0), (213, 94, 0), (1, 2, 255)], Image.Exif()
+    exif[0x0112] = 6
+    image = opened(plots.encode_png(labels, colours, exif.tobytes()))
+    assert image.mode == "P" and np.array_equal(np.asarray(image), labels)
+    assert np.array_equal(np.asarray(image.convert("RGB")), np.array(colours)[labels])
+    assert image.getexif()[0x0112] == 6
+
+
+@pytest.mark.parametrize("shape, dtype", [((4, 4), np.int64), ((4, 4, 3), np.uint16), ((0, 4), np.uint8)])
+def test_an_array_that_is_no_picture_is_refused(shape, dtype):
+    with pytest.raises((TypeError, ValueError)):
+        plots.encode_png(np.zeros(shape, dtype))

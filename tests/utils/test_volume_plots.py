@@ -34,7 +34,7 @@ def test_a_mosaic_shows_the_worst_slices_first():
     page = draw_mosaic(image, prediction, NAMES, COLOURS, truth)
     width = SIDE + 2
     assert page.shape[1] == 4 * width and page.dtype == np.uint8  # of eight slices four have labels
-    only_worst = draw_mosaic(image, prediction, NAMES, COLOURS, truth, shown=1)
+    only_worst = draw_mosaic(image, prediction, NAMES, COLOURS, truth, count=1)
     tile = page[: only_worst.shape[0] - 2 * LINE, :width]
     np.testing.assert_array_equal(tile[LINE : SIDE // 2], only_worst[LINE : SIDE // 2, :width])
     assert colours_in(only_worst[LINE:SIDE], COLOURS[0]) > 0  # slice 5: the outline of a truth that was missed

@@ -1,5 +1,6 @@
 import errno
 import random
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from models.weights.filling import unwrap
 from tests.tiny import ROOT, empty_state
 from utils.errors import CheckpointError
 from utils.runs.checkpoint import (
@@ -23,7 +25,6 @@ from utils.runs.checkpoint import (
     save_latest,
     set_random_state,
     training_state,
-    unwrap,
 )
 
 
@@ -33,6 +34,17 @@ def make_training(seed=0):
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=3)
     return model, optimizer, scheduler, torch.amp.GradScaler("cpu", enabled=False)
+
+
+def state_of(parts, **values):
+    """A training checkpoint of these parts, after one epoch."""
+    names = ("model", "optimizer", "scheduler", "scaler")
+    values = dict(epoch=1, step=1, losses=[], best={"value": 0.5, "epoch": 1}, config={}, data="") | values
+    return training_state(dict(zip(names, parts, strict=True)), **values)
+
+
+def restored(state, parts):
+    restore(state, dict(zip(("model", "optimizer", "scheduler", "scaler"), parts, strict=True)))
 
 
 def train(model, optimizer, scheduler, scaler, steps):
@@ -59,24 +71,26 @@ def test_two_steps_and_two_resumed_equal_four(tmp_path):
     parts = make_training()
     first = train(*parts, steps=2)
     config = {"lr": 0.01, "name": "x"}
-    save_checkpoint(tmp_path / "c.pth", training_state(*parts, 2, 2, {"value": 0.5, "epoch": 1}, config))
+    save_checkpoint(tmp_path / "c.pth", state_of(parts, epoch=2, step=2, config=config))
     undisturbed = train(*parts, steps=2)
 
     random.seed(99)
     np.random.seed(99)
     fresh = make_training(seed=7)
-    assert restore(load_checkpoint(tmp_path / "c.pth"), *fresh) == (2, 2, {"value": 0.5, "epoch": 1})
+    state = load_checkpoint(tmp_path / "c.pth")
+    restored(state, fresh)
+    assert (state["epoch"], state["step"], state["best"]) == (2, 2, {"value": 0.5, "epoch": 1})
     assert train(*fresh, steps=2) == undisturbed != first
     assert all(torch.equal(a, b) for a, b in zip(parts[0].parameters(), fresh[0].parameters(), strict=True))
 
 
-ALTERED = {  # entry, path of the names to one value, the value instead, what is said
-    "random numbers": ("random", (0, "torch"), torch.zeros(3), "TypeError RNG state must be"),
-    "no random numbers": ("random", (0,), "x", "TypeError string indices"),
-    "rate": ("optimizer", ("param_groups", 0, "lr"), "x", "optimizer['param_groups'][0]['lr'] is 'x', expected such"),
-    "shape": ("optimizer", ("state", 0, "exp_avg"), torch.zeros(7), "exp_avg has the shape [7], expected [8, 4]"),
-    "what is kept": ("optimizer", ("state", 0), {"step": torch.ones(())}, "keeps exp_avg, exp_avg_sq, step or step"),
-    "schedule": ("scheduler", ("T_max",), "x", "scheduler['T_max'] is 'x', expected such as 3"),
+ALTERED = {  # entry, path of the names to one value, the value instead, what the message names
+    "random numbers": ("random", (0, "torch"), torch.zeros(3), ["TypeError"]),
+    "no random numbers": ("random", (0,), "x", ["TypeError"]),
+    "rate": ("optimizer", ("param_groups", 0, "lr"), "x", ["optimizer['param_groups'][0]['lr']", "'x'"]),
+    "shape": ("optimizer", ("state", 0, "exp_avg"), torch.zeros(7), ["exp_avg", "[7]", "[8, 4]"]),
+    "what is kept": ("optimizer", ("state", 0), {"step": torch.ones(())}, ["exp_avg, exp_avg_sq, step", " step "]),
+    "schedule": ("scheduler", ("T_max",), "x", ["scheduler['T_max']", "'x'", "3"]),
 }
 
 
@@ -84,15 +98,15 @@ ALTERED = {  # entry, path of the names to one value, the value instead, what is
 def test_a_state_whose_parts_are_others_inside_is_one_error(what):
     parts = make_training()
     train(*parts, steps=1)
-    state = training_state(*parts, 1, 1, {"value": 0.5, "epoch": 1}, {})
+    state = state_of(parts)
     entry, (*path, last), value, words = ALTERED[what]
     place = state[entry]
     for name in path:
         place = place[name]
     place[last] = value
-    with pytest.raises(CheckpointError, match="the checkpoint is not of this model and optimizer: ") as error:
-        restore(state, *make_training())
-    assert words in str(error.value)
+    with pytest.raises(CheckpointError) as error:
+        restored(state, make_training())
+    assert all(word in str(error.value) for word in words)
 
 
 def test_random_state_holds_every_generator(tmp_path):
@@ -106,10 +120,10 @@ def test_random_state_holds_every_generator(tmp_path):
 
 def test_another_number_of_processes_is_mentioned(caplog):
     parts = make_training()
-    state = training_state(*parts, 1, 1, {"value": 1.0, "epoch": 1}, {})
+    state = state_of(parts)
     state["random"] *= 2
-    restore(state, *parts)
-    assert "from 2 processes, there are 1 now" in caplog.text
+    restored(state, parts)
+    assert re.search(r"\b2 processes\b.*\b1\b", caplog.text)
 
 
 def test_names_do_not_depend_on_wrappers():
@@ -127,7 +141,7 @@ def test_a_checkpoint_needs_no_trust_and_stays_an_ordinary_archive(tmp_path):
 
 @pytest.mark.parametrize("value", [np.float64(1.0), np.zeros(2), Path("x"), {1, 2}, lambda: 0])
 def test_values_that_would_not_load_again_are_refused_at_once(tmp_path, value):
-    with pytest.raises(TypeError, match=r"in state\['best'\]\[0\], expected tensors and plain"):
+    with pytest.raises(TypeError, match=rf"{type(value).__name__}.*state\['best'\]\[0\]"):
         save_checkpoint(tmp_path / "c.pth", {"best": [value]})
     assert not list(tmp_path.iterdir())
 
@@ -173,14 +187,14 @@ def test_a_damaged_latest_falls_back_and_says_so(tmp_path, caplog, damage):
     else:
         path.write_bytes(content[:500] if damage == "truncated" else content.replace(b"epoch", b"EPOCH"))
     assert load_latest(tmp_path)["epoch"] == 1
-    assert "latest.pth" in caplog.text and "going on from latest.previous.pth, epoch 1" in caplog.text
+    assert "latest.pth" in caplog.text and re.search(r"latest\.previous\.pth.*\b1\b", caplog.text)
 
 
 def test_nothing_to_go_on_from(tmp_path):
-    with pytest.raises(FileNotFoundError, match="latest.pth: not there"):
+    with pytest.raises(FileNotFoundError, match=r"latest\.pth"):
         load_latest(tmp_path)
     (tmp_path / "latest.pth").write_bytes(b"half a file")
-    with pytest.raises(CheckpointError, match="latest.pth: found no checksum"):
+    with pytest.raises(CheckpointError, match=r"latest\.pth"):
         load_latest(tmp_path)
 
 
@@ -209,8 +223,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_alone(tmp_path, monkeypatch, cal
     before = (tmp_path / "latest.pth").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(f"utils.files.{call}", FullDisk if call == "open" else fail, raising=False)
-        with pytest.raises(OSError, match="untouched: the disk is full"):
+        with pytest.raises(OSError, match=r"latest\.next\.pth") as error:
             save_latest(tmp_path, state_at(2))
+        assert error.value.__cause__.errno == errno.ENOSPC
     assert (tmp_path / "latest.pth").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["latest.pth"]
 
@@ -249,8 +264,8 @@ def test_the_background_saver_writes_in_order_what_it_was_given(tmp_path):
     with BackgroundSaver() as saver:
         for epoch in range(1, 4):
             weights.fill_(epoch)
-            saver.save(tmp_path / "best.pth", {"epoch": epoch, "weights": weights})
-            saver.save_latest(tmp_path, empty_state(epoch, weights=weights))
+            saver.submit(save_checkpoint, tmp_path / "best.pth", {"epoch": epoch, "weights": weights})
+            saver.submit(save_latest, tmp_path, empty_state(epoch, weights=weights))
         weights.fill_(-1)  # as the next step of training does
     assert torch.equal(load_checkpoint(tmp_path / "best.pth")["weights"], torch.full((3,), 3.0))
     assert load_latest(tmp_path)["epoch"] == 3 and load_checkpoint(tmp_path / "latest.previous.pth")["epoch"] == 2
@@ -259,8 +274,8 @@ def test_the_background_saver_writes_in_order_what_it_was_given(tmp_path):
 def test_after_a_file_that_the_disk_did_not_take_the_background_saver_writes_none(tmp_path):
     (tmp_path / "best.pth").mkdir()  # no file can take its place
     with BackgroundSaver() as saver:
-        saver.save(tmp_path / "best.pth", {"epoch": 1})
-        saver.save_latest(tmp_path, empty_state(1))
-        with pytest.raises(OSError, match="best.pth: could not be written"):
+        saver.submit(save_checkpoint, tmp_path / "best.pth", {"epoch": 1})
+        saver.submit(save_latest, tmp_path, empty_state(1))
+        with pytest.raises(OSError, match=r"best\.pth"):
             saver.finish()
     assert not (tmp_path / "latest.pth").exists()

@@ -1,16 +1,19 @@
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
 
-from utils.runs.flags import parse_flags, places_of
+from utils.runs.command_line import parse_flags, places_of
 
 
 @dataclass(kw_only=True)
 class Base:
+    """Shared options. More about them."""
+
     seed: int = 1  # before all sections
 
-    # --- data (what is read) ---
+    # --- data ---
     size: int  # in pixels
     names: tuple[str, ...] = ()
     """several words"""
@@ -22,6 +25,8 @@ class Base:
 
 @dataclass(kw_only=True)
 class Special(Base):
+    own: float = 0.5
+
     # --- data ---
     folder: str | None = None  # of the data
     size: int = 3
@@ -29,22 +34,34 @@ class Special(Base):
     flag: bool = False
 
 
-def test_fields_are_in_the_section_above_them_and_stay_where_they_were_first():
+def test_fields_are_in_the_section_above_them_else_in_a_box_of_their_class():
     places = places_of(Special)
-    sections = {"": ["seed"], "data": ["size", "names", "folder"], "the run": ["mode", "more"], "extra": ["flag"]}
-    assert {n: place.section for n, place in places.items()} == {n: s for s, names in sections.items() for n in names}
-    assert places["size"].help == "in pixels" and places["names"].help == "several words"
-    assert places["size"].about == "what is read"
+    boxes = {"options": ["own"], "data": ["folder", "size", "names"], "extra": ["flag"]}
+    boxes |= {"Shared options. More about them": ["seed"], "the run": ["mode", "more"]}
+    assert {name: title for name, (title, _) in places.items()} == {
+        n: box for box, names in boxes.items() for n in names
+    }
+    assert places["size"][1] == "in pixels" and places["names"][1] == "several words"
+    assert places["own"][1] == "" and places["seed"][1] == "before all sections"
 
 
-def test_a_grouped_command_line_makes_the_same_config():
+def test_help_shows_the_boxes_and_the_comment_behind_a_field(capsys):
+    with pytest.raises(SystemExit) as end:
+        parse_flags(Special, ["--help"], description="What the command does.")
+    text = capsys.readouterr().out
+    assert end.value.code == 0 and "What the command does." in text
+    titles = ["data", "extra", "Shared options. More about them", "the run"]
+    starts = [re.search(rf"^\W*{title}( options)?\W*$", text, re.M).start() for title in titles]
+    assert starts == sorted(starts)
+    data = text[starts[0] : starts[1]]
+    assert all(part in data for part in ("--size", "in pixels", "--names", "several words", "--folder"))
+
+
+def test_a_command_line_makes_the_config():
     assert parse_flags(Special, []) == Special()
     said = parse_flags(Special, ["--size", "5", "--names", "a", "b", "--flag", "--more", "k", "v", "--seed", "7"])
     assert said == Special(size=5, names=("a", "b"), flag=True, more={"k": "v"}, seed=7)
-    assert parse_flags(Special, ["--mode", "slow"], Special(size=9, flag=True)) == Special(
-        size=9, flag=True, mode="slow"
-    )
-    assert parse_flags(Special, ["--no-flag"], Special(flag=True)) == Special()
+    assert parse_flags(Special, ["--flag", "--no-flag"]) == Special()
     assert Special().more == {}  # not shared with what was parsed
 
 

@@ -6,6 +6,7 @@ VMUNET_KILLS=30 kills each of the runs 30 times instead of a few."""
 import contextlib
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -117,7 +118,7 @@ def test_a_signal_finishes_the_batch_saves_and_says_so(flags, undisturbed, tmp_p
         os.killpg(process.pid, number)  # torchrun repeats a terminal's Ctrl-C
         status, said = finish(process)
         assert status == SAVED, said
-        assert f"stopped by {number.name}; everything is saved" in said and "Traceback" not in said
+        assert re.search(rf"{number.name}.*--resume", said) and "Traceback" not in said
         options = ["--resume", the_run(tmp_path)]
     status, said = run("train.py", *options)
     assert status == 0 and "Traceback" not in said, said
@@ -129,7 +130,8 @@ def test_before_and_after_training_a_signal_ends_at_once(flags, tmp_path):
     assert wait_for(lambda: the_run(tmp_path), process)
     process.send_signal(signal.SIGTERM)
     status, said = finish(process)
-    assert status == 128 + signal.SIGTERM and "nothing new to save" in said and "Traceback" not in said
+    assert status == 128 + signal.SIGTERM and "SIGTERM" in said and "Traceback" not in said
+    assert "--resume" not in said  # there is nothing to continue from
 
 
 @pytest.mark.parametrize("swallowed", [False, True])
@@ -146,7 +148,7 @@ def test_a_library_can_neither_rename_nor_swallow_a_signal(swallowed):
 
 
 def test_a_command_may_have_its_own_way_to_stop():
-    """Like predict.py, which says how to go on."""
+    """Like predict.py, which reports what it has done."""
     with pytest.raises(SystemExit, match="130"), stopped_at_once():
         try:
             signal.raise_signal(signal.SIGINT)
@@ -167,7 +169,7 @@ def test_of_two_processes_the_survivor_ends_soon_and_says_why(flags, tmp_path):
     start_of_waiting = time.monotonic()
     status, said = finish(processes[0])
     assert time.monotonic() - start_of_waiting < 60
-    assert status == 1 and "process 0 of 2 lost the connection" in said and "Traceback" not in said
+    assert status == 1 and "process 0 of 2" in said and "Traceback" not in said
 
 
 @pytest.mark.slow
@@ -179,7 +181,7 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_used(flags, undistur
     if latest.exists():  # else the kill came between its two renamings
         os.truncate(latest, latest.stat().st_size // 2)
     status, said = run("train_synapse.py", "--resume", the_run(tmp_path))
-    assert status == 0 and f"{latest}: " in said and "going on from latest.previous.pth" in said
+    assert status == 0 and f"{latest}: " in said and re.search(r"latest\.previous\.pth.* \d", said)
     assert differences(results(the_run(tmp_path)), undisturbed["synapse"]) == []
 
 
@@ -204,7 +206,7 @@ def test_a_full_disk_is_named_and_costs_nothing_saved_before(flags, undisturbed,
         pytest.skip("needs unshare")
     if done.returncode in (1, 99) and "train" not in done.stderr:
         pytest.skip(f"no disk can be mounted here: {done.stderr}")
-    assert done.returncode == 2 and "the disk is full" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 2 and f"error: {disk}" in done.stderr and "Traceback" not in done.stderr, done.stderr
     copy = tmp_path / "disk.copy"
     assert (the_run(copy) / "checkpoints" / "latest.pth").exists()
     status, said = run("train.py", "--resume", the_run(copy))

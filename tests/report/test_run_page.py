@@ -1,33 +1,36 @@
 """Reports: numbers out of the run's files, every name escaped, nothing outside the page, never the end of a run."""
 
-import dataclasses
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import report
 import train
 import train_synapse
-import utils.report as report
-from configs import optim
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
-from configs.stored import config_from_values
+from configs.optim import rows_of
+from configs.options import MachineOptions, RunOptions, fields_of, published_values
+from configs.resolve import config_from_values, resolve
 from datasets.demo import make_demo_isic, make_demo_synapse
 from inference.trained import describe
-from tests.html_page import HOSTILE, Page, assert_self_contained
-from tests.made_runs import make_run
-from tests.tiny import TRAINING
+from report.__main__ import main
+from report.paper import PUBLISHED_ROWS
+from report.records import Record, mean_dice
+from report.run_page import run_contents, write_report
+from report.sections import extremes
+from tests.report.html_page import HOSTILE, Page, assert_self_contained
+from tests.report.made_runs import make_run
+from tests.tiny import ROOT, TRAINING
 from utils.files import read_rows, write_rows
-from utils.optim import optimization_values
-from utils.report import published
-from utils.report.__main__ import main
-from utils.report.records import Record, mean_dice
-from utils.report.run_page import extremes
+from utils.optimizers import optimization_values
 
 COLOURS = ("#ff0000", "#0000ff")  # of the palette of the masks
 SMALL = TRAINING | dict(epochs=2, val_interval=1)
@@ -82,7 +85,7 @@ def test_a_run_ends_with_a_page_that_has_its_numbers(isic_run):
 
 def test_own_data_stands_beside_no_paper(isic_run, tmp_path):
     run = copy(isic_run, tmp_path, dataset="own")
-    page = Page(report.write_report(run))
+    page = Page(write_report(Record(run)))
     assert "Not comparable" not in page.text and "the paper has no data set" not in page.text
     assert "image_size 32 256" in page.text  # what differs from the published values is still told
 
@@ -98,13 +101,13 @@ def test_an_organ_that_was_missed_is_called_so(synapse_run, tmp_path):
     scores = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     scores["classes"][4] |= {"dice_transunet": 0, "hd95_transunet": 0}
     (run / "metrics.json").write_text(json.dumps(scores))
-    page = Page(report.write_report(run))
+    page = Page(write_report(Record(run)))
     assert "liver 0.00 0.00 missed" in page.text and "0.50, missed in 1 of 3" in page.text
     assert f"HD95, voxels where found (published protocol: {scores['hd95_transunet']:.2f})" in page.text
 
 
 def test_a_fold_says_that_it_is_a_part_of_one_experiment(isic_run, tmp_path):
-    page = Page(report.write_report(copy(isic_run, tmp_path, folds=5, fold=2)))
+    page = Page(write_report(Record(copy(isic_run, tmp_path, folds=5, fold=2))))
     assert "Fold 2 of 0..4 of a cross-validation, which is one experiment" in page.text
 
 
@@ -133,22 +136,22 @@ def test_volumes_have_organs_cases_and_slices(synapse_run):
 def test_the_papers_numbers_stand_beside_those_of_their_row(isic_run, synapse_run, tmp_path):
     small = "pretrained_weights/vmamba_small_e238_ema.pth"
     run = copy(isic_run, tmp_path / "a", dataset="isic17", load_ckpt_path=small)
-    page = Page(report.write_report(run))
+    page = Page(write_report(Record(run)))
     assert "80.23" in page.text and "80.23 †" not in page.text  # confirmed by a second source
     assert "89.03" in page.text and "89.03 †" not in page.text and "96.29 †" in page.text
     assert "† from memory of the paper's tables, without a second source" in page.text
     assert "tested on 10 images or volumes, published 650" in page.text
     run = copy(isic_run, tmp_path / "b", dataset="isic18", load_ckpt_path=small)
-    page = Page(report.write_report(run))
+    page = Page(write_report(Record(run)))
     assert "81.35" in page.text and "81.35 †" not in page.text and "94.91 †" in page.text
     run = copy(isic_run, tmp_path / "c", dataset="isic17")
-    page = Page(report.write_report(run))
+    page = Page(write_report(Record(run)))
     assert "77.59" in page.text and "†" not in page.text
     run = copy(isic_run, tmp_path / "d", dataset="isic17", load_ckpt_path="my_weights.pth")
-    page = Page(report.write_report(run))
+    page = Page(write_report(Record(run)))
     assert "†" not in page.text and "77.59" not in page.text and "80.23" not in page.text
     run = copy(synapse_run, tmp_path / "e", dataset="synapse", load_ckpt_path="vssmsmall_dp03_ckpt_epoch_238.pth")
-    page = Page(report.write_report(run))
+    page = Page(write_report(Record(run)))
     assert "81.08" in page.text and "94.17" in page.text and "19.21" in page.text and "†" not in page.text
 
 
@@ -157,14 +160,14 @@ def test_no_difference_to_the_paper_stands_without_its_reasons(isic_run, synapse
     run = copy(isic_run, tmp_path / "a", dataset="isic17")
     scores = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     miou, sensitivity, of_images = (100 * scores[s] for s in ("miou", "sensitivity", "sensitivity_per_image"))
-    page = Page(report.write_report(run))
+    page = Page(write_report(Record(run)))
     assert f"mIoU {miou:.2f} 77.59 {miou - 77.59:+.2f} *" in page.text
     table, reasons = page.text.split(sentence)
     assert table.endswith(f"sensitivity {sensitivity:.2f} {of_images:.2f} ")  # its last row
     assert reasons.startswith(" " + " ".join(Record(run).differences))
     run = copy(synapse_run, tmp_path / "b", dataset="synapse", load_ckpt_path="vssmsmall_dp03_ckpt_epoch_238.pth")
     liver = 100 * json.loads((run / "metrics.json").read_text(encoding="utf-8"))["classes"][4]["dice_transunet"]
-    page = Page(report.write_report(run))
+    page = Page(write_report(Record(run)))
     assert f"liver {liver:.2f} 94.17 {liver - 94.17:+.2f} *" in page.text and sentence in page.text
 
 
@@ -174,7 +177,7 @@ def test_a_run_under_the_published_values_has_differences_without_a_mark(tmp_pat
     scores |= {f"{name}_per_image": 0.8 for name in scores}
     (run / "metrics.json").write_text(json.dumps(scores))
     write_rows(run / "metrics.csv", [row | {"seconds": 1.0} for row in read_rows(run / "metrics.csv")])
-    page = Page(report.write_report(run))
+    page = Page(write_report(Record(run)))
     assert "mIoU 80.00 77.59 +2.41 80.00" in page.text
     assert "*" not in page.text and "Not comparable" not in page.text
 
@@ -193,7 +196,7 @@ def test_facts_stand_in_the_report_and_old_runs_do_without(isic_run, tmp_path):
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     config.pop("recipe")
     (run / "config.json").write_text(json.dumps(config))
-    page = Page(report.write_report(run))
+    page = Page(write_report(Record(run)))
     assert "machine device" not in page.text and "memory Configuration" not in page.text
     assert facts["network"] in page.text  # in the log, which is shown and never parsed
     assert "initial weights none, seed 42" in page.text
@@ -217,16 +220,16 @@ def test_cases_that_are_trained_on_and_tested_are_noted(tmp_path):
 def test_edited_rows_of_the_optimizer_are_differences(isic_run, synapse_run, tmp_path):
     for number, run in enumerate((isic_run, synapse_run)):
         facts = json.loads((run / "facts.json").read_text(encoding="utf-8"))
-        assert not Record(run).edited
+        assert not Record(run).row_changes
         facts["optimization"]["optimizer"] |= {"weight_decay": 0.05, "betas": [0.8, 0.999]}
         facts["optimization"]["scheduler"]["T_max"] = 300
-        run = copy(run, tmp_path / str(number))
+        run = copy(run, tmp_path / str(number), lr=None, weight_decay=None)
         (run / "facts.json").write_text(json.dumps(facts))
-        page = Page(report.write_report(run))
+        page = Page(write_report(Record(run)))
         published = (50, 100)[number]
         assert f"T_max of CosineAnnealingLR is 300, published {published}" in page.text
         assert "betas of AdamW is 0.8 0.999, published 0.9 0.999" in page.text
-        assert "weight_decay of AdamW 0.05 0.01" in page.text  # in the table of changed values
+        assert "weight_decay 0.05 0.01" in page.text  # in the table of changed values
 
 
 def test_what_the_config_says_itself_is_not_said_again(isic_run, tmp_path):
@@ -235,8 +238,8 @@ def test_what_the_config_says_itself_is_not_said_again(isic_run, tmp_path):
     facts["optimization"]["scheduler"] = {"name": "CosineWarmup", "warm_up_epochs": 10, "eta_min": 1e-5}
     run = copy(isic_run, tmp_path, weight_decay=0.05, opt_args={"eps": "1e-6"}, sch="CosineWarmup")
     (run / "facts.json").write_text(json.dumps(facts))
-    assert not Record(run).edited
-    assert "weight_decay is 0.05, published none" in Record(run).differences
+    assert not Record(run).row_changes
+    assert "weight_decay is 0.05, published 0.01" in Record(run).differences
 
 
 def test_a_run_that_lost_what_it_had_learned_says_so_first(isic_run, tmp_path):
@@ -244,7 +247,7 @@ def test_a_run_that_lost_what_it_had_learned_says_so_first(isic_run, tmp_path):
     lost = "lost what it had learned: from epoch 98 on the score is below half of the best"
     facts = json.loads((run / "facts.json").read_text(encoding="utf-8"))
     (run / "facts.json").write_text(json.dumps(facts | {"lost": lost}))
-    page = Page(report.write_report(run))
+    page = Page(write_report(Record(run)))
     assert_self_contained(page)
     assert page.text.index(f"This run {lost}.") < page.text.index("Selected on the reported set")
 
@@ -257,20 +260,18 @@ def test_a_run_that_was_ended_when_lost_is_told_by_its_epochs(isic_run, tmp_path
         assert ended not in Record(copy(isic_run, tmp_path / str(number), **changes)).differences
 
 
-def test_the_published_values_are_those_of_the_configs():
-    def plain(values):
-        return json.loads(json.dumps(values))
-
-    assert plain(dataclasses.asdict(ISICConfig())) == published.PUBLISHED_IMAGES
-    assert plain(dataclasses.asdict(SynapseConfig())) == published.PUBLISHED_VOLUMES
-    built = optimization_values(ISICConfig(), optim.OPTIMIZERS, optim.SCHEDULERS)
-    assert plain(built) == published.OPTIMIZATION_IMAGES
-    built = optimization_values(SynapseConfig(), optim.SYNAPSE_OPTIMIZERS, optim.SYNAPSE_SCHEDULERS)
-    assert plain(built) == published.OPTIMIZATION_VOLUMES
+@pytest.mark.parametrize("config", [ISICConfig(), SynapseConfig()])
+def test_the_published_values_are_those_of_the_configs(config):
+    not_hyperparameters = fields_of(MachineOptions, RunOptions) - {"val_interval"}
+    values = {name: value for name, value in vars(config).items() if name not in not_hyperparameters}
+    assert values == published_values(type(config))
+    built = json.loads(json.dumps(optimization_values(config, *rows_of(config))))
+    assert {name: built["optimizer"].pop(name) for name in ("lr", "weight_decay")} == {"lr": 1e-3, "weight_decay": 1e-2}
+    assert built == PUBLISHED_ROWS[config.of_volumes]
 
 
 def test_every_name_is_escaped(isic_run, tmp_path):
-    names = ("dataset", "network", "work_dir", "opt", "load_ckpt_path")
+    names = ("dataset", "network", "work_dir", "device", "load_ckpt_path")
     run = copy(isic_run, tmp_path, **dict.fromkeys(names, HOSTILE))
     rows = read_rows(run / "test_images.csv")
     hostile = HOSTILE.replace("/", "|")
@@ -281,7 +282,7 @@ def test_every_name_is_escaped(isic_run, tmp_path):
     with open(run / "log.txt", "a", encoding="utf-8") as file:
         file.write(f"2026-01-01 00:00:00 device {HOSTILE}\n")
     (run / "facts.json").write_text(json.dumps(dict.fromkeys(("network", "device", "overlap", "lost"), HOSTILE)))
-    page = Page(report.write_report(run))
+    page = Page(write_report(Record(run)))
     assert_self_contained(page)
     assert page.tags.count("img") == 9 and page.text.count("<script>alert(1)") >= 10
 
@@ -300,7 +301,8 @@ def test_class_names_and_outlines_of_several_classes(tmp_path):
             mask.save(folder / split / "masks" / f"{i}.png")
     names = ("_core $x_1$", "edema \u7532")
     values = SMALL | dict(epochs=1, dataset="own", num_classes=3, class_names=names)
-    scores = train.main(ISICConfig(**values, data_path=str(folder), work_dir=str(tmp_path / "runs")))
+    config = resolve(ISICConfig(**values, data_path=str(folder), work_dir=str(tmp_path / "runs")))
+    scores = train.main(config)
     (run,) = (tmp_path / "runs").iterdir()
     page = Page(run / "report.html")
     assert_self_contained(page)
@@ -340,26 +342,26 @@ def test_runs_that_were_stopped_or_came_before_still_get_a_page(isic_run, tmp_pa
     rows = read_rows(run / "test_images.csv")
     write_rows(run / "test_images.csv", [{"name": row["name"], "dsc": row["dsc"]} for row in rows])
     shutil.rmtree(run / "predictions")
-    page = Page(report.write_report(run))
+    page = Page(write_report(Record(run)))
     assert "2 of 300 epochs" in page.text and "Confusion" not in page.text
     assert page.text.count("its pictures are not in the run's folder") == 9
     overlap = "overlap: 1 of the tested cases are also trained on: case0001"
     with open(run / "log.txt", "a", encoding="utf-8") as file:
         file.write(f"2026-01-01 00:00:00 {overlap}\n" * 2)
-    assert Page(report.write_report(run)).text.count("also trained on: case0001") == 2  # the log makes no note
+    assert Page(write_report(Record(run))).text.count("also trained on: case0001") == 2  # the log makes no note
     (run / "facts.json").write_text(json.dumps({"overlap": overlap}))
-    assert Page(report.write_report(run)).text.count("also trained on: case0001") == 3  # the note; twice in the log
+    assert Page(write_report(Record(run))).text.count("also trained on: case0001") == 3  # the note; twice in the log
     (run / "metrics.json").unlink()
-    assert "Not tested yet" in Page(report.write_report(run)).text
+    assert "Not tested yet" in Page(write_report(Record(run))).text
     (run / "metrics.csv").unlink()
-    page = Page(report.write_report(run))
+    page = Page(write_report(Record(run)))
     assert "0 of 300 epochs" in page.text and "svg" not in page.tags
 
 
 def test_a_run_that_only_tested_has_no_training(isic_run, tmp_path):
     run = copy(isic_run, tmp_path, test_only="results/<other>/best.pth", dataset="isic17")
     (run / "metrics.csv").unlink()
-    page = Page(report.write_report(run))
+    page = Page(write_report(Record(run)))
     assert "initial weights of results/<other>/best.pth" in page.text and "tested only" in page.text
     assert "Selected on the reported set" not in page.text and "†" not in page.text and page.tags.count("svg") == 1
 
@@ -367,10 +369,27 @@ def test_a_run_that_only_tested_has_no_training(isic_run, tmp_path):
 def test_a_report_that_fails_is_logged_and_loses_nothing(isic_run, tmp_path, monkeypatch, caplog):
     run = copy(isic_run, tmp_path)
     old = (run / "report.html").read_text(encoding="utf-8")
-    monkeypatch.setattr("utils.report.page.page_bytes", lambda *args, **values: 1 / 0)
+    monkeypatch.setattr("report.run_page.page_bytes", lambda *args, **values: 1 / 0)
     report.report_at_end(run)
-    assert "the report could not be made" in caplog.text and "ZeroDivisionError" in caplog.text
+    assert str(run) in caplog.text and "ZeroDivisionError" in caplog.text
     assert (run / "report.html").read_text(encoding="utf-8") == old
+
+
+@pytest.mark.parametrize("script", ["train", "train_synapse"])
+def test_a_training_loads_the_report_only_at_its_end(script):
+    code = f"import sys, {script}; sys.exit('report' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+RECORDS = [path.parent for data in ("isic17", "acdc") for path in sorted(ROOT.glob(f"results/{data}/**/config.json"))]
+
+
+@pytest.mark.parametrize("folder", RECORDS, ids=lambda folder: folder.name)
+def test_the_records_of_the_repository_are_read(folder):
+    run = Record(folder)
+    assert run.values["lr"] in (1e-3, 5e-4) and run.values["weight_decay"] == 1e-2
+    assert run.finished or "ablation" in folder.parts
+    assert run.row is not None and run_contents(run)["charts"]
 
 
 def test_extremes_show_no_image_twice():
@@ -390,10 +409,10 @@ def test_command_makes_pages_anew_and_says_what_is_no_run(isic_run, tmp_path, ca
     assert (run / "report.html").is_file()
     with pytest.raises(SystemExit) as end:
         main([str(tmp_path)])
-    assert end.value.code == 2 and "found no config.json, expected a run folder" in capsys.readouterr().err
+    assert end.value.code == 2 and f"{tmp_path}: found no config.json" in capsys.readouterr().err
     (run / "metrics.json").write_text("{")
-    with pytest.raises(ValueError, match="metrics.json: found no JSON"):
-        report.write_report(run)
+    with pytest.raises(ValueError, match="metrics.json"):
+        write_report(Record(run))
 
 
 def test_the_selected_epoch_follows_the_protocol(tmp_path):
@@ -405,4 +424,4 @@ def test_the_selected_epoch_follows_the_protocol(tmp_path):
     write_rows(run / "metrics.csv", [{"epoch": 1, **first}, {"epoch": 2, **second}])
     for protocol, epoch in (("paper", 2), ("holdout", 1)):
         (run / "config.json").write_text(json.dumps(values | {"protocol": protocol}))
-        assert Record(run).best["epoch"] == epoch
+        assert Record(run).best_epoch == epoch

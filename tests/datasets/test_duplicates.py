@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.check import duplicates
-from datasets.check.duplicates import find_duplicates, fingerprint
+from datasets import duplicates
+from datasets.duplicates import find_duplicates, fingerprint
 from datasets.synthetic import lesion
 
 

@@ -1,4 +1,4 @@
-from utils.report import charts
+from report import charts
 
 
 def axis_labels(svg):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from datasets.intensities import scale_hu, to_unit
-from inference import itk
+from inference.formats import itk
 from inference.inputs import Input
 from inference.prediction import Prediction
-from inference.volumes import read_volume
+from inference.volume_inputs import read_volume
 
 ML = 120 * 0.7 * 0.8 * 2.5 / 1000  # of all voxels
 SHAPE = (6, 5, 4)  # (i, j, k)
@@ -56,12 +56,12 @@ def test_values_are_recognised():
     ids=["0..255", "shifted", "mask", "z-score", "constant"],
 )
 def test_other_values_are_refused_with_the_option_that_settles_it(values):
-    with pytest.raises(ValueError, match="scan holds values from .* --window LOW HIGH"):
+    with pytest.raises(ValueError, match="scan .*--window"):
         to_unit(values, "scan")
 
 
 def test_hounsfield_units_are_refused_where_values_must_be_scaled():
-    with pytest.raises(ValueError, match="expected values scaled to 0..1. Say with --window"):
+    with pytest.raises(ValueError, match="scan.h5 .*--window"):
         to_unit(HU, "scan.h5", hounsfield=False)
 
 
@@ -72,14 +72,14 @@ def test_nan_outside_the_field_of_view_becomes_0(values, caplog):
     expected = to_unit(values, "scan")
     expected[:2] = 0
     np.testing.assert_array_equal(to_unit(holes, "scan"), expected)
-    assert "33.3 % of the values are NaN" in caplog.text
+    assert "scan" in caplog.text and "33.3 %" in caplog.text
 
 
 @pytest.mark.parametrize("window", [None, (0, 1)])
 def test_nan_everywhere_and_infinite_values_are_refused(window):
-    with pytest.raises(ValueError, match="scan holds NaN everywhere"):
+    with pytest.raises(ValueError, match="scan .*NaN"):
         to_unit(np.full(SHAPE, np.nan), "scan", window)
-    with pytest.raises(ValueError, match="scan holds infinite values"):
+    with pytest.raises(ValueError, match="scan .*infinite"):
         to_unit(np.where(HU > 1000, np.inf, HU), "scan", (-125, 275))
 
 
@@ -103,7 +103,7 @@ def test_the_volume_of_a_sheared_voxel_is_the_determinant(tmp_path):
 def test_without_an_orientation_a_scan_is_taken_as_stored(tmp_path, caplog):
     volume = nifti(tmp_path / "a.nii", sform=0, qform=0)
     np.testing.assert_array_equal(volume.slices, HU.T)
-    assert ml(volume) == "" and "does not say how the patient lies" in caplog.text
+    assert ml(volume) == "" and caplog.text.count("a.nii has no") == 2
 
 
 @pytest.mark.parametrize(
@@ -154,9 +154,10 @@ def test_a_mask_of_metaimage_and_nrrd_lies_on_its_image(tmp_path, ending):
 
 @pytest.mark.parametrize("damage", ["os.abort()", "os._exit(3)"])
 def test_a_file_that_ends_its_native_reader_costs_only_itself(damage, tmp_path, monkeypatch):
+    pytest.importorskip("SimpleITK")
     (tmp_path / "reader.py").write_text(f"import os\n{damage}\n")
     monkeypatch.setattr(itk, "__file__", str(tmp_path / "reader.py"))
-    with pytest.raises(ValueError, match="a.mha cannot be read: SimpleITK ended with status .*the file is damaged"):
+    with pytest.raises(ValueError, match="a.mha .*SimpleITK .*status"):
         read_volume(Input(tmp_path / "a.mha", "itk"))
 
 
@@ -180,12 +181,12 @@ def test_h5_geometry(tmp_path):
 @pytest.mark.parametrize(
     "attributes, text",
     [
-        ({"spacing": (1, 1)}, r"a.h5: the spacing is \[1 1\]; expected three positive numbers"),
-        ({"spacing": (0, 1, 1)}, "a.h5: the spacing is"),
-        ({"spacing": "wide"}, "a.h5: the spacing is wide"),
-        ({"affine": np.eye(3)}, "a.h5 has the affine .*expected"),
-        ({"affine": np.diag([1, 1, 0, 1])}, "a.h5 has the affine .*expected"),
-        ({"affine": AFFINE, "spacing": (1, 1, 1)}, "a.h5: the spacing is .* but by the affine"),
+        ({"spacing": (1, 1)}, r"a.h5: .*spacing.*\[1 1\]"),
+        ({"spacing": (0, 1, 1)}, "a.h5: .*spacing"),
+        ({"spacing": "wide"}, "a.h5: .*spacing.*wide"),
+        ({"affine": np.eye(3)}, "a.h5.*affine"),
+        ({"affine": np.diag([1, 1, 0, 1])}, "a.h5.*affine"),
+        ({"affine": AFFINE, "spacing": (1, 1, 1)}, "a.h5: .*spacing.*affine"),
     ],
 )
 def test_bad_h5_geometry_is_named(tmp_path, attributes, text):

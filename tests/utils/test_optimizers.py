@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from configs.optim import OPTIMIZERS, SCHEDULERS, SYNAPSE_OPTIMIZERS, SYNAPSE_SCHEDULERS
-from utils.optim import adopt_length, build_optimizer, build_scheduler, check_optimization, step_scheduler
+from utils.optimizers import adopt_length, build_optimizer, build_scheduler, check_optimization, step_scheduler
 
 
 def config(**changes):
@@ -70,21 +70,17 @@ def test_config_and_overrides_replace_single_values_and_leave_the_row():
 
 def test_unknown_names_and_values_are_named():
     model = nn.Linear(2, 1)
-    with pytest.raises(ValueError, match="unknown opt 'Lion', expected one of Adadelta, "):
+    with pytest.raises(ValueError, match="opt.*'Lion'.*Adadelta, "):
         build_optimizer(model, config(opt="Lion"), OPTIMIZERS)
-    with pytest.raises(ValueError, match="opt AdamW has no beta, expected some of lr, betas"):
+    with pytest.raises(ValueError, match="opt AdamW.* beta,.* lr, betas"):
         build_optimizer(model, config(), OPTIMIZERS, dict(beta=0.9))
-    with pytest.raises(ValueError, match="opt Rprop has no weight_decay"):
+    with pytest.raises(ValueError, match="opt Rprop.*weight_decay"):
         build_optimizer(model, config(opt="Rprop", weight_decay=0.1), OPTIMIZERS)
-    with pytest.raises(ValueError, match="unknown decay 'some'"):
-        build_optimizer(model, config(decay="some"), OPTIMIZERS)
     optimizer = build_optimizer(model, config(), OPTIMIZERS)
-    with pytest.raises(ValueError, match="unknown sch 'Linear', expected one of StepLR, "):
+    with pytest.raises(ValueError, match="sch.*'Linear'.*StepLR, "):
         build_scheduler(optimizer, config(sch="Linear"), SCHEDULERS)
-    with pytest.raises(ValueError, match="sch WP_CosineLR has no T_max, expected some of warm_up_epochs"):
+    with pytest.raises(ValueError, match="sch WP_CosineLR.*T_max.*warm_up_epochs"):
         build_scheduler(optimizer, config(sch="WP_CosineLR"), SCHEDULERS, dict(T_max=3))
-    with pytest.raises(ValueError, match="unknown warmup 'slow'"):
-        build_scheduler(optimizer, config(sch="WP_CosineLR", warmup="slow"), SCHEDULERS)
 
 
 class Block(nn.Module):
@@ -209,7 +205,7 @@ def test_a_stored_schedule_goes_on_where_it_stopped(name):
     assert run(*second, 27) == whole[13:]
 
 
-# ---- a run that becomes longer, and values that can't be meant
+# ---- a run that becomes longer, and values that are refused
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "ReduceLROnPlateau"])
@@ -228,17 +224,17 @@ def test_a_schedule_goes_on_as_that_of_the_longer_run_or_as_it_was(name):
     said = adopt_length(scheduler, longer)
     found = optimizer.param_groups[0]["lr"]
     if name in ("WP_CosineLR", "CosineWarmup"):
-        assert found == pytest.approx(rates(longer)[30]) and "is now that of 60 epochs" in said
+        assert found == pytest.approx(rates(longer)[30]) and name in said and "60" in said and f"{found:.2e}" in said
     else:
-        assert found == rate and "goes on as it was" in said
+        assert found == rate and name in said and "60" not in said
 
 
 @pytest.mark.parametrize(
     "values, words",
     [
-        (dict(opt_args={"betas": "3"}), "their values can't be meant"),
-        (dict(opt_args={"eps": "-1"}), "Invalid epsilon value"),
-        (dict(sch_args={"T_max": "x"}), "their values can't be meant"),
+        (dict(opt_args={"betas": "3"}), "--opt AdamW --sch CosineAnnealingLR"),
+        (dict(opt_args={"eps": "-1"}), "Invalid epsilon value"),  # PyTorch's own
+        (dict(sch_args={"T_max": "x"}), "--opt AdamW --sch CosineAnnealingLR"),
     ],
 )
 def test_values_that_the_optimizer_or_the_schedule_refuses_are_named(values, words):

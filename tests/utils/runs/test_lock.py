@@ -1,6 +1,7 @@
 import contextlib
 import errno
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -9,13 +10,13 @@ import pytest
 
 from configs.config_setting import ISICConfig
 from utils.files import read_rows
-from utils.runs.claimed import HOLDER, LOCK, claimed
-from utils.runs.run import Run, start_run, started_run, stop_log
+from utils.runs.lock import HOLDER, LOCK, locked_folder
+from utils.runs.run_folder import Run, start_run, started_run, stop_log
 
 HOLD = """
     import sys, time
-    from utils.runs.claimed import claimed
-    with claimed(sys.argv[1], "holding"):
+    from utils.runs.lock import locked_folder
+    with locked_folder(sys.argv[1], "holding"):
         print("held", flush=True)
         time.sleep(600)
 """
@@ -35,8 +36,8 @@ def holder(tmp_path):
 
 def test_the_second_command_is_refused_and_told_by_whom(tmp_path, holder):
     with (
-        pytest.raises(ValueError, match=rf"--output x: found process {holder.pid} working in"),
-        claimed(tmp_path, "--output x"),
+        pytest.raises(ValueError, match=rf"--output x.*\b{holder.pid}\b.*{tmp_path}"),
+        locked_folder(tmp_path, "--output x"),
     ):
         pass
 
@@ -44,13 +45,13 @@ def test_the_second_command_is_refused_and_told_by_whom(tmp_path, holder):
 def test_a_dead_process_holds_nothing(tmp_path, holder):
     holder.kill()
     holder.wait()
-    with claimed(tmp_path, "--output x"):
+    with locked_folder(tmp_path, "--output x"):
         assert (tmp_path / HOLDER).read_text() == str(os.getpid())
 
 
 def test_it_is_free_again_after_the_block(tmp_path):
     for _ in range(2):
-        with claimed(tmp_path, "x"):
+        with locked_folder(tmp_path, "x"):
             pass
 
 
@@ -61,7 +62,7 @@ def test_links_in_a_folder_from_elsewhere_are_not_followed(tmp_path):
         folder = tmp_path / f"with{name}"
         folder.mkdir()
         (folder / name).symlink_to(secret)
-        with contextlib.suppress(OSError), claimed(folder, "x"):
+        with contextlib.suppress(OSError), locked_folder(folder, "x"):
             pass
     assert secret.read_text() == "mine"
 
@@ -73,15 +74,15 @@ def test_a_file_system_without_locks_is_mentioned(tmp_path, monkeypatch, caplog)
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr("fcntl.flock", flock)
-    with claimed(tmp_path, "x"):
-        assert "its file system has no locks" in caplog.text
+    with locked_folder(tmp_path, "x"):
+        assert str(tmp_path) in caplog.text
 
 
 def test_what_a_killed_process_was_writing_is_removed(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / ".0123456789abcdef.tmp").write_bytes(b"half a file")
     (tmp_path / ".notes.tmp").write_text("the user's own")
-    with claimed(tmp_path, "x"):
+    with locked_folder(tmp_path, "x"):
         assert {path.name for path in tmp_path.rglob("*.tmp")} == {".notes.tmp"}
 
 
@@ -105,7 +106,7 @@ def test_a_run_that_is_in_training_can_not_be_resumed(tmp_path):
     with started_run(ISICConfig(work_dir=str(tmp_path), dataset="demo")) as run:
         code = f"""
             from configs.config_setting import ISICConfig
-            from utils.runs.run import started_run
+            from utils.runs.run_folder import started_run
             try:
                 with started_run(ISICConfig(resume={str(run.folder)!r})):
                     pass
@@ -115,7 +116,7 @@ def test_a_run_that_is_in_training_can_not_be_resumed(tmp_path):
         other = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
         )
-    assert f"found process {os.getpid()} working in {run.folder}, expected to be alone" in other.stdout
+    assert re.search(rf"--resume.*\b{os.getpid()}\b.*{run.folder}", other.stdout)
     stop_log()
 
 

@@ -1,5 +1,6 @@
 """What the page of app.py keeps and shows, without its server."""
 
+import re
 import zipfile
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import inference.page
+import inference.browser_page
 import utils.files
-from inference.page import Session, about, draw, largest_upload, measurements, middle_slice, save_masks
+from inference.browser_page import PageSession, about, draw, largest_upload, measurements, middle_slice, save_masks
 from inference.predictor import Predictor
 
 
@@ -18,7 +19,7 @@ from inference.predictor import Predictor
 def add_uploads(tmp_path_factory):
     def add(session, predictor, uploads):
         folder = tmp_path_factory.mktemp("uploads")
-        added = inference.page.add_uploads(session, predictor, uploads, folder)
+        added = inference.browser_page.add_uploads(session, predictor, uploads, folder)
         assert not list(folder.iterdir())
         return added
 
@@ -53,13 +54,13 @@ def scan(tmp_path):
 
 
 def test_another_threshold_does_not_ask_the_network(add_uploads, predictor, binary, photo, monkeypatch):
-    session = Session(0.5)
+    session = PageSession(0.5)
     add_uploads(session, predictor, [photo])
-    monkeypatch.setattr(Predictor, "_probabilities", None)  # nothing is predicted from here on
+    monkeypatch.setattr(Predictor, "_predict", None)  # nothing is predicted from here on
     masks = {}
     for threshold in (0.5, 0.505):
         session.decide(threshold, None)
-        masks[threshold] = session.kept[0].result.mask
+        masks[threshold] = session.results[0].result.mask
     monkeypatch.undo()
     assert not np.array_equal(masks[0.5], masks[0.505])
     for threshold, mask in masks.items():
@@ -67,10 +68,10 @@ def test_another_threshold_does_not_ask_the_network(add_uploads, predictor, bina
 
 
 def test_areas_need_the_size_of_a_pixel(add_uploads, predictor, photo):
-    session = Session(0.5)
+    session = PageSession(0.5)
     add_uploads(session, predictor, [photo])
-    found = int(session.kept[0].result.mask.sum())
-    (row,) = measurements(session.kept)
+    found = int(session.results[0].result.mask.sum())
+    (row,) = measurements(session.results)
     assert row == {
         "file": "photo.png",
         "structure": "foreground",
@@ -78,9 +79,9 @@ def test_areas_need_the_size_of_a_pixel(add_uploads, predictor, photo):
         "share": f"{found / 3500:.2%}",
     }
     session.decide(0.5, 0.1)
-    assert measurements(session.kept)[0]["mm²"] == f"{found / 100:.2f}"
+    assert measurements(session.results)[0]["mm²"] == f"{found / 100:.2f}"
     session.decide(0.5, -1)
-    assert "mm²" not in measurements(session.kept)[0]
+    assert "mm²" not in measurements(session.results)[0]
 
 
 def test_a_bad_file_costs_only_itself(add_uploads, predictor, photo, scan, tmp_path, monkeypatch):
@@ -88,38 +89,36 @@ def test_a_bad_file_costs_only_itself(add_uploads, predictor, photo, scan, tmp_p
     (tmp_path / "notes.txt").write_text("no image")
     Image.new("RGB", (100, 100)).save(tmp_path / "large.png")
     monkeypatch.setattr(utils.files, "MAX_PIXELS", 5000)
-    session = Session(0.5)
+    session = PageSession(0.5)
     add_uploads(
         session, predictor, [tmp_path / "broken.jpg", photo, scan, tmp_path / "notes.txt", tmp_path / "large.png"]
     )
-    assert [one.file for one in session.kept] == ["photo.png"]
-    assert sorted(session.left_out) == [
-        "broken.jpg cannot be read: found no image, expected PNG, JPEG, BMP, TIFF, WEBP",
-        "large.png cannot be read: it has 100x100 pixels, expected at most 5000",
-        "notes.txt is no image or volume",
-        "scan.nii.gz is a volume; expected an image, on which this network was trained (--insist predicts it all the "
-        "same)",
-    ]
+    assert [one.file for one in session.results] == ["photo.png"]
+    broken, large, notes, volume = sorted(session.rejections)
+    assert broken.startswith("broken.jpg ") and "expected PNG" in broken
+    assert re.match("large.png .*100x100.* 5000", large) and notes.startswith("notes.txt ")
+    assert volume.startswith("scan.nii.gz ") and "--insist" in volume
 
 
 def test_a_page_keeps_only_so_much(add_uploads, predictor, photo, monkeypatch):
-    session = Session(0.5)
+    session = PageSession(0.5)
     add_uploads(session, predictor, [photo])
-    monkeypatch.setattr(inference.page, "LARGEST_KEPT", session.nbytes + 1)
+    monkeypatch.setattr(inference.browser_page, "LARGEST_SESSION", session.nbytes + 1)
     assert add_uploads(session, predictor, [photo]) == []
-    assert len(session.kept) == 1 and "photo.png: found" in session.left_out[0] and "start over" in session.left_out[0]
+    assert len(session.results) == 1 and str(inference.browser_page.LARGEST_SESSION) in session.rejections[0]
+    assert session.rejections[0].startswith("photo.png: ")
 
 
 def test_files_of_one_name_stay_apart(add_uploads, predictor, photo, tmp_path):
     other = tmp_path / "other" / "photo.png"
     other.parent.mkdir()
     Image.new("RGB", (30, 40), "red").save(other)
-    session = Session(0.5)
+    session = PageSession(0.5)
     add_uploads(session, predictor, [photo, other])
     add_uploads(session, predictor, [photo])
-    assert len({one.name for one in session.kept}) == 3
-    assert [one.result.mask.shape for one in session.kept] == [(50, 70), (40, 30), (50, 70)]
-    path = save_masks(session.kept, tmp_path / "download")
+    assert len({one.name for one in session.results}) == 3
+    assert [one.result.mask.shape for one in session.results] == [(50, 70), (40, 30), (50, 70)]
+    path = save_masks(session.results, tmp_path / "download")
     names = zipfile.ZipFile(path).namelist()
     assert path.name == "masks.zip" and "structures.csv" in names
     assert sum(name.startswith("masks/") and name.endswith(".png") for name in names) == 3
@@ -129,19 +128,19 @@ def test_the_mask_of_a_photo_has_its_size_and_the_picture_is_turned_as_viewers_d
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.new("RGB", (80, 40)).save(tmp_path / "turned.jpg", exif=turned)
-    session = Session(0.5)
+    session = PageSession(0.5)
     (one,) = add_uploads(session, predictor, [tmp_path / "turned.jpg"])
     shown = draw(one.result)
     assert shown.height == 2 * shown.width
-    mask = Image.open(save_masks(session.kept, tmp_path / "download"))
+    mask = Image.open(save_masks(session.results, tmp_path / "download"))
     assert mask.filename.endswith("turned_mask.png") and mask.size == (80, 40) and mask.getexif()[0x0112] == 6
     np.testing.assert_array_equal(np.asarray(mask) == 255, one.result.mask == 1)
 
 
 def test_a_volume_has_slices_volumes_and_a_mask_in_its_geometry(add_uploads, predictor_of_volumes, scan, tmp_path):
-    session = Session(0.5)
+    session = PageSession(0.5)
     (one,) = add_uploads(session, predictor_of_volumes, [scan])
-    rows = measurements(session.kept)
+    rows = measurements(session.results)
     assert [row["structure"] for row in rows] == predictor_of_volumes.class_names
     for number, row in enumerate(rows, 1):
         voxels = np.count_nonzero(one.result.mask == number)
@@ -152,8 +151,8 @@ def test_a_volume_has_slices_volumes_and_a_mask_in_its_geometry(add_uploads, pre
     assert found[middle_slice(one.result)] == found.max()
     assert draw(one.result, 4).size == (640, 768)
     session.decide(0.9, 0.1)  # of no meaning for several classes, and for a volume
-    assert measurements(session.kept) == rows
-    mask = nibabel.load(save_masks(session.kept, tmp_path / "download"))
+    assert measurements(session.results) == rows
+    mask = nibabel.load(save_masks(session.results, tmp_path / "download"))
     assert Path(mask.get_filename()).name == "scan_mask.nii.gz" and mask.shape == (20, 24, 5)
     np.testing.assert_array_equal(mask.affine, nibabel.load(scan).affine)
 
@@ -162,17 +161,17 @@ def test_slices_of_a_dicom_series_that_are_dropped_together_are_one_volume(add_u
     pytest.importorskip("pydicom")
     from tests.inference.test_dicom import write_series
 
-    session = Session(0.5)
+    session = PageSession(0.5)
     (one,) = add_uploads(session, predictor_of_volumes, sorted(write_series(tmp_path / "ct").iterdir()))
-    assert one.file == one.name == "series" and one.result.mask.shape == (5, 12, 10) and not session.left_out
+    assert one.file == one.name == "series" and one.result.mask.shape == (5, 12, 10) and not session.rejections
 
 
 def test_uploads_are_as_large_as_what_is_read(predictor, predictor_of_volumes):
     assert largest_upload(predictor) == 8 * utils.files.MAX_PIXELS
-    assert largest_upload(predictor_of_volumes) == 8 * inference.page.MAX_VALUES
+    assert largest_upload(predictor_of_volumes) == 8 * inference.browser_page.MAX_VALUES
 
 
 def test_a_line_says_what_the_network_is(predictor):
     line = about(predictor, ["isic17"])
     assert "Not a medical device" in line and "trained on images of the data set demo" in line
-    assert "pretrained_weights/vmunet_isic17.md" in line and "stays on this computer" in line
+    assert "pretrained_weights/vmunet_isic17.md" in line and "on this computer" in line

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import utils.report as report
-from tests.html_page import Page
-from tests.made_runs import make_run
+from report import charts
+from report.__main__ import main
+from report.record_copy import copy_record
+from report.records import Record
+from report.run_page import write_report
+from tests.report.html_page import Page
+from tests.report.made_runs import make_run
 from utils.files import read_rows, write_rows
-from utils.report import charts
-from utils.report.__main__ import main
-from utils.report.keep import keep_records
-from utils.report.records import Record
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n0 0 10 10 rectfill\nshowpage\n%%EOF\n"
 NAMES = ("miou", "dsc", "accuracy", "specificity", "sensitivity")
@@ -76,7 +76,7 @@ def run_of_volumes(tmp_path):
 def refused(run):
     """The sentence with which a run is refused by the command."""
     with pytest.raises((ValueError, OSError)) as error:
-        report.write_report(run)
+        write_report(Record(run))
     return str(error.value)
 
 
@@ -91,23 +91,20 @@ def test_a_picture_starts_no_program(run, monkeypatch):
     monkeypatch.setattr("subprocess.Popen", lambda *args, **options: pytest.fail(f"started {args}"))
     monkeypatch.setattr("subprocess.check_call", lambda *args, **options: pytest.fail(f"started {args}"))
     (run / "predictions" / "image0_overlay.png").write_bytes(EPS)
-    assert "image0_overlay.png cannot be read: found no image, expected PNG" in refused(run)
+    assert re.search("image0_overlay.png .*expected PNG", refused(run))
 
 
 def test_a_picture_has_a_limit_of_pixels(run, monkeypatch):
     monkeypatch.setattr("utils.files.MAX_PIXELS", 100)
     Image.new("RGB", (11, 11)).save(run / "predictions" / "image0_overlay.png")
-    assert re.search("image0_overlay.png .*it has 11x11 pixels, expected at most 100", refused(run))
+    assert re.search("image0_overlay.png .*11x11 .*100", refused(run))
 
 
 @pytest.mark.parametrize(
-    "labels, words",
-    [
-        (np.zeros((9, 8), np.uint8), "found labels of shape (9, 8), expected (8, 8) as its image"),
-        (np.full((8, 8), 3, np.uint8), "found values 3 to 3, expected classes 0 to 2"),
-    ],
+    "labels, found, expected",
+    [(np.zeros((9, 8), np.uint8), r"\(9, 8\)", r"\(8, 8\)"), (np.full((8, 8), 3, np.uint8), "3 to 3", "0 to 2")],
 )
-def test_labels_are_class_numbers_of_their_image(labels, words, tmp_path):
+def test_labels_are_class_numbers_of_their_image(labels, found, expected, tmp_path):
     run = make_run(tmp_path / "run", [0.5], num_classes=3)
     classes = [dict.fromkeys(("miou", "dsc"), 0.5)] * 3
     scores = {score + suffix: 0.5 for score in NAMES for suffix in ("", "_per_image")}
@@ -115,12 +112,12 @@ def test_labels_are_class_numbers_of_their_image(labels, words, tmp_path):
     (run / "predictions").mkdir()
     Image.new("RGB", (8, 8)).save(run / "predictions" / "image0_overlay.png")
     Image.fromarray(labels).save(run / "predictions" / "image0_truth.png")
-    assert f"image0_truth.png: {words}" in refused(run)
+    assert re.search(f"image0_truth.png: found .*{found}, expected .*{expected}", refused(run))
 
 
 def test_pictures_of_volumes_go_through_the_same_reader(run_of_volumes):
     (run_of_volumes / "predictions" / "case1_planes.png").write_bytes(EPS)
-    assert "case1_planes.png cannot be read: found no image, expected PNG" in refused(run_of_volumes)
+    assert re.search("case1_planes.png .*expected PNG", refused(run_of_volumes))
 
 
 # ---- names and links
@@ -132,7 +129,7 @@ def test_names_in_records_are_no_paths(name, run, tmp_path):
     rows = read_rows(run / "test_images.csv")
     rows[0]["name"] = name
     write_rows(run / "test_images.csv", rows)
-    assert "test_images.csv, line 2: found " in refused(run)
+    assert "test_images.csv, line 2: " in refused(run)
 
 
 @pytest.mark.parametrize("inside", ["log.txt", "facts.json", "predictions/image0_overlay.png"])
@@ -141,26 +138,26 @@ def test_links_that_lead_out_of_the_folder_are_refused(inside, run, tmp_path):
     secret.write_text("{}")
     (run / inside).unlink(missing_ok=True)
     (run / inside).symlink_to(secret)
-    assert f"{run / inside}: found a link that leads out of the run's folder" in refused(run)
+    assert f"{run / inside}: found a link " in refused(run)
     if inside == "facts.json":
-        with pytest.raises(ValueError, match="found a link that leads out"):
-            keep_records(run, tmp_path / "kept")
+        with pytest.raises(ValueError, match="facts.json: found a link "):
+            copy_record(Record(run), tmp_path / "kept")
 
 
 def test_a_linked_folder_of_predictions_is_refused_and_a_link_within_is_not(run, tmp_path):
     Image.new("RGB", (8, 8)).save(run / "predictions" / "other.png")
     (run / "predictions" / "image0_overlay.png").symlink_to("other.png")
-    assert Page(report.write_report(run)).tags.count("img") == 1
+    assert Page(write_report(Record(run))).tags.count("img") == 1
     (run / "predictions").rename(tmp_path / "elsewhere")
     (run / "predictions").symlink_to(tmp_path / "elsewhere")
-    assert "found a link that leads out of the run's folder" in refused(run)
+    assert "image0_overlay.png: found a link " in refused(run)
 
 
 def test_a_report_is_written_into_its_folder_only(run, tmp_path):
     secret = tmp_path / "secret"
     secret.write_text("mine")
     (run / "report.html").symlink_to(secret)
-    assert "<html" in report.write_report(run).read_text(encoding="utf-8")
+    assert "<html" in write_report(Record(run)).read_text(encoding="utf-8")
     assert secret.read_text() == "mine" and not (run / "report.html").is_symlink()
 
 
@@ -168,57 +165,64 @@ def test_a_report_is_written_into_its_folder_only(run, tmp_path):
 def test_a_pipe_in_place_of_a_table_is_refused(run):
     (run / "metrics.csv").unlink()
     os.mkfifo(run / "metrics.csv")
-    assert "metrics.csv: found no plain file" in refused(run)
+    assert "metrics.csv: " in refused(run)
 
 
 # ---- odd values
 
 
 @pytest.mark.parametrize(
-    "file, name, value, words",
+    "file, name, value, expected",
     [
-        ("config.json", "protocol", "best", "config.json: found 'best' as 'protocol', expected one of paper, holdout"),
-        ("config.json", "num_classes", 10**9, "config.json: found 1000000000 as 'num_classes', expected 1 to 255"),
-        ("config.json", "epochs", "ten", "config.json: found 'ten' as 'epochs', expected a whole number"),
-        ("config.json", "depths", nested(900), "config.json: found values nested deeper than 8 levels"),
-        ("config.json", "class_colours", ["red"], "found the colour 'red', expected one such as '#ff0000'"),
-        ("metrics.json", "dsc", None, "metrics.json: found None as 'dsc', expected a number"),
-        ("metrics.json", "dsc", 7, "metrics.json: found 7 as 'dsc', expected a number"),
-        ("facts.json", "optimization", 3, "facts.json: found 3 as 'optimization', expected an optimizer"),
-        ("facts.json", "lost", ["x"], "facts.json: found ['x'] as 'lost', expected a text"),
+        ("config.json", "protocol", "best", "paper, holdout"),
+        ("config.json", "num_classes", 10**9, "1 to 255"),
+        ("config.json", "epochs", "ten", "int"),
+        ("config.json", "depths", nested(900), "8 levels"),
+        ("config.json", "class_names", ["a", "b"], "--num-classes 1"),
+        ("config.json", "class_colours", ["red"], "--num-classes 1"),
+        ("metrics.json", "dsc", None, "'dsc'"),
+        ("metrics.json", "dsc", 7, "7 as 'dsc'"),
+        ("facts.json", "optimization", 3, "3 as 'optimization'"),
+        ("facts.json", "lost", ["x"], "['x'] as 'lost'"),
     ],
 )
-def test_an_odd_value_is_named_with_its_file(file, name, value, words, run):
+def test_an_odd_value_is_named_with_its_file(file, name, value, expected, run):
     change(run / file, name, value)
-    assert words in refused(run)
+    message = refused(run)
+    assert str(run / file) in message and expected in message
+
+
+def test_colours_of_masks_are_colours_of_each_class(tmp_path):
+    run = make_run(tmp_path / "run", [0.5], num_classes=3, mask_values=["#000000", "#ff0000", "#red"])
+    assert f"{run / 'config.json'}: " in refused(run)
 
 
 @pytest.mark.parametrize(
-    "file, column, cell, words",
+    "file, column, cell, named",
     [
-        ("metrics.csv", "epoch", "one", "metrics.csv: found 'one' as 'epoch' in line 2, expected a number"),
-        ("metrics.csv", "epoch", "", "metrics.csv: found no number of an epoch in line 2"),
-        ("metrics.csv", "train_loss", "inf", "metrics.csv: found 'inf' as 'train_loss' in line 2"),
-        ("test_images.csv", "dsc", "", "test_images.csv: found no Dice score of image0"),
-        ("test_images.csv", "fp", "", "test_images.csv: found no fp of image0, expected it beside tp"),
-        ("test_images.csv", "name", "image1", "test_images.csv: found image1 in several lines"),
+        ("metrics.csv", "epoch", "one", "'one' as 'epoch'.* line 2"),
+        ("metrics.csv", "epoch", "", "'epoch'.* line 2"),
+        ("metrics.csv", "train_loss", "inf", "'inf' as 'train_loss'.* line 2"),
+        ("test_images.csv", "dsc", "", "no dsc of image0"),
+        ("test_images.csv", "fp", "", "no fp of image0"),
+        ("test_images.csv", "name", "image1", "image1"),
     ],
 )
-def test_an_odd_cell_is_named_with_its_file_and_line(file, column, cell, words, run):
+def test_an_odd_cell_is_named_with_its_file_and_line(file, column, cell, named, run):
     rows = read_rows(run / file)
     rows[0][column] = cell
     write_rows(run / file, rows)
-    assert words in refused(run)
+    assert re.search(f"{file}: found .*{named}", refused(run))
 
 
 def test_a_missing_column_and_a_missing_score_are_named(run):
     scores = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     scores.pop("accuracy")
     (run / "metrics.json").write_text(json.dumps(scores))
-    assert "metrics.json: found no 'accuracy', expected it among the scores" in refused(run)
+    assert "metrics.json: found no 'accuracy'" in refused(run)
     rows = read_rows(run / "test_images.csv")
     write_rows(run / "test_images.csv", [{"dsc": row["dsc"]} for row in rows])
-    assert "test_images.csv: found no name in line 2" in refused(run)
+    assert re.search("test_images.csv: .*'name'.* line 2", refused(run))
 
 
 @pytest.mark.parametrize("file", ["config.json", "metrics.json", "facts.json"])
@@ -253,9 +257,9 @@ def said_or_done(run, file, capsys):
 
 
 def test_text_without_utf8_is_written_nevertheless(run):
-    change(run / "config.json", "opt", "\ud800")
-    assert "\\ud800" in report.write_report(run).read_text(encoding="utf-8")
+    change(run / "config.json", "dataset", "\ud800")
+    assert "\\ud800" in write_report(Record(run)).read_text(encoding="utf-8")
 
 
 def test_a_run_that_is_whole_has_no_objection(run, run_of_volumes):
-    assert Record(run_of_volumes).finished and report.write_report(run_of_volumes).is_file()
+    assert Record(run_of_volumes).finished and write_report(Record(run_of_volumes)).is_file()

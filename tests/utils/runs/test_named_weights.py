@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import ROOT
-from utils.runs import shipped
-from utils.runs.shipped import find_checkpoint
+from utils.runs import named_weights
+from utils.runs.named_weights import find_checkpoint
 
 
 @pytest.fixture
@@ -16,8 +16,8 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "code").mkdir()
     (tmp_path / "code/tiny.h5").touch()
     (tmp_path / "here").mkdir()
-    monkeypatch.setattr(shipped, "FOLDER", tmp_path / "code")
-    monkeypatch.setattr(shipped, "SHIPPED", {"tiny": "tiny.h5", "lost": "lost.h5"})
+    monkeypatch.setattr(named_weights, "FOLDER", tmp_path / "code")
+    monkeypatch.setattr(named_weights, "SHIPPED", {"tiny": "tiny.h5", "lost": "lost.h5"})
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here"
 
@@ -29,8 +29,8 @@ def make_run(folder):
 
 
 def test_shipped_networks_are_in_the_repository():
-    assert shipped.FOLDER == ROOT / "pretrained_weights"
-    for name in shipped.SHIPPED:
+    assert named_weights.FOLDER == ROOT / "pretrained_weights"
+    for name in named_weights.SHIPPED:
         assert find_checkpoint(name).is_file()
 
 
@@ -41,7 +41,7 @@ def test_a_file_a_run_and_a_name(here):
     assert find_checkpoint("results/run") == Path("results/run/checkpoints/best.pth")
     assert find_checkpoint(here / "results/run/") == here / "results/run/checkpoints/best.pth"
     assert find_checkpoint("results/run/checkpoints/latest.pth") == Path("results/run/checkpoints/latest.pth")
-    assert find_checkpoint("tiny") == shipped.FOLDER / "tiny.h5"
+    assert find_checkpoint("tiny") == named_weights.FOLDER / "tiny.h5"
 
 
 @pytest.mark.parametrize("make", [Path.touch, make_run])
@@ -52,31 +52,31 @@ def test_what_has_a_networks_name_must_be_spelled_as_a_path(here, make, caplog):
         assert find_checkpoint(path) in (expected, here / expected)
     assert not caplog.text
     with caplog.at_level(logging.WARNING, "vmunet"):
-        assert find_checkpoint("tiny") == shipped.FOLDER / "tiny.h5"
-    assert "tiny means the network that comes with the code; write ./tiny for what is here" in caplog.text
+        assert find_checkpoint("tiny") == named_weights.FOLDER / "tiny.h5"
+    assert "./tiny" in caplog.text
 
 
-def test_errors_name_the_path_what_is_there_and_what_was_expected(here):
+def test_errors_name_the_path_the_files_found_and_the_names_expected(here):
     (here / "empty").mkdir()
     make_run(here / "stopped")
     (here / "stopped/checkpoints/best.pth").unlink()
     found = {
-        "nowhere.pth": "there is no such file or folder",
-        "empty": "found an empty folder",
-        "stopped": "found a folder with checkpoints/, config.json, checkpoints/latest.pth",
-        str(here): "found a folder with empty/, stopped/",
-        "/dev/null": "found neither a file nor a folder",
+        "nowhere.pth": "no such",
+        "empty": "empty",
+        "stopped": "checkpoints/, config.json, checkpoints/latest.pth",
+        str(here): "empty/, stopped/",
+        "/dev/null": "neither",
     }
     for path, words in found.items():
         with pytest.raises(FileNotFoundError) as error:
-            find_checkpoint(path, "there are some at https://example.org")
-        assert str(error.value) == (
-            f"{path}: {words}, expected a file with weights, the folder of a run, such as results/<run>, with "
-            "checkpoints/best.pth in it, or the name of a network that comes with the code: tiny, lost; "
-            "there are some at https://example.org"
-        )
+            find_checkpoint(path, "https://example.org")
+        message = str(error.value)
+        assert message.startswith(f"{path}: ") and message.endswith("; https://example.org")
+        assert words in message.partition(", expected ")[0]
+        expected = message.partition(", expected ")[2]
+        assert all(text in expected for text in ("results/<run>", "checkpoints/best.pth", "tiny, lost"))
 
 
 def test_a_shipped_file_that_is_gone_is_named(here):
-    with pytest.raises(FileNotFoundError, match=r"lost: found no .*lost.h5, expected .* \./lost would be"):
+    with pytest.raises(FileNotFoundError, match=r"lost: .*lost\.h5, expected .* \./lost"):
         find_checkpoint("lost")

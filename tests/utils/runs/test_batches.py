@@ -1,10 +1,10 @@
 import itertools
 import time
 
+import pytest
 import torch
 
-from utils.runs.batches import Batches
-from utils.runs.usage import COLUMNS, peak_memory
+from utils.runs.batches import USAGE, Batches, peak_memory
 
 
 class SlowLoader:
@@ -39,7 +39,15 @@ def test_waiting_is_told_from_working():
         batches.record(batch)
     busy = batches.usage(torch.device("cpu"))
     assert 0.1 < busy["waiting_share"] < 0.5
-    assert {"seconds", *busy} == set(COLUMNS)
+    assert {"seconds", *busy} == set(USAGE)
+
+
+def test_an_epoch_that_was_stopped_after_its_last_batch_has_a_usage_too():
+    batches = Batches(SlowLoader(), losses=[0.5, 0.4, 0.3])
+    assert list(batches) == []
+    usage = batches.usage(torch.device("cpu"))
+    assert usage["images_per_second"] == usage["waiting_share"] == 0
+    assert {"seconds", *usage} == set(USAGE) and batches.mean_loss == pytest.approx(0.4)
 
 
 def test_memory_of_the_process_is_in_bytes():
