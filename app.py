@@ -118,9 +118,6 @@ def serve(page: Any, predictor: Predictor, port: int) -> str:
     return address
 
 
-# ---- the page
-
-
 def make_page(gr: Any, predictor: Predictor, config: AppConfig, folder: Path) -> Any:
     """Build the page, a gradio.Blocks; `gr` is gradio, `folder` is for its files."""
     one_class = predictor.config.num_classes == 1
@@ -203,9 +200,6 @@ def make_page(gr: Any, predictor: Predictor, config: AppConfig, folder: Path) ->
         button.click(save, state, download, **seldom)
         restart.click(start_over, state, outputs, api_name="restart", **seldom)
     return page
-
-
-# ---- HTML; names in files and checkpoints may contain anything
 
 
 def escaped(text: str) -> str:

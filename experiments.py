@@ -37,7 +37,8 @@ from utils.files import REPOSITORY, RESULTS, find_path, write_atomically
 log = logging.getLogger("vmunet")
 
 SEEDS = (42, 43, 44)
-STOPPED = (75, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of a training that somebody stopped
+# exit statuses of a training that somebody stopped; the last two: while it was importing
+STOPPED = (75, 128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 VOLUMES = ("synapse", "acdc")
 DATA_SETS = ("isic17", "isic18", *VOLUMES)
 MORE = [("unet", "none"), ("unet", "imagenet"), ("ultralight", "none"), ("vmunetv2", "none"), ("vmunetv2", "vmamba-s")]
@@ -170,11 +171,11 @@ def launch(command: list[str]) -> int:
     training = subprocess.Popen(command)
     try:
         return training.wait()
-    except (KeyboardInterrupt, SystemExit) as error:
-        if isinstance(error, SystemExit):  # SIGTERM, see stop_on_sigterm; the terminal's Ctrl-C reaches the training
-            training.terminate()
-        training.wait()
+    except SystemExit:  # SIGTERM, see stop_on_sigterm; the terminal's Ctrl-C reaches the training
+        training.terminate()
         raise
+    finally:
+        training.wait()
 
 
 def stop_on_sigterm() -> None:
@@ -215,8 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help=f"one run each (default {SEEDS})")
-    where = "folder of the runs and of table.md (default results/ beside the code)"
-    parser.add_argument("--work-dir", default=str(RESULTS), help=where)
+    parser.add_argument("--work-dir", default=str(RESULTS), help="of runs and table.md (default: results/ of the code)")
     parser.add_argument("--dry-run", action="store_true", help="list what would be run")
     options, flags = parser.parse_known_args(arguments[len(names) :])
     logging.basicConfig(format="%(message)s")

@@ -147,9 +147,6 @@ def by(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
-# ---- packed weights
-
-
 def about(trained: TrainedNetwork) -> dict[str, Any]:
     """Return what readers of a packed file need to know: how images are prepared, where the weights come from, how they
     scored. Facts of a packed file that is packed again are kept."""
@@ -162,9 +159,6 @@ def about(trained: TrainedNetwork) -> dict[str, Any]:
         with reading(metrics):
             facts["metrics"] = json.loads(metrics.read_text(encoding="utf-8"))
     return facts | checkpoint.about | describe(trained.config)
-
-
-# ---- exporting
 
 
 def export(network: SegmentationNetwork, channels: int, format: Format, metadata: dict[str, Any]) -> bytes:
@@ -234,9 +228,6 @@ def without_known_warnings() -> Iterator[None]:
         # PyTorch's own code, deep inside torch.export
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
         yield
-
-
-# ---- the exported file at work
 
 
 def differences(call: Predict, batches: list[torch.Tensor], expected: list[torch.Tensor]) -> list[float]:

@@ -32,9 +32,6 @@ TURN = 0.2  # seconds, see `medians`
 SIDE = 256  # of a photograph
 
 
-# ---- command line and report
-
-
 def start(description: str | None, name: str, *arguments: str, tune: bool = True) -> "Report":
     """Parse the command line of a benchmark on CPUs and begin its report.
 
@@ -97,9 +94,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, float) and value:
         return f"{value:.1e}" if abs(value) < 1e-3 else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     return str(value)
-
-
-# ---- measuring
 
 
 def medians(runs: Mapping[str, Callable], rounds: int, clock: Callable = time.perf_counter) -> dict[str, float]:

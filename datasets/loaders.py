@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from datasets.cache import CachedDataset
-from datasets.classes import ISIC_FOLDERS
+from datasets.classes import DATA, ISIC_FOLDERS
 from datasets.folds import find_split
 from datasets.isic import ISICDataset
 from datasets.masks import parse_mask_values
@@ -167,10 +167,11 @@ def make_loader(dataset: CachedDataset, config: Any, shuffle: bool, rank: int, w
 
 def data_folder(config: Any, folders: dict[str, Path]) -> Path:
     """Return the folder to read: data_path, or the data set's own in `folders`. The demo is made on first use."""
-    if config.data_path is None and config.dataset not in folders:
+    default = folders.get(config.dataset, DATA / config.dataset)
+    if config.data_path is None and config.dataset not in folders and not default.is_dir():
         expected = f"{', '.join(folders)}, or another name with --data-path"
         raise ValueError(f"--dataset: found {config.dataset!r}, expected {expected}")
-    folder = Path(config.data_path or folders[config.dataset])
+    folder = Path(config.data_path or default)
     if config.dataset == "demo":
         from datasets import demo  # which no other data set needs
 

@@ -92,9 +92,6 @@ def about(predictor: Predictor, names: Sequence[str]) -> str:
     )
 
 
-# ---- prediction
-
-
 def add_uploads(
     session: PageSession,
     predictor: Predictor,
@@ -148,9 +145,6 @@ def _link_together(uploads: Iterable[Path], folder: Path) -> None:
             shutil.copyfile(path, place / path.name)
 
 
-# ---- display
-
-
 def colours_of(result: Prediction) -> list[Colour]:
     """Return the colours of the classes 1, 2, ... in `draw`."""
     if len(result.class_names) == 1 and not isinstance(result.source, Volume):
@@ -197,9 +191,6 @@ def measurements(results: Sequence[PageResult]) -> list[dict[str, str]]:
             rows.append(values)
     filled = {column for row in rows for column, text in row.items() if text}
     return [{column: text for column, text in row.items() if column in filled} for row in rows]
-
-
-# ---- download
 
 
 def save_masks(results: Sequence[PageResult], folder: Path, probabilities: bool = False) -> Path:

@@ -32,9 +32,7 @@ class Baseline(SegmentationNetwork):
         smp = import_library()
         _check("architecture", self.architecture, list(smp.MODEL_ARCHITECTURES_MAPPING))
         if not re.fullmatch(r"[\w.+-]+", self.encoder):  # hf-hub:, local-dir: timm would download it, or read a folder
-            raise ValueError(
-                f"--network: found the encoder {self.encoder!r}, expected a name of the library, not a location"
-            )
+            raise ValueError(f"--network: found the encoder {self.encoder!r}, expected its name, not a location")
         if not self.encoder.startswith("tu-"):  # timm's, of which there are a thousand
             _check("encoder", self.encoder, smp.encoders.get_encoder_names())
         shape = dict(in_channels=self.input_channels, classes=self.num_classes)
@@ -74,7 +72,5 @@ def import_library() -> ModuleType:
 def _check(what, name, known):
     if name not in known:
         near = difflib.get_close_matches(name, known, n=5, cutoff=0.3) or known[:5]
-        raise ValueError(
-            f"--network: found {what} {name!r}, expected one of the {len(known)} of segmentation_models_pytorch, "
-            f"such as {', '.join(near)}"
-        )
+        expected = f"one of the {len(known)} of segmentation_models_pytorch, such as {', '.join(near)}"
+        raise ValueError(f"--network: found {what} {name!r}, expected {expected}")

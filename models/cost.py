@@ -10,6 +10,7 @@ last blocks, whose output nothing reads.
 import copy
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -89,10 +90,9 @@ def _cost_of_call(module, x, head=None, *, output):
     """Return what one call of a layer adds to the counts."""
     if hasattr(module, "cost"):
         return module.cost(x.shape[:-1].numel())
-    if isinstance(module, FinalPatchExpand2D):  # which applies the weights of the last convolution, `head`
-        return dict(macs=output[:, 0].numel() * head.weight.numel())
-    if isinstance(module, CONVOLUTION):
-        return dict(macs=output[:, 0].numel() * module.weight.numel())
+    if isinstance(module, FinalPatchExpand2D | CONVOLUTION):
+        layer: Any = module if head is None else head  # FinalPatchExpand2D applies the last convolution, `head`
+        return dict(macs=output[:, 0].numel() * layer.weight.numel())
     if isinstance(module, nn.Linear):
         return dict(macs=x.shape[:-1].numel() * module.weight.numel())
     return dict(norm_elements=x.numel())

@@ -44,6 +44,7 @@ class GraphedModel(nn.Module):
             for table in (part._forward_pre_hooks, part._forward_hooks, part._backward_pre_hooks, part._backward_hooks)
         ]
         self.logged: set[str] = set()
+        self.several_outputs = False  # which no graph records
         self.train(module.training)  # not nn.Module's own start, with which a network that predicts would train
 
     def forward(self, images: Tensor) -> Tensor:
@@ -60,12 +61,16 @@ class GraphedModel(nn.Module):
             graph = graphs.find(images)
             if graph is not None:
                 return graph(images)
-        return self.module(images)
+        outputs = self.module(images)
+        self.several_outputs = not isinstance(outputs, Tensor)
+        return outputs
 
     def why_not(self) -> str | None:
         """Return None if the module may run as graphs, otherwise the reason."""
         if under_debugger():
             return "a debugger is attached"
+        if self.several_outputs:
+            return "the network has several outputs"
         return "a module of the network has hooks" if any(self.hooks) else None
 
 

@@ -1,5 +1,7 @@
 """What all networks share: inputs of any size, logits as outputs, probabilities on request."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ class SegmentationNetwork(
     name: str  # as `--network` takes it, and in messages
     options: tuple[str, ...] = ()  # values of a config that it is built with, beside num_classes and input_channels
     depths_published: tuple[int, ...] | None = None  # VSS blocks of the encoder's stages
-    weights_advice: str = ""  # for messages: where to get weights to start from
+    weights_advice: str = "train without with --load-ckpt-path none"  # for messages: how to get weights to start from
     classifier: tuple[str, ...] = ()  # prefixes of the weights whose shapes depend on the number of classes
 
     def __init__(self, num_classes: int, input_channels: int):
@@ -30,7 +32,7 @@ class SegmentationNetwork(
     def logits(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         """Return the logits (B, num_classes, H, W) of images (B, input_channels or 1, H, W), H and W at least 32.
 
         Sides that are not multiples of 32 are padded with zeros, right and bottom; the output is cropped back."""
@@ -44,7 +46,10 @@ class SegmentationNetwork(
             raise ValueError(f"{self.name}: found an input of {H} x {W} pixels, expected at least {STRIDE} x {STRIDE}")
         if H % STRIDE or W % STRIDE:
             x = F.pad(x, (0, -W % STRIDE, 0, -H % STRIDE))
-        return self.logits(x)[:, :, :H, :W]
+        outputs = self.logits(x)
+        if isinstance(outputs, Tensor):
+            return outputs[:, :, :H, :W]
+        return [logits[:, :, :H, :W] for logits in outputs]  # of several outputs the first is the prediction
 
     def predict(self, x: Tensor) -> Tensor:
         """Return probabilities (B, num_classes, H, W): the sigmoid for one class, the softmax over several."""

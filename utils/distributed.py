@@ -69,12 +69,10 @@ def process_group(device: torch.device, timeout: timedelta = timedelta(minutes=1
         barrier()
     except RuntimeError as error:
         # what gloo raises has no class of its own
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise LostProcessError(
-                f"process {rank()} of {world_size()} lost the connection to the others, one of which has ended: "
-                + str(error).splitlines()[0]
-            ) from error
-        raise
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        lost = f"process {rank()} of {world_size()} lost the connection to the others, one of which has ended"
+        raise LostProcessError(f"{lost}: {str(error).splitlines()[0]}") from error
     finally:
         dist.destroy_process_group()
 

@@ -1,6 +1,5 @@
 """Errors beside wrong values (ValueError) and files (OSError). The message says what happened and what can be done."""
 
-from collections.abc import Iterable
 from typing import Any
 
 
@@ -18,13 +17,6 @@ class LostProcessError(RuntimeError):
 
 class NotEnoughMemoryError(RuntimeError):
     """What can be done about it stands in the message."""
-
-
-def check_one_of(name: str, found: Any, known: Iterable[str]) -> None:
-    """Raises ValueError unless `found`, the value of `name`, is one of the known ones."""
-    known = list(known)
-    if found not in known:
-        raise ValueError(f"unknown {name} {found!r}, expected one of {', '.join(known)}")
 
 
 def check_same_shape(prediction: Any, truth: Any, name: str = "mask") -> None:

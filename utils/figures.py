@@ -19,9 +19,6 @@ from utils.plots import DICE_OF_CLASS, class_colours, draw_labels, draw_outlines
 Sample = tuple[str, ArrayLike, ArrayLike, ArrayLike]  # title, image, truth, prediction
 
 
-# ---- curves
-
-
 def save_curves(metrics: str | Path, path: str | Path) -> None:
     """Plot the columns of metrics.csv over the epochs: losses, learning rate, overlap scores and, if measured, HD95."""
     rows = read_rows(metrics)
@@ -62,9 +59,6 @@ def draw(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-# ---- predictions
 
 
 def make_panels(
@@ -118,9 +112,6 @@ def class_patches(class_names: Sequence[str], colours: Sequence[str] = ()) -> li
     """Return legend handles with the colours of the classes 1, 2, ..."""
     of_classes = np.array(class_colours(len(class_names), colours)) / 255
     return [Patch(color=colour, label=legend_label(name)) for colour, name in zip(of_classes, class_names, strict=True)]
-
-
-# ---- text
 
 
 def _replace_missing_glyphs(text):

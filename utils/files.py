@@ -5,7 +5,6 @@ import csv
 import errno
 import io
 import os
-import re
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,7 +16,7 @@ from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, UnidentifiedIm
 MAX_NAMES = 10  # in one message
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # for some others Pillow runs programs: Ghostscript for EPS
 MAX_PIXELS = 2**26  # of an image: 8192 x 8192; the largest ISIC image has half as many
-TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{16}\.tmp")  # of a file that `write_atomically` is writing
+TEMPORARY_NAME = f".{16 * '[0-9a-f]'}.tmp"  # pattern of the file that `write_atomically` is writing
 LONGEST_NAME = 240  # bytes; "_overlay.png" is appended, and file systems allow 255
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "results"  # of runs without --work-dir
@@ -105,9 +104,6 @@ def check_name(name: str, where: str | Path) -> None:
         raise ValueError(f"{where}: found a name of {length} bytes, expected at most {LONGEST_NAME}: {name[:60]}...")
 
 
-# ---- writing, tables
-
-
 def write_atomically(path: str | Path, *parts: bytes | memoryview) -> None:
     """Write the bytes of `parts` to `path` so that the file is complete or unchanged, even after a crash."""
     path = Path(path)
@@ -125,25 +121,19 @@ def write_atomically(path: str | Path, *parts: bytes | memoryview) -> None:
             raise
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
         raise OSError(f"{path}: could not be written, the previous file is unchanged: {reason}") from error
-    _sync_folder(path.parent)
+    if os.name == "nt":  # Windows makes a rename survive a power failure by itself, and can't open folders
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def remove_temporary_files(folder: str | Path) -> None:
     """Remove the temporary files of killed processes. No process may be writing in `folder`."""
-    for path in Path(folder).glob("**/.*.tmp"):
-        if TEMPORARY_NAME.fullmatch(path.name):
-            path.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power failure. Windows does so by itself and can't open folders."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    for path in Path(folder).rglob(TEMPORARY_NAME):
+        path.unlink(missing_ok=True)
 
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:

@@ -3,8 +3,8 @@
     def my_loss(logits, target):        # (B, n, H, W); n 1: masks (B, 1, H, W) in 0..1; else class numbers (B, H, W)
         return F.cross_entropy(logits, target.long())
 
-A third parameter `loss_weight` gets the config's. The loss is computed on the whole batch, under torchrun too, so that
-a function need not know of several processes. If a network has several outputs, the losses of all are added.
+Further parameters get the config's values of the same name, such as `loss_weight`. In training the function gets a
+batch, the whole one under torchrun too; in validation one image at a time. The losses of several outputs are added.
 """
 
 import functools
@@ -39,8 +39,9 @@ def build_loss(config: Any) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the function of (logits, target) that `config.loss` names; "auto": bce_dice of one class, else ce_dice."""
     name = config.loss if config.loss != "auto" else "bce_dice" if config.num_classes == 1 else "ce_dice"
     function = find_losses()[name]
-    weighted = "loss_weight" in inspect.signature(function).parameters
-    return functools.partial(function, loss_weight=config.loss_weight) if weighted else function
+    parameters = [*inspect.signature(function).parameters][2:]
+    options = {key: getattr(config, key) for key in parameters if hasattr(config, key)}
+    return functools.partial(function, **options) if options else function
 
 
 # ---- the losses of the original

@@ -4,15 +4,13 @@ import ast
 import inspect
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
-
-from utils.errors import check_one_of
 
 Rows = Mapping[str, Any]  # name -> its values, as in configs/optim.py
 
@@ -22,8 +20,7 @@ def build_optimizer(model: nn.Module, config: Any, rows: Rows, overrides: dict[s
 
     config.lr, config.weight_decay   replace the row's, unless None; `overrides` (name -> value) replaces any value
     config.decay                     "all" decays every parameter (published); "weights_only" spares A_logs, Ds, norms
-                                     and biases
-    """
+                                     and biases"""
     values = _optimizer_row(config, rows, overrides)
     optimizer = getattr(torch.optim, config.opt)
     if config.opt in ("Adam", "AdamW") and all(p.is_cuda or p.is_cpu for p in model.parameters()):
@@ -37,15 +34,16 @@ def build_scheduler(
     """Return the scheduler `config.sch`, stepped once an epoch by `step_scheduler`, with the values of its row.
 
     config.epochs   length of the run
-    config.warmup   of the WP_* rows: "from_first_step" climbs from 1/n of the rate; "published" spends its first epoch
-                    at rate 0
-    """
-    values, factor = _scheduler_row(config, rows, overrides), FACTORS.get(config.sch)
-    if factor is None:
+    config.warmup   of the WP_* rows: "from_first_step" climbs from 1/n of the rate to 1 in n epochs; "published" climbs
+                    from 0, at which it spends the first epoch, to (n - 1)/n"""
+    values, after = _scheduler_row(config, rows, overrides), FACTORS.get(config.sch)
+    if after is None:
         return getattr(lr_scheduler, config.sch)(optimizer, **values)
-    run = dict(epochs=config.epochs, base_lr=optimizer.defaults["lr"], from_zero=config.warmup == "published")
+    run = dict(epochs=config.epochs, base_lr=optimizer.defaults["lr"])
+    first = 0 if config.warmup == "published" and config.sch != "CosineWarmup" else 1
+    n = values["warm_up_epochs"]
     # The lambda keeps the values out of the scheduler's state, which then holds nothing but numbers.
-    return lr_scheduler.LambdaLR(optimizer, lambda epoch: factor(epoch, **run, **values))
+    return lr_scheduler.LambdaLR(optimizer, lambda i: (i + first) / n if i < n else after(i, **run, **values))
 
 
 def step_scheduler(scheduler: LRScheduler, metric: float) -> None:
@@ -71,16 +69,12 @@ def adopt_length(scheduler: LRScheduler, config: Any) -> str:
     """Continue a restored schedule as that of a run of config.epochs. Return a sentence about it for the log."""
     if not isinstance(scheduler, lr_scheduler.LambdaLR) or config.sch == "WP_MultiStepLR":
         return f"the schedule {config.sch} is unchanged: it does not depend on the number of epochs"
-    before = scheduler.optimizer.param_groups[0]["lr"]
-    for group, base, factor in zip(
-        scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
-    ):
+    groups = scheduler.optimizer.param_groups
+    before = groups[0]["lr"]
+    for group, base, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
         group["lr"] = base * factor(scheduler.last_epoch)
-    after = scheduler.optimizer.param_groups[0]["lr"]
-    return (
-        f"the schedule {config.sch} is now that of {config.epochs} epochs: the learning rate of the next one is "
-        f"{after:.2e} instead of {before:.2e}"
-    )
+    change = f"the learning rate of the next one is {groups[0]['lr']:.2e} instead of {before:.2e}"
+    return f"the schedule {config.sch} is now that of {config.epochs} epochs: {change}"
 
 
 def optimization_values(config: Any, optimizers: Rows, schedulers: Rows) -> dict[str, dict[str, Any]]:
@@ -106,7 +100,8 @@ def _scheduler_row(config, rows, overrides):
 
 def _row(rows, option, name, overrides, build):
     """Return row `name` with the overrides; text, as from a command line, is read as Python literals."""
-    check_one_of(option, name, rows)
+    if name not in rows:
+        raise ValueError(f"--{option}: found {name!r}, expected one of {', '.join(rows)}")
     known = [key for key in inspect.signature(build).parameters if key not in ("params", "optimizer", *RUN_VALUES)]
     unknown = sorted(set(overrides) - set(known))
     if unknown:
@@ -132,14 +127,9 @@ def _parameter_groups(model, decay):
     return [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
 
 
-# ---- schedules that PyTorch lacks, as factors of the learning rate in an epoch, counted from 0
+# ---- schedules that PyTorch lacks, as factors of the learning rate after the warm-up, in an epoch counted from 0
 
-RUN_VALUES = ("epoch", "epochs", "base_lr", "from_zero")
-
-
-def _warm_up(epoch, warm_up_epochs, from_zero):
-    """Linear, from 1/n in the first epoch to 1 in the n-th; or, as published, from 0 to (n - 1)/n."""
-    return (epoch if from_zero else epoch + 1) / warm_up_epochs
+RUN_VALUES = ("epoch", "epochs", "base_lr")
 
 
 def _half_cosine(epoch, start, end):
@@ -147,38 +137,22 @@ def _half_cosine(epoch, start, end):
     return 0.5 * (1 + math.cos(math.pi * (epoch - start) / max(1, end - start)))
 
 
-def warm_up_multi_step(
-    epoch: int,
-    epochs: int,
-    base_lr: float,
-    from_zero: bool,
-    warm_up_epochs: int,
-    milestones: Sequence[int],
-    gamma: float,
-) -> float:
-    if epoch < warm_up_epochs:
-        return _warm_up(epoch, warm_up_epochs, from_zero)
+def _multi_step(epoch, epochs, base_lr, warm_up_epochs, milestones, gamma):
     return gamma ** bisect_right(milestones, epoch)
 
 
-def warm_up_cosine(epoch: int, epochs: int, base_lr: float, from_zero: bool, warm_up_epochs: int) -> float:
-    if epoch < warm_up_epochs:
-        return _warm_up(epoch, warm_up_epochs, from_zero)
+def _cosine(epoch, epochs, base_lr, warm_up_epochs):
     return _half_cosine(epoch, warm_up_epochs, epochs)
 
 
-def cosine_over_the_run(
-    epoch: int, epochs: int, base_lr: float, from_zero: bool, warm_up_epochs: int, eta_min: float
-) -> float:
-    """Warm-up, never from 0, then one cosine that reaches eta_min in the run's last epoch and stays there."""
-    if epoch < warm_up_epochs:
-        return _warm_up(epoch, warm_up_epochs, from_zero=False)
+def _cosine_over_the_run(epoch, epochs, base_lr, warm_up_epochs, eta_min):
+    """One cosine that reaches eta_min in the run's last epoch and stays there; its warm-up is never from 0."""
     lowest, last = eta_min / base_lr, epochs - 1
     return lowest + (1 - lowest) * _half_cosine(min(epoch, last), warm_up_epochs, last)
 
 
 FACTORS: dict[str, Callable[..., float]] = {
-    "WP_MultiStepLR": warm_up_multi_step,
-    "WP_CosineLR": warm_up_cosine,
-    "CosineWarmup": cosine_over_the_run,
+    "WP_MultiStepLR": _multi_step,
+    "WP_CosineLR": _cosine,
+    "CosineWarmup": _cosine_over_the_run,
 }

@@ -25,9 +25,6 @@ Spacing = Sequence[float] | np.ndarray | None  # mm along each axis
 Network = Callable[[torch.Tensor], torch.Tensor]
 
 
-# ---- one object against another
-
-
 def dice(pred: np.ndarray, label: np.ndarray) -> float:
     """Return the Dice score of two boolean masks; 0 if both are empty."""
     total = np.count_nonzero(pred) + np.count_nonzero(label)
@@ -66,9 +63,6 @@ def _surface_points(mask: np.ndarray) -> np.ndarray:
             window[axis] = neighbour
             interior &= padded[tuple(window)]
     return np.argwhere(mask & ~interior) + [s.start for s in box]
-
-
-# ---- one case
 
 
 def score_structure(
@@ -164,9 +158,6 @@ def _mean_without_nan(values: np.ndarray) -> np.ndarray:
     return np.where(n > 0, total / np.maximum(n, 1), np.nan)
 
 
-# ---- missed structures
-
-
 def is_missed(scores: Mapping[str, float]) -> bool:
     """Return whether a structure exists in the truth and the prediction overlaps none of it.
 
@@ -192,9 +183,6 @@ def describe_hd95(cases: Iterable[Mapping[str, float]]) -> str:
         return "missed" if missed else ""
     mean = f"{np.mean(found):.2f}"
     return f"{mean}, missed in {missed} of {missed + len(found)}" if missed else mean
-
-
-# ---- slices through the network
 
 
 @torch.inference_mode()

@@ -102,9 +102,6 @@ def draw_volume(*volume: Any, **options: Any) -> np.ndarray:
     return np.concatenate([np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0))) for picture in pictures])
 
 
-# ---- pieces
-
-
 def _spread(total: int, count: int) -> list[int]:
     """Return at most `count` evenly spaced indices below `total`."""
     return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist() if total else []

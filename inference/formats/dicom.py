@@ -42,9 +42,6 @@ class DicomSlice(NamedTuple):
     header: Any  # pydicom.Dataset
 
 
-# ---- series
-
-
 def find_series(files: Sequence[Path]) -> tuple[dict[str, tuple[str, ...]], list[tuple[Path, str]]]:
     """Group the DICOM files of a folder: ({series UID: files in the order of the slices}, [(other file, the reason)]).
 
@@ -154,9 +151,6 @@ def uneven(corners: np.ndarray) -> str | None:
     if middle == 0 or np.linalg.norm(steps - np.median(steps, axis=0), axis=1).max() > SLICE_TOLERANCE * middle:
         return f"found slices {distances.min():g} to {distances.max():g} mm apart, expected an even distance"
     return None
-
-
-# ---- values and geometry
 
 
 def read_series(files: Sequence[str | Path]) -> StoredVolume:

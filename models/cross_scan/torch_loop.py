@@ -32,7 +32,7 @@ def saved_shape(inputs: ScanInputs) -> tuple[int, ...]:
 
 
 class _Sequences:
-    """The inputs in scan order: u, z = raw step + bias, steps (b, 4, L, I) and B, C (b, 4, L, N)."""
+    """The inputs in scan order: u, z = raw step + bias, steps, drive (b, 4, L, I) and B, C (b, 4, L, N)."""
 
     def __init__(self, inputs: ScanInputs):
         x, dt = inputs.x, inputs.dt
@@ -47,6 +47,9 @@ class _Sequences:
         self.u = x.flatten(1, 2)[:, self.order].to(precise)
         self.z, self.B, self.C = (t.flatten(1, 2)[:, self.order, self.k].to(precise) for t in (z, inputs.B, inputs.C))
         self.steps = F.softplus(self.z)
+        self.drive = self.steps * self.u
+        self.A = inputs.A
+        self.chunk = _chunk(H * W)
 
     def to_pixels(self, sequences: Tensor) -> Tensor:
         """(b, 4, L, ...) in scan order -> (b, L, 4, ...) in pixel order."""
@@ -57,38 +60,31 @@ class _Sequences:
         y = sequences[:, self.k, self.inverse]
         return (y[:, 0] + y[:, 2]) + y[:, 1] + y[:, 3]
 
-
-def _decays(seq, A, start, stop):
-    """Return exp(dt A) of one chunk: (chunk, b, 4, N, I)."""
-    steps = seq.steps[:, :, start:stop].permute(2, 0, 1, 3)
-    return (steps.unsqueeze(3) * A.transpose(1, 2)).exp_()
-
-
-def _states(seq, drive, decays, h, start):
-    """Return the state after each step of one chunk: (chunk, b, 4, N, I)."""
-    states = torch.empty_like(decays)
-    for t, decay in enumerate(decays):
-        torch.mul(decay, h, out=states[t])
-        h = states[t].addcmul_(seq.B[:, :, start + t, :, None], drive[:, :, start + t, None, :])
-    return states
+    def states(self, part: slice, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Return exp(dt A) and the state after each step of one chunk, which begins with h: (chunk, b, 4, N, I)."""
+        steps = self.steps[:, :, part].permute(2, 0, 1, 3)
+        decays = (steps.unsqueeze(3) * self.A.transpose(1, 2)).exp_()
+        states = torch.empty_like(decays)
+        for t, decay in enumerate(decays):
+            torch.mul(decay, h, out=states[t])
+            h = states[t].addcmul_(self.B[:, :, part.start + t, :, None], self.drive[:, :, part.start + t, None, :])
+        return decays, states
 
 
 def forward(inputs: ScanInputs, save: bool = True) -> tuple[Tensor, Tensor]:
     """Return y (b, H, W, I) and the saved states (empty without `save`)."""
     seq = _Sequences(inputs)
-    x, A, D = inputs.x, inputs.A, inputs.D
-    L, chunk = seq.u.shape[2], _chunk(seq.u.shape[2])
-    drive = seq.steps * seq.u
-    y = D[:, None, :] * seq.u
+    y = inputs.D[:, None, :] * seq.u
     h = y.new_zeros(saved_shape(inputs)[1:])
     saved = y.new_empty(saved_shape(inputs) if save else (0,))
-    for number, start in enumerate(range(0, L, chunk)):
+    for number, start in enumerate(range(0, y.shape[2], seq.chunk)):
         if save:
             saved[number] = h
-        states = _states(seq, drive, _decays(seq, A, start, start + chunk), h, start)
-        y[:, :, start : start + chunk] += torch.einsum("bktn,tbkni->bkti", seq.C[:, :, start : start + chunk], states)
+        part = slice(start, start + seq.chunk)
+        _, states = seq.states(part, h)
+        y[:, :, part] += torch.einsum("bktn,tbkni->bkti", seq.C[:, :, part], states)
         h = states[-1]
-    return seq.summed(y).view(x.shape).to(x.dtype), saved
+    return seq.summed(y).view_as(inputs.x).to(inputs.x.dtype), saved
 
 
 def backward(grad_y: Tensor, saved: Tensor, inputs: ScanInputs) -> ScanInputs:
@@ -96,21 +92,18 @@ def backward(grad_y: Tensor, saved: Tensor, inputs: ScanInputs) -> ScanInputs:
     seq = _Sequences(inputs)
     x, A, D = inputs.x, inputs.A, inputs.D
     gy = grad_y.flatten(1, 2)[:, seq.order].to(seq.u.dtype)
-    drive = seq.steps * seq.u
-    L, chunk = seq.u.shape[2], _chunk(seq.u.shape[2])
     du, dsteps, dB, dC = (torch.empty_like(t) for t in (seq.u, seq.u, seq.B, seq.C))
     dA = torch.zeros_like(A)
     g_next = torch.zeros_like(saved[0])  # the gradient of the state after the chunk
     for number in reversed(range(len(saved))):
-        part = slice(number * chunk, min((number + 1) * chunk, L))
-        decays = _decays(seq, A, part.start, part.stop)
-        states = _states(seq, drive, decays, saved[number], part.start)
+        part = slice(number * seq.chunk, (number + 1) * seq.chunk)
+        decays, states = seq.states(part, saved[number])
         g = torch.einsum("bkti,bktn->tbkni", gy[:, :, part], seq.C[:, :, part]).contiguous()
         for t in reversed(range(len(g))):
             g[t] += g_next
             g_next = decays[t] * g[t]
         dC[:, :, part] = torch.einsum("bkti,tbkni->bktn", gy[:, :, part], states)
-        dB[:, :, part] = torch.einsum("bkti,tbkni->bktn", drive[:, :, part], g)
+        dB[:, :, part] = torch.einsum("bkti,tbkni->bktn", seq.drive[:, :, part], g)
         d_drive = torch.einsum("bktn,tbkni->bkti", seq.B[:, :, part], g)
         before = torch.cat([saved[number][None], states[:-1]])
         d_exponent = decays.mul_(g).mul_(before)  # of dt A

@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 from torch import Tensor
 
@@ -41,17 +41,11 @@ LATER_NAMES = [
 V2_NAMES = re.compile(r"\.blocks\.\d+\.(mlp|norm2)\.|^patch_embed\.[57]\.|\.downsample\.3\.")
 
 
-class Report(TypedDict):
-    """What `load_pretrained` has done."""
+def load_pretrained(model: SegmentationNetwork, path: str | Path, advice: str = HOW_TO_GET_VMAMBA) -> dict[str, Any]:
+    """Fill a fresh network from a file. `advice`, what can be done about a file that does not fit, is for messages.
 
-    encoder: int  # tensors filled
-    decoder: int  # tensors filled, those after it included
-    left: list[str]  # names that keep their initialisation
-    sha256: str  # of the file
-
-
-def load_pretrained(model: SegmentationNetwork, path: str | Path, advice: str = HOW_TO_GET_VMAMBA) -> Report:
-    """Fills a fresh network from a file. `advice`, what can be done about a file that does not fit, is for messages.
+    Return what was done: the numbers of tensors filled, `encoder` and `decoder` (with what follows it); `left`, the
+    names that keep their initialisation; `sha256` of the file.
 
     A VMamba v0 classification file fills the encoder of a VMUNet or a VMUNetV2 and, of the first, upside down the
     decoder: stage i of the encoder also seeds stage 3 - i of the decoder. Surplus blocks and the classifier stay
@@ -68,7 +62,7 @@ def load_pretrained(model: SegmentationNetwork, path: str | Path, advice: str = 
     return _fill_from_vmamba(model, checkpoint, advice)
 
 
-def _fill_from_its_kind(model: SegmentationNetwork, checkpoint: Checkpoint) -> Report:
+def _fill_from_its_kind(model: SegmentationNetwork, checkpoint: Checkpoint) -> dict[str, Any]:
     weights, state = checkpoint.weights, inner_weights(model)
     there, here = (shape_of_last_layer(model, tensors) for tensors in (weights, state))
     other_classes = there[:1] != here[:1] and there[1:] == here[1:]
@@ -76,13 +70,12 @@ def _fill_from_its_kind(model: SegmentationNetwork, checkpoint: Checkpoint) -> R
     fill_network(model, weights, checkpoint.path, left)
     log.info("%s weights from %s, SHA-256 %s", model.name, checkpoint.path, checkpoint.sha256)
     if left:
-        classes = f"classes: {there[0]} there, {here[0]} here"
-        filled = f"filled {len(state) - len(left)} of {len(state)} tensors, all but the last layer ({classes})"
-        log.info("%s; left as initialised: %s", filled, left)
+        classes, filled = f"{there[0]} classes there, {here[0]} here", len(state) - len(left)
+        log.info("filled %d of %d tensors (%s); left as initialised: %s", filled, len(state), classes, left)
     else:
         log.info("filled all %d tensors", len(state))
     encoder = sum(name.startswith(ENCODER) for name in state)
-    return Report(encoder=encoder, decoder=len(state) - encoder - len(left), left=left, sha256=checkpoint.sha256)
+    return dict(encoder=encoder, decoder=len(state) - encoder - len(left), left=left, sha256=checkpoint.sha256)
 
 
 def shape_of_last_layer(model: SegmentationNetwork, weights: Mapping[str, Tensor]) -> tuple[int, ...]:
@@ -91,14 +84,14 @@ def shape_of_last_layer(model: SegmentationNetwork, weights: Mapping[str, Tensor
     return tuple(weights[names[0]].shape) if names else ()
 
 
-def _fill_from_vmamba(model: SegmentationNetwork, checkpoint: Checkpoint, advice: str) -> Report:
+def _fill_from_vmamba(model: SegmentationNetwork, checkpoint: Checkpoint, advice: str) -> dict[str, Any]:
     path, weights = checkpoint.path, checkpoint.weights
     v2_name = next((name for name in weights if V2_NAMES.search(name)), None)
     if v2_name is not None:
-        raise ValueError(
-            f"{path}: found VMamba v2 (it has {v2_name}), whose blocks differ; expected VMamba v0: {advice}"
-        )
-    weights = {_original_name(name): tensor for name, tensor in weights.items()}
+        found = f"VMamba v2 (it has {v2_name}), whose blocks differ"
+        raise ValueError(f"{path}: found {found}; expected VMamba v0: {advice}")
+    for later, original in LATER_NAMES:
+        weights = {re.sub(later, original, name): tensor for name, tensor in weights.items()}
 
     state = inner_weights(model)
     encoder = {name: name for name in state if name.startswith(ENCODER)}
@@ -128,10 +121,4 @@ def _fill_from_vmamba(model: SegmentationNetwork, checkpoint: Checkpoint, advice
     left = [name for name in state if name not in filled]
     log.info("VMamba weights from %s, SHA-256 %s", path, checkpoint.sha256)
     log.info("filled %d encoder and %d decoder tensors, left as initialised: %s", len(encoder), len(decoder), left)
-    return Report(encoder=len(encoder), decoder=len(decoder), left=left, sha256=checkpoint.sha256)
-
-
-def _original_name(name):
-    for later, original in LATER_NAMES:
-        name = re.sub(later, original, name)
-    return name
+    return dict(encoder=len(encoder), decoder=len(decoder), left=left, sha256=checkpoint.sha256)

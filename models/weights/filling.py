@@ -22,11 +22,8 @@ def inner_name(name: str) -> str:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the model inside GraphedModel and torch.compile: names in checkpoints must not depend on them."""
-    while True:
-        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
-        if inner is None:
-            return model
-        model = inner
+    inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+    return model if inner is None else unwrap(inner)
 
 
 def inner_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -44,9 +41,8 @@ def fill_network(model: nn.Module, weights: Mapping[str, Tensor], path: str | Pa
     try:
         copy_weights(model, weights)
     except RuntimeError as error:  # such as sparse tensors
-        raise ValueError(
-            f"{path}: found weights that can't be copied: {str(error).splitlines()[-1].strip()}"
-        ) from error
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(f"{path}: found weights that can't be copied: {reason}") from error
 
 
 def copy_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -10,13 +10,12 @@ Rounding to float16 moves a weight by at most 2^-11 of itself (2^-25 in all belo
 the exponents, which are much alike, side by side, where gzip finds them.
 """
 
-import contextlib
 import hashlib
 import io
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,6 @@ FILTERS = [h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE]  # of GZIP, as HDF5
 
 def is_packed(content: bytes) -> bool:
     return content.startswith(HDF5_SIGNATURE)
-
-
-# ---- writing
 
 
 def pack_weights(weights: Mapping[str, torch.Tensor], config: dict, about: dict) -> bytes:
@@ -65,15 +61,20 @@ def _rounded(name: str, tensor: torch.Tensor) -> np.ndarray:
     return array
 
 
-# ---- reading
-
-
 def read_packed_weights(content: bytes, path: str | Path) -> tuple[dict[str, torch.Tensor], dict, dict]:
     """Return (weights in float32 by name, config, about) of a file's bytes; `path` is for messages.
 
     Raises ValueError for another format or version, for values that have changed since they were written, are not
     finite or lie outside the file, and for more than LARGEST bytes, before any value is read."""
-    with _naming(path), h5py.File(io.BytesIO(content)) as file:
+    try:
+        arrays, config, about = _read(content)
+    except Exception as error:  # for damaged files HDF5's library raises more kinds than it documents
+        raise ValueError(f"{path} cannot be read: {str(error) or type(error).__name__}") from error
+    return {name: torch.from_numpy(np.asarray(a, np.float32)) for name, a in arrays.items()}, config, about
+
+
+def _read(content: bytes) -> tuple[dict[str, np.ndarray], dict, dict]:
+    with h5py.File(io.BytesIO(content)) as file:
         found = [_text(file, "format"), file.attrs.get("version")]
         if found != [FORMAT, VERSION]:
             raise ValueError(f"found {found[0]!r} version {found[1]}, expected {FORMAT!r} version {VERSION}")
@@ -85,16 +86,7 @@ def read_packed_weights(content: bytes, path: str | Path) -> tuple[dict[str, tor
         for name, array in arrays.items():
             if not np.isfinite(array).all():
                 raise ValueError(f"{name}: found a value that is not finite")
-    return {name: torch.from_numpy(np.asarray(a, np.float32)) for name, a in arrays.items()}, config, about
-
-
-@contextlib.contextmanager
-def _naming(path: str | Path) -> Iterator[None]:
-    """Add the file to errors. For damaged files HDF5's library raises more kinds than it documents."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read: {str(error) or type(error).__name__}") from error
+    return arrays, config, about
 
 
 def _text(file: h5py.File, name: str) -> str:
@@ -130,9 +122,7 @@ def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
         raise ValueError(f"found weights of {total} bytes, expected at most {LARGEST}")
     for name, dataset in datasets.items():
         if not _lies_in_file(dataset):
-            raise ValueError(
-                f"{name}: found values that are stored in an unknown way, expected them as they are written"
-            )
+            raise ValueError(f"{name}: found values stored in an unknown way, expected them as they are written")
     return datasets
 
 

@@ -38,10 +38,10 @@ def read_weights(path: str | Path, how_to_get: str = "") -> Checkpoint:
 
     Raises FileNotFoundError, and ValueError for a file that is no checkpoint, or one of ours that has changed."""
     path = Path(path)
+    advice = f"; {how_to_get}" if how_to_get else ""
     if not path.is_file():
-        advice = f"; {how_to_get}" if how_to_get else ""
         raise FileNotFoundError(f"{path}: found no such file, expected one with weights{advice}")
-    content, sha256 = _read(path, how_to_get)
+    content, sha256 = _read(path, advice)
     weights = {name: t for name, t in _unwrapped(content, path).items() if not name.endswith(THOP)}
     config, about = ({} if not isinstance(content.get(key), dict) else content[key] for key in ("config", "about"))
     if isinstance(content.get("epoch"), int):
@@ -49,7 +49,7 @@ def read_weights(path: str | Path, how_to_get: str = "") -> Checkpoint:
     return Checkpoint(path, sha256, weights, config, about)
 
 
-def _read(path: Path, how_to_get: str) -> tuple[Any, str]:
+def _read(path: Path, advice: str) -> tuple[Any, str]:
     """Return the content of a checkpoint file and its SHA-256.
 
     Reading executes nothing: the file is packed, or read with `weights_only=True`. VMamba's training settings, a yacs
@@ -70,11 +70,8 @@ def _read(path: Path, how_to_get: str) -> tuple[Any, str]:
     except Exception as error:  # whatever a damaged or hostile file provokes
         refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if refused:
-            raise ValueError(
-                f"{path}: found {refused[1]}, expected tensors and plain values only, because a file with other "
-                f"objects can run code when it is read; {HOW_TO_CONVERT}"
-            ) from error
-        advice = f"; {how_to_get}" if how_to_get else ""
+            expected = "tensors and plain values only, because a file with other objects can run code when it is read"
+            raise ValueError(f"{path}: found {refused[1]}, expected {expected}; {HOW_TO_CONVERT}") from error
         raise ValueError(f"{path}: found {_describe(content)}, expected a checkpoint{advice}") from error
 
 

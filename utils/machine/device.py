@@ -19,14 +19,11 @@ def choose_device(name: str) -> torch.device:
 
     Under torchrun "cuda" means each process's own GPU. Raises ValueError for an unknown name or a device not there."""
     if name == "auto":
-        kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        name = next((kind for kind, there in kinds.items() if there), "cpu")
-    if name == "cpu":
-        return torch.device("cpu")
-    if name == "mps":
-        if not torch.backends.mps.is_available():
-            raise ValueError("--device mps: found no Apple GPU that PyTorch can use; use --device auto or cpu")
-        return torch.device("mps")
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("--device mps: found no Apple GPU that PyTorch can use; use --device auto or cpu")
+    if name in ("cpu", "mps"):
+        return torch.device(name)
     match = re.fullmatch(r"cuda(?::(\d+))?", name)
     if match is None:
         raise ValueError(f"--device: found {name!r}, expected auto, cpu, cuda, cuda:<number> or mps")

@@ -80,10 +80,8 @@ class Batches:
         of PyTorch's tensors on a GPU, of the whole process on a CPU, where the system tells."""
         seconds = self.end - self.start
         share = (self.done - self.skipped) / len(self)  # less than 1 where an interrupted epoch was continued
-        usage = {
-            "images_per_second": round(share * len(self.loader.dataset) / seconds, 2),
-            "waiting_share": round(self.waited / seconds, 4),
-        }
+        speed, waiting = share * len(self.loader.dataset) / seconds, self.waited / seconds
+        usage = {"images_per_second": round(speed, 2), "waiting_share": round(waiting, 4)}
         memory = peak_memory(device)
         return usage if memory is None else usage | {"memory_gb": round(memory / 1e9, 3)}
 

@@ -5,16 +5,7 @@ own checksum, so that a truncated or altered file is detected. It holds tensors 
 with `weights_only=True` and can't run code. The `latest.pth` before the present one is kept as `latest.previous.pth`,
 on which `load_latest` falls back.
 
-A training checkpoint is a dict with (docs/checkpoints.md)
-
-    format                                 FORMAT; missing in the first ones
-    model, optimizer, scheduler, scaler    state dicts
-    epoch, step                            finished epochs, batches so far
-    losses                                 of the batches of an interrupted epoch
-    best                                   {"value": ..., "epoch": ...} of the best epoch so far
-    random                                 the states of all random number generators, one entry for each process
-    config                                 the run's configuration
-    data                                   a hash of the names and sizes of the data files
+The content of a training checkpoint is described in docs/checkpoints.md.
 """
 
 import hashlib
@@ -24,6 +15,7 @@ import os
 import random
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +23,7 @@ import numpy as np
 import torch
 from torch.optim import Optimizer
 
-from models.weights.archive import (
-    DIGEST_BYTES,
-    MARK,
-    ArchiveError,
-    check_archive,
-    has_checksum,
-    verify_checksum,
-)
+from models.weights.archive import DIGEST_BYTES, MARK, ArchiveError, check_archive, has_checksum, verify_checksum
 from utils import distributed
 from utils.errors import CheckpointError
 from utils.files import write_atomically
@@ -46,15 +31,13 @@ from utils.files import write_atomically
 log = logging.getLogger("vmunet")
 
 PLAIN = (torch.Tensor, torch.nn.Parameter, int, float, bool, str, bytes, type(None))
+DEVICES: dict[str, Any] = {"cuda": torch.cuda, "mps": torch.mps}  # with random numbers of their own
 FORMAT = 1  # the version of what a training checkpoint holds
 FIELDS: dict[str, type] = {  # of every training checkpoint
     **dict.fromkeys(("model", "optimizer", "scheduler", "scaler", "best", "config"), dict),
     **dict.fromkeys(("epoch", "step"), int),
     **dict.fromkeys(("losses", "random"), list),
 }
-
-
-# ---- files
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
@@ -81,7 +64,7 @@ def save_latest(folder: str | Path, state: dict[str, Any]) -> None:
     os.replace(following, latest)
 
 
-class BackgroundSaver:
+class BackgroundSaver(AbstractContextManager):
     """Write checkpoints in a thread, in order, while training continues: packing, hashing and writing take longer than
     copying the tensors, which is done at once. Leaving the block waits until all are written.
 
@@ -108,9 +91,6 @@ class BackgroundSaver:
             save(place, state)
             self.failed = False
 
-    def __enter__(self) -> "BackgroundSaver":
-        return self
-
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.thread.shutdown()
         if error is None:
@@ -128,13 +108,10 @@ def copied(state: Any) -> Any:
 
 def check_plain(value: Any, name: str) -> None:
     """Raise TypeError unless a value consists of tensors and plain Python values."""
-    if isinstance(value, dict):
-        for key, item in value.items():
+    if isinstance(value, dict | list | tuple):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             check_plain(key, f"a key of {name}")
             check_plain(item, f"{name}[{key!r}]")
-    elif isinstance(value, list | tuple):
-        for i, item in enumerate(value):
-            check_plain(item, f"{name}[{i}]")
     elif type(value) not in PLAIN:
         raise TypeError(f"checkpoint: found {type(value).__name__} in {name}, expected tensors and plain Python values")
 
@@ -202,15 +179,11 @@ def latest_paths(folder: str | Path) -> tuple[Path, Path]:
     return Path(folder, "latest.pth"), Path(folder, "latest.previous.pth")
 
 
-# ---- content
-
-
 def training_state(parts: Mapping[str, Any], **values: Any) -> dict[str, Any]:
-    """Return the dict described at the top of this file. Every process must call it; the main one writes it.
+    """Return the content of a training checkpoint. Every process must call it; the main one writes it.
 
     parts   model, optimizer, scheduler and scaler
-    values  epoch, step, losses, best, config, data
-    """
+    values  epoch, step (batches so far), losses (of an interrupted epoch), best, config, data (a hash of the files)"""
     states = {name: part.state_dict() for name, part in parts.items()}
     return {"format": FORMAT, **states, **values, "random": distributed.all_gather(random_state())}
 
@@ -270,16 +243,12 @@ def random_state() -> dict[str, Any]:
     version, internal, gauss_next = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
     keys = torch.from_numpy(np.asarray(keys).astype(np.int64))
-    state = {
+    return {
         "python": [version, list(internal), gauss_next],
         "numpy": [str(kind), keys, int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
+        **{name: device.get_rng_state() for name, device in DEVICES.items() if device.device_count()},
     }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    if torch.backends.mps.is_available():
-        state["mps"] = torch.mps.get_rng_state()
-    return state
 
 
 def set_random_state(state: dict[str, Any]) -> None:
@@ -289,7 +258,6 @@ def set_random_state(state: dict[str, Any]) -> None:
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    if "mps" in state and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(state["mps"])
+    for name, device in DEVICES.items():
+        if name in state and device.device_count():
+            device.set_rng_state(state[name])

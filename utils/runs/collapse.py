@@ -25,9 +25,11 @@ class CollapseDetector:
     def add_epoch(self, row: Mapping[str, float]) -> bool:
         """Add an epoch. Return whether the run has collapsed with it."""
         loss, miou = row["train_loss"], row.get("miou")
+        improves = loss < self.lowest_loss
         self.lowest_loss = min(self.lowest_loss, loss)
         self.highest_miou = max(self.highest_miou, miou or 0)
         is_low = loss > 2 * self.lowest_loss or (miou is not None and miou < self.highest_miou / 2)
+        is_low = is_low and not improves  # a network that has just begun may find nothing for a while
         self.low = [*self.low, int(row["epoch"])] if is_low else []
         if self.since is None and len(self.low) >= PATIENCE:
             self.since = self.low[0]

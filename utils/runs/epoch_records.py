@@ -13,8 +13,8 @@ from utils.runs.run_folder import Run
 from utils.tensorboard import EventWriter
 
 
-class EpochRecords:
-    """Writes the records of a run; figures are drawn in a thread while training continues. A context manager.
+class EpochRecords(contextlib.AbstractContextManager):
+    """Writes the records of a run; figures are drawn in a thread while training continues.
 
     step  of the training at which it continues: what TensorBoard had beyond is taken back"""
 
@@ -22,8 +22,7 @@ class EpochRecords:
         self.run = run
         self.writer = EventWriter(run.folder / "tensorboard", step)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="figures")
-        self.panels: list[tuple[int, Future]] = []  # (step, picture)
-        self.curves: list[Future] = []
+        self.figures: list[tuple[int, Future]] = []  # (step, picture of predictions; None: a file was drawn)
 
     def add_scalars(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():
@@ -37,24 +36,22 @@ class EpochRecords:
 
     def draw_panels(self, samples: Sequence, names: Sequence[str] | None, colours: Sequence[str], step: int) -> None:
         """Begin to draw predictions, (name, image, target, prediction) each, for TensorBoard."""
-        if distributed.is_main():
-            self.panels.append((step, self.thread.submit(_draw_panels, samples, names, colours)))
+        self._begin(step, "draw_panels", samples, names, colours)
 
-    def draw_curves(self) -> None:
+    def draw_curves(self, step: int) -> None:
         """Begin to draw curves.png from metrics.csv."""
+        self._begin(step, "save_curves", self.run.metrics, self.run.folder / "curves.png")
+
+    def _begin(self, step, function, *arguments):
         if distributed.is_main():
-            self.curves.append(self.thread.submit(_draw_curves, self.run.metrics, self.run.folder / "curves.png"))
+            self.figures.append((step, self.thread.submit(_draw, function, *arguments)))
 
     def finish(self) -> None:
         """Wait for the figures. Raise what went wrong with one."""
-        panels, self.panels, curves, self.curves = self.panels, [], self.curves, []
-        for step, drawing in panels:
-            self.writer.add_image("predictions", drawing.result(), step)
-        for drawing in curves:
-            drawing.result()
-
-    def __enter__(self) -> "EpochRecords":
-        return self
+        figures, self.figures = self.figures, []
+        for step, drawing in figures:
+            if (picture := drawing.result()) is not None:
+                self.writer.add_image("predictions", picture, step)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         with contextlib.closing(self.writer):
@@ -67,19 +64,13 @@ def show_panels(
     folder: Path, samples: Sequence, step: int, class_names: Sequence[str] | None = None, colours: Sequence[str] = ()
 ) -> None:
     """Show predictions of the test in a run's panels.png and, after so many steps of training, in its TensorBoard."""
-    picture = _draw_panels(samples, class_names, colours)
+    picture = _draw("draw_panels", samples, class_names, colours)
     write_atomically(folder / "panels.png", encode_png(picture))
     with contextlib.closing(EventWriter(folder / "tensorboard", step)) as writer:
         writer.add_image("test", picture, step)
 
 
-def _draw_panels(samples, class_names, colours):
-    from utils.figures import draw_panels  # imports matplotlib, for which the first step need not wait
+def _draw(function, *arguments):
+    from utils import figures  # imports matplotlib, for which the first step need not wait
 
-    return draw_panels(samples, class_names, colours)
-
-
-def _draw_curves(metrics, path):
-    from utils.figures import save_curves
-
-    save_curves(metrics, path)
+    return getattr(figures, function)(*arguments)

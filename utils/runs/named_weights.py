@@ -46,11 +46,9 @@ def find_checkpoint(named: str | os.PathLike[str], how_to_get: str = "") -> Path
 def is_checkpoint(named: str) -> bool:
     """Return whether `named` is a network, as opposed to an input of a prediction."""
     path = Path(named)
-    if named in SHIPPED or (path / BEST).is_file():
-        return True
-    if not path.is_file() or path.suffix.lower() not in (*SUFFIXES, ".h5"):
-        return False
-    return path.suffix.lower() in SUFFIXES or _is_packed(path)
+    suffix = path.suffix.lower()
+    is_weights = path.is_file() and (suffix in SUFFIXES or (suffix == ".h5" and _is_packed(path)))
+    return named in SHIPPED or (path / BEST).is_file() or is_weights
 
 
 def _is_packed(path: Path) -> bool:
@@ -65,10 +63,8 @@ def _is_packed(path: Path) -> bool:
 def _shipped(name: str) -> Path:
     path = FOLDER / SHIPPED[name]
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{name}: found no {path}, expected the file of this network, which ships with the code; ./{name} would be "
-            "a file or folder of your own"
-        )
+        expected = f"the file of this network, which ships with the code; ./{name} would be a local file or folder"
+        raise FileNotFoundError(f"{name}: found no {path}, expected {expected}")
     if os.path.lexists(name):
         log.warning("%s is the network that ships with the code; write ./%s for the local file or folder", name, name)
     return path

@@ -12,6 +12,7 @@ The folder is made for the run and never shared or overwritten; a resumed run co
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import random
@@ -33,8 +34,6 @@ from utils.runs.checkpoint import latest_paths, load_latest
 from utils.runs.lock import locked_folder
 
 log = logging.getLogger("vmunet")
-
-WORK = ("metrics.csv", "tensorboard", "predictions", "metrics.json")  # beside checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +74,7 @@ class Run:
     def extend(self, config: Any) -> None:
         """Store config.epochs in config.json if the run is extended. Keep the scores of its earlier test under another
         name: a run with metrics.json counts as finished."""
-        path = self.folder / "config.json"
-        with reading(path):
-            stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = self._read_json("config.json")
         if stored["epochs"] == config.epochs:
             return
         if distributed.is_main() and (self.folder / "metrics.json").exists():
@@ -88,7 +85,8 @@ class Run:
 
     def is_empty(self) -> bool:
         """Return whether the run has no epoch, no checkpoint and no prediction yet."""
-        return not any((self.folder / name).exists() for name in WORK) and not any(self.checkpoints.iterdir())
+        work = ("metrics.csv", "tensorboard", "predictions", "metrics.json", "checkpoints/*")
+        return not any(any(self.folder.glob(name)) for name in work)
 
     def note(self, name: str, fact: Any, level: int | None = logging.INFO) -> None:
         """Store a fact about the run under `name` in facts.json, where the report finds it. A name keeps its last fact.
@@ -98,17 +96,16 @@ class Run:
         if level is not None:
             log.log(level, "%s", fact)
         if distributed.is_main():
-            self.save_json("facts.json", self._facts() | {name: fact})
+            self.save_json("facts.json", self._read_json("facts.json") | {name: fact})
 
-    def _facts(self) -> dict[str, Any]:
-        path = self.folder / "facts.json"
-        if not path.exists():
-            return {}
+    def _read_json(self, name: str) -> dict[str, Any]:
+        """Return the content of <name> in the run folder, {} if the file does not exist."""
+        path = self.folder / name
         with reading(path):
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(facts, dict):
-                raise ValueError(f"{path}: found {type(facts).__name__}, expected named facts")
-        return facts
+            values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            if not isinstance(values, dict):
+                raise ValueError(f"{path}: found {type(values).__name__}, expected names and values")
+        return values
 
     def save_json(self, name: str, content: dict[str, Any]) -> None:
         """Write plain values to <name> in the run folder."""
@@ -142,38 +139,34 @@ def started_run(config: Any) -> Iterator[Run]:
     before anything came of a new run, remove its folder.
 
     Raises ValueError if another process works in the folder of `config.resume`."""
+    is_new, is_main = config.resume is None, distributed.is_main()
     with contextlib.ExitStack() as locks:
-        if config.resume is not None and distributed.is_main():
+        if is_main and not is_new:
             locks.enter_context(locked_folder(find_run(config.resume), f"--resume {config.resume}"))
         run = start_run(config)
-        if config.resume is None and distributed.is_main():
+        if is_main and is_new:
             locks.enter_context(locked_folder(run.folder, "a new run"))
         try:
             yield run
         except BaseException:
-            if config.resume is None and distributed.is_main() and run.is_empty():
+            if is_main and is_new and run.is_empty():
                 stop_log()
                 shutil.rmtree(run.folder)
             raise
 
 
-# ---- the folder
-
-
 def make_run_folder(work_dir: str | Path, name: str) -> Path:
     """Make work_dir/<name>_<date>_<time>, with a number behind it if that is taken, and `checkpoints` in it."""
     name = re.sub(r"[^\w.-]+", "-", name)
-    stem = f"{name}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    folder = first = Path(work_dir, f"{name}_{datetime.now():%Y-%m-%d_%H-%M-%S}")
     try:
         Path(work_dir).mkdir(parents=True, exist_ok=True)
-        number = 1
-        while True:
-            folder = Path(work_dir, stem if number == 1 else f"{stem}_{number}")
+        for number in itertools.count(2):
             try:
-                folder.mkdir()  # fails if another run was faster
+                folder.mkdir()
                 break
-            except FileExistsError:
-                number += 1
+            except FileExistsError:  # another run was faster
+                folder = first.with_name(f"{first.name}_{number}")
         (folder / "checkpoints").mkdir()
     except OSError as error:
         raise OSError(f"--work-dir {work_dir}: found {error.strerror!r}, expected a writable folder") from error
@@ -192,9 +185,6 @@ def find_run(path: str | Path) -> Path:
 def of_volumes(values: dict[str, Any]) -> bool:
     """Return whether a stored config (config.json, a checkpoint's) is one of train_synapse.py."""
     return "volume_resize" in values
-
-
-# ---- log
 
 
 class _Console(logging.Handler):
@@ -216,12 +206,9 @@ def start_log(folder: str | Path, level: int = logging.INFO) -> None:
     """Let the logger "vmunet" write to the console and to folder/log.txt. Processes other than the main one write only
     warnings, and only to the console."""
     stop_log()
+    handlers, who = [_Console(logging.WARNING)], f"process {distributed.rank()}: "
     if distributed.is_main():
-        handlers = [_Console(), _LogFile(Path(folder, "log.txt"), encoding="utf-8", errors="backslashreplace")]
-        who = ""
-    else:
-        handlers = [_Console(logging.WARNING)]
-        who = f"process {distributed.rank()}: "
+        handlers, who = [_Console(), _LogFile(Path(folder, "log.txt"), encoding="utf-8", errors="backslashreplace")], ""
     for handler in handlers:
         handler.setFormatter(logging.Formatter(f"%(asctime)s {who}%(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(handler)
@@ -236,9 +223,6 @@ def stop_log() -> None:
             log.removeHandler(handler)
             handler.close()
     log.propagate = True
-
-
-# ---- seed
 
 
 def set_seed(seed: int) -> None:

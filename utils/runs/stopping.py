@@ -53,13 +53,11 @@ def stopped_at_once() -> Iterator[None]:
         try:
             yield
         except (Stopped, SystemExit):  # SystemExit: from a command that handles Ctrl-C itself
+            received.clear()
             raise
-        except BaseException as error:
+        finally:
             if received:
-                raise Stopped(received[0]) from error
-            raise
-        if received:
-            raise Stopped(received[0])
+                raise Stopped(received[0])
 
 
 class StopRequest:

@@ -19,14 +19,7 @@ from utils.errors import NonFiniteLossError
 from utils.files import read_rows
 from utils.optimizers import adopt_length, build_optimizer, build_scheduler, step_scheduler
 from utils.runs.batches import Batches
-from utils.runs.checkpoint import (
-    BackgroundSaver,
-    copied,
-    restore,
-    save_checkpoint,
-    save_latest,
-    training_state,
-)
+from utils.runs.checkpoint import BackgroundSaver, copied, restore, save_checkpoint, save_latest, training_state
 from utils.runs.collapse import CollapseDetector
 from utils.runs.epoch_records import EpochRecords
 from utils.runs.run_folder import Run
@@ -155,7 +148,9 @@ class TrainingState:
         self.batches.next_epoch()
         step_scheduler(self.scheduler, selected_by)
         values = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
-        log.info("%s (of %d; %s)", values, self.config.epochs, self.time_left)
+        recent = self.seconds[1:][-20:] or self.seconds  # without the first, which compiles kernels
+        left = timedelta(seconds=round(statistics.fmean(recent) * (self.config.epochs - self.epoch)))  # as h:mm:ss
+        log.info("%s (of %d; %s left)", values, self.config.epochs, left)
         due = self.epoch % self.config.val_interval == 0 or self.epoch == self.config.epochs
         if due and samples:
             self.records.draw_panels(samples, self.class_names, self.config.structure_colours, self.step)
@@ -164,7 +159,7 @@ class TrainingState:
             log.warning("the run %s; %s", self.collapse.sentence, ADVICE)
             self.run.note("lost", self.collapse.sentence, level=None)
         if due:
-            self.records.draw_curves()
+            self.records.draw_curves(self.step)
         if selected_by < self.best["value"]:
             self.best = {"value": selected_by, "epoch": self.epoch}
             self.best_weights = copied(self._weights()) if distributed.is_main() else None
@@ -174,15 +169,8 @@ class TrainingState:
             self._save()
         self.compute.stop.check()
 
-    @property
-    def time_left(self) -> str:
-        """How long the run still takes, as h:mm:ss, by the last epochs of this process; the first compiles kernels."""
-        recent = self.seconds[1:][-20:] or self.seconds
-        return f"{timedelta(seconds=round(statistics.fmean(recent) * (self.config.epochs - self.epoch)))} left"
-
     def _compare_data(self, state):
-        before = state.get("data") or self.data  # the first checkpoints have no hash
-        if before == self.data:
+        if (state.get("data") or self.data) == self.data:  # the first checkpoints have no hash
             return
         changed = f"the data have changed since epoch {state['epoch']}: files were added, removed or altered"
         if not self.config.accept_changed_data:
@@ -213,15 +201,8 @@ class TrainingState:
         if self.best_weights is not None:
             self.saver.submit(save_checkpoint, self.run.checkpoints / "best.pth", self.best_weights)
             self.best_weights = None
-        state = training_state(
-            self.parts,
-            epoch=self.epoch,
-            step=self.step,
-            losses=list(self.batches.losses),
-            best=self.best,
-            config=dataclasses.asdict(self.config),
-            data=self.data,
-        )
+        position = dict(epoch=self.epoch, step=self.step, losses=list(self.batches.losses), best=self.best)
+        state = training_state(self.parts, **position, config=dataclasses.asdict(self.config), data=self.data)
         if distributed.is_main():
             self.saver.submit(save_latest, self.run.checkpoints, state)
         distributed.barrier()

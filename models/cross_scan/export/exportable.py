@@ -39,19 +39,17 @@ def graph_loop(step: Callable, state: Tensor, inputs: tuple[Tensor, ...]) -> tup
     return fold(step, state, inputs)
 
 
-_loop: ContextVar[Callable] = ContextVar("loop", default=python_loop)
-_scan: ContextVar[Callable | None] = ContextVar("scan", default=None)
+_parts: ContextVar[tuple[Callable, Callable | None]] = ContextVar("parts", default=(python_loop, None))
 
 
 @contextlib.contextmanager
 def using(loop: Callable = python_loop, scan: Callable | None = None) -> Iterator[None]:
     """Within the block `scan` uses this loop or, if given, is this function."""
-    tokens = _loop.set(loop), _scan.set(scan)
+    token = _parts.set((loop, scan))
     try:
         yield
     finally:
-        _loop.reset(tokens[0])
-        _scan.reset(tokens[1])
+        _parts.reset(token)
 
 
 def scan(
@@ -59,7 +57,8 @@ def scan(
 ) -> Tensor:
     """Return the scan, (b, H, W, I), of x (b, H, W, I), dt (b, H, W, 4, R or I), B and C (b, H, W, 4, N), A (4, I, N),
     D and dt_bias (4, I), dt_weight (4, I, R) or None."""
-    if (replacement := _scan.get()) is not None:
+    loop, replacement = _parts.get()
+    if replacement is not None:
         return replacement(x, dt, B, C, A, D, dt_bias, dt_weight)
     if dt_weight is not None:
         dt = torch.einsum("bhwkr,kir->bhwki", dt, dt_weight)
@@ -68,7 +67,7 @@ def scan(
     for pair in ((0, 2), (1, 3)):  # along the rows, along the columns; forwards and backwards together
         u = torch.stack([_turn(x, k) for k in pair], 3)
         both = (torch.stack([_turn(t[..., k, :], k) for k in pair], 3) for t in (steps, B, C))
-        for k, y_k in zip(pair, _along_rows(u, A[pair[0] :: 2], *both).unbind(3), strict=True):
+        for k, y_k in zip(pair, _along_rows(loop, u, A[pair[0] :: 2], *both).unbind(3), strict=True):
             y = y + _turn_back(y_k, k)
     return y
 
@@ -84,9 +83,9 @@ def _turn_back(x, k):
     return x if k % 2 == 0 else x.transpose(1, 2)
 
 
-def _along_rows(u, A, dt, B, C):
+def _along_rows(loop, u, A, dt, B, C):
     """Return y of two directions along the rows of (b, H, W, 2, I or N) maps, A (2, I, N) -> (b, H, W, 2, I)."""
-    loop, A = _loop.get(), A.transpose(1, 2).contiguous()
+    A = A.transpose(1, 2).contiguous()
 
     def step(h, inputs):  # the state (..., N, I), dt and drive = dt x (..., I), B and C (..., N)
         dt, drive, B, C = inputs

@@ -7,51 +7,33 @@ processor's caches, which makes up for the number of steps.
 
 import onnx
 import torch
-from onnxscript import graph, opset18, script
+from onnxscript import graph, script
+from onnxscript import opset18 as op
 from onnxscript.values import Opset
 from torch import Tensor
 
 DOMAIN = "vmunet"
 OPSET = 18  # of the standard operators; the exporter's own, which needs no conversion
 _domain = Opset(DOMAIN, 1)
-op = opset18
 
 
 @script(_domain, default_opset=op)
 def Backwards(sequence):
     """Reverse a sequence along its first axis."""
-    return op.Slice(
-        sequence,
-        op.Constant(value_ints=[-1]),
-        op.Constant(value_ints=[-9223372036854775807]),
-        op.Constant(value_ints=[0]),
-        op.Constant(value_ints=[-1]),
-    )
+    return op.Slice(sequence, [-1], [-9223372036854775807], [0], [-1])  # starts, ends, axes, steps
 
 
 @script(_domain, default_opset=op)
 def Sequences(maps):
     """(b, H, W, 4, c) -> (L, b, 4, c): each direction in the order in which it visits the pixels."""
     shape = op.Shape(maps)
-    ends = op.Concat(
-        op.Constant(value_ints=[-1]),
-        op.Gather(shape, op.Constant(value_ints=[0])),
-        op.Gather(shape, op.Constant(value_ints=[4])),
-        axis=0,
-    )
+    ends = op.Concat([-1], op.Gather(shape, [0]), [1], op.Gather(shape, [4]), axis=0)  # (L, b, 1, c)
     rows, columns, rows_back, columns_back = op.Split(maps, axis=3, num_outputs=4)
     first = op.Reshape(op.Transpose(rows, perm=[1, 2, 0, 3, 4]), ends)
     second = op.Reshape(op.Transpose(columns, perm=[2, 1, 0, 3, 4]), ends)
     third = Backwards(op.Reshape(op.Transpose(rows_back, perm=[1, 2, 0, 3, 4]), ends))
     fourth = Backwards(op.Reshape(op.Transpose(columns_back, perm=[2, 1, 0, 3, 4]), ends))
-    direction = op.Constant(value_ints=[2])
-    return op.Concat(
-        op.Unsqueeze(first, direction),
-        op.Unsqueeze(second, direction),
-        op.Unsqueeze(third, direction),
-        op.Unsqueeze(fourth, direction),
-        axis=2,
-    )
+    return op.Concat(first, second, third, fourth, axis=2)
 
 
 @script(_domain, default_opset=op)
@@ -78,27 +60,19 @@ def Recurrence(delta, drive, B, C, A):
 @script(_domain, default_opset=op)
 def CrossScan(x, dt, B, C, A, D, dt_bias, dt_weight):
     """The cross-scan; shapes as in `reference.scan`."""
-    row, column = op.Constant(value_ints=[3]), op.Constant(value_ints=[4])
     rates = op.Transpose(A, perm=[0, 2, 1])  # (4, N, I)
     # (L, b, 4, 1, R) @ (4, R, I)
-    raw = op.MatMul(op.Unsqueeze(Sequences(dt), row), op.Transpose(dt_weight, perm=[0, 2, 1]))
-    delta = SoftPlus(raw + op.Unsqueeze(dt_bias, op.Constant(value_ints=[1])))
-    pixels = op.Unsqueeze(x, row)
-    u = op.Unsqueeze(Sequences(op.Concat(pixels, pixels, pixels, pixels, axis=3)), row)
-    y = Recurrence(delta, delta * u, op.Unsqueeze(Sequences(B), column), op.Unsqueeze(Sequences(C), row), rates)
-    rows, columns, rows_back, columns_back = op.Split(op.Squeeze(y, row), axis=2, num_outputs=4)  # (L, b, 1, I)
-    shape = op.Shape(x)
-    b = op.Gather(shape, op.Constant(value_ints=[0]))
-    H = op.Gather(shape, op.Constant(value_ints=[1]))
-    W = op.Gather(shape, op.Constant(value_ints=[2]))
-    I = op.Gather(shape, op.Constant(value_ints=[3]))
+    raw = op.MatMul(op.Unsqueeze(Sequences(dt), [3]), op.Transpose(dt_weight, perm=[0, 2, 1]))
+    delta = SoftPlus(raw + op.Unsqueeze(dt_bias, [1]))
+    pixels = op.Unsqueeze(x, [3])
+    u = op.Unsqueeze(Sequences(op.Concat(pixels, pixels, pixels, pixels, axis=3)), [3])
+    y = Recurrence(delta, delta * u, op.Unsqueeze(Sequences(B), [4]), op.Unsqueeze(Sequences(C), [3]), rates)
+    rows, columns, rows_back, columns_back = op.Split(op.Squeeze(y, [3]), axis=2, num_outputs=4)  # (L, b, 1, I)
+    b, H, W, I = op.Split(op.Shape(x), axis=0, num_outputs=4)
     by_rows = op.Reshape(rows + Backwards(rows_back), op.Concat(H, W, b, I, axis=0))
     by_columns = op.Reshape(columns + Backwards(columns_back), op.Concat(W, H, b, I, axis=0))
-    skip = x * op.ReduceSum(D, op.Constant(value_ints=[0]), keepdims=0)
+    skip = x * op.ReduceSum(D, [0], keepdims=0)
     return skip + op.Transpose(by_rows, perm=[2, 0, 1, 3]) + op.Transpose(by_columns, perm=[2, 1, 0, 3])
-
-
-FUNCTIONS = (Backwards, Sequences, SoftPlus, Recurrence, CrossScan)
 
 
 def scan(
@@ -112,4 +86,4 @@ def scan(
 
 def functions() -> list[onnx.FunctionProto]:
     """Return the ONNX functions that a model with the scan needs."""
-    return [function.to_function_proto() for function in FUNCTIONS]
+    return [f.to_function_proto() for f in (Backwards, Sequences, SoftPlus, Recurrence, CrossScan)]
