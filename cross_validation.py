@@ -35,7 +35,10 @@ def run_folds(main: Callable[[ISICConfig], Any], config: ISICConfig) -> dict[str
             log.info("fold %d of 0..%d: finished in %s", one.fold, config.folds - 1, run.folder)
             continue
         log.info("fold %d of 0..%d", one.fold, config.folds - 1)
-        main(resolve(type(config), ["--resume", str(run.folder)]) if run and can_be_resumed(run, one) else one)
+        if run is not None and can_be_resumed(run, one):
+            options = {"resume": str(run.folder), "accept_changed_data": one.accept_changed_data, "debug": one.debug}
+            one = resolve(type(config)(**options))
+        main(one)
         stop_log()  # the run's, to which nothing of the next fold belongs
         log.setLevel(level)
     if not distributed.is_main():

@@ -118,10 +118,17 @@ def train_one_epoch(
 
 
 def total_loss(criterion: Criterion, outputs: Tensor | Sequence[Tensor], targets: Tensor) -> Tensor:
-    """Return the loss of the logits, or the sum of the losses of several."""
-    if isinstance(outputs, Tensor):
-        return criterion(outputs, targets)
-    return torch.stack([criterion(logits, targets) for logits in outputs]).sum()
+    """Return the loss of the logits, in float32 at least, or the sum of the losses of several.
+
+    Raises ValueError for a loss that is not one number."""
+    several = [outputs] if isinstance(outputs, Tensor) else outputs
+    low = (torch.float16, torch.bfloat16)  # which overflow, or round, in the sums over an image
+    losses = [criterion(logits.float() if logits.dtype in low else logits, targets) for logits in several]
+    for loss in losses:
+        if not isinstance(loss, Tensor) or loss.ndim:
+            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"--loss: found {found}, expected a tensor with one number for a batch")
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
 @torch.inference_mode()

@@ -26,7 +26,7 @@ from utils.runs.command_line import run
 log = logging.getLogger("vmunet")
 
 PANELS = 4  # images of a set of prediction panels
-UNSAVED = 100  # predictions that may wait in memory to be saved
+UNSAVED = 100  # the largest number of predictions that wait to be saved
 SELECTION = {
     "paper": "the best epoch has the lowest loss on val, which is also the reported set, as published",
     "holdout": "the best epoch has the lowest loss on val; test is reported and not used before",

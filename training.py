@@ -1,4 +1,4 @@
-"""What both training scripts share: device, process group, run folder, network, weights, and what resumes."""
+"""What both training scripts share: device, process group, run folder, network, weights, and resuming."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ from configs.build import (
     prepare,
 )
 from configs.optim import rows_of
-from configs.resolve import checkpoint_remarks, collapse_warning, remarks
+from configs.resolve import collapse_warning, log_checkpoint, remarks
 from datasets.loaders import data_fingerprint
 from engine import Compute
 from utils import distributed
@@ -53,7 +53,12 @@ class Session:
         with self.stack:
             self.stack.enter_context(distributed.process_group(self.device))
             self.run = self.stack.enter_context(started_run(config))
-            self._log_config()
+            for line in remarks(config) if config.resume is None else ():
+                log.info("%s", line)
+            if config.test_only is not None:
+                checkpoint = read_checkpoint(config.test_only)
+                log_checkpoint(config, checkpoint)
+                check_size(config, checkpoint)
             self.network = build_model(config)
             self.cost = count_cost(self.network, config)
             self.stack = self.stack.pop_all()  # keep all of it open until __exit__
@@ -91,7 +96,7 @@ class Session:
 
     def finish(self, scores: dict[str, Any], table: str, rows: list[dict[str, Any]], samples: Sequence) -> None:
         """Write the results of the test: metrics.json, a table of images or cases, panels.png, report.html."""
-        from report import report_at_end  # which a training does not need
+        from report import report_at_end  # here, so that no training loads the report before its end
 
         config, folder = self.config, self.run.folder
         self.run.save_json("metrics.json", scores)
@@ -100,22 +105,7 @@ class Session:
             names = config.structures if config.num_classes > 1 else None
             show_panels(folder, samples, self.state.step if self.state else 0, names, config.structure_colours)
             log.info("results are in %s", folder)
-            from report import report_at_end  # here, so that no training loads the report before its end
-
             report_at_end(folder)
-
-    def _log_config(self) -> None:
-        config = self.config
-        if config.resume is None:
-            for line in remarks(config):
-                log.info("%s", line)
-        if config.test_only is not None:
-            lines, warnings = checkpoint_remarks(config)
-            for line in lines:
-                log.info("%s", line)
-            for line in warnings:
-                log.warning("%s", line)
-            check_size(config, read_checkpoint(config.test_only))
 
     def _note_network(self) -> None:
         self.run.note("device", describe_device(self.config, self.device))

@@ -62,13 +62,8 @@ def load_initial_weights(model: SegmentationNetwork, config: Any) -> None:
         log.info("training from the ImageNet weights of the encoder %s, the rest is random", model.encoder)
     else:
         advice = model.weights_advice
-        load_pretrained(model, find_checkpoint(initial_weights(config.load_ckpt_path), advice), advice)
-
-
-def initial_weights(path: str) -> str:
-    """Return where the weights of `load_ckpt_path` are: a relative path that the working directory does not have is one
-    in the repository, as the default."""
-    return path if path in SHIPPED else str(find_path(path))
+        path = config.load_ckpt_path  # one that the working directory does not have is in the repository
+        load_pretrained(model, find_checkpoint(path if path in SHIPPED else str(find_path(path)), advice), advice)
 
 
 def check_size(config: Any, checkpoint: Checkpoint) -> None:

@@ -2,10 +2,10 @@
 
     python train_synapse.py
 
-Each value is also a flag of the same name (`--lr 5e-4`), which wins over this file. A recipe (`--recipe stable`,
-configs/recipes.py) replaces some values; one that you have edited it replaces only if you ask for the recipe.
+Each value is also a flag of the same name (`--lr 5e-4`), which wins over this file. A recipe (configs/recipes.py) keeps
+the values that you edit here, unless you ask for it with `--recipe`. The optimizers' other values: configs/optim.py.
 
-Expected with VMamba-S weights (paper, table 2): DSC 81.08, HD95 19.21.
+The paper reports, with VMamba-S weights (table 2): DSC 81.08, HD95 19.21.
 """
 
 from dataclasses import dataclass, field
@@ -32,7 +32,12 @@ class SynapseConfig(RunOptions, MachineOptions, SplitOptions, VolumeDataOptions,
     # --- model (paper section 3; the released configuration, 27.43 M parameters) ---
     network: str = "vmunet"  # vmunet, vmunetv2, ultralight, or a baseline: unet, smp:<architecture>[-<encoder>]
     load_ckpt_path: str = "pretrained_weights/vmamba_small_e238_ema.pth"  # VMamba's; none; baselines: none, imagenet
-    depths: tuple[int, int, int, int] | None = (2, 2, 2, 2)  # VSS blocks of each encoder stage; vmunetv2: 2 2 9 2
+    depths: tuple[int, int, int, int] | None = (
+        2,
+        2,
+        2,
+        2,
+    )  # VSS blocks of each encoder stage; vmunetv2 2 2 9 2
     depths_decoder: tuple[int, int, int, int] = (2, 2, 2, 1)  # VSS blocks of each decoder stage, deepest first
     dims: tuple[int, int, int, int] = (96, 192, 384, 768)  # channels of each encoder stage
     d_state: int = 16  # states of the selective scan
@@ -50,8 +55,8 @@ class SynapseConfig(RunOptions, MachineOptions, SplitOptions, VolumeDataOptions,
 
     # --- optimizer and schedule (their other values: configs/optim.py) ---
     opt: Optimizer = "AdamW"
-    lr: float | None = 1e-3  # learning rate; none: of the optimizer's row in configs/optim.py
-    weight_decay: float | None = 1e-2  # none: likewise
+    lr: float | None = 1e-3  # learning rate; None: that of the optimizer's row in configs/optim.py
+    weight_decay: float | None = 1e-2  # None: likewise
     decay: Literal["all", "weights_only"] = "all"  # weights_only: none on A_logs, Ds, norms and biases (published: all)
     clip_grad_norm: float | None = None  # largest norm of the gradient of a step
     opt_args: dict[str, str] = field(default_factory=dict)  # replaces other values of the row: --opt-args eps 1e-6

@@ -1,4 +1,4 @@
-"""Options of a run that are no hyperparameters, each in the class that says what it is about.
+"""Options of a run that are not hyperparameters, each in the class that says what it is about.
 
 The files that people edit, config_setting.py and config_setting_synapse.py, inherit these classes and hold everything
 else: the experiment. `fields_of` tells which fields of a config belong to one of the classes.
@@ -89,7 +89,7 @@ class FoldOptions(SplitOptions):
 
 @dataclass(kw_only=True)
 class MachineOptions:
-    """What belongs to this machine: where and how fast, the numbers are the same but for rounding."""
+    """Where and how fast a run computes. These options change results only by rounding."""
 
     # --- machine ---
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps

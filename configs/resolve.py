@@ -11,7 +11,9 @@ It reads files and changes nothing, so that every process of a run gets the same
 
 import difflib
 import inspect
+import itertools
 import json
+import logging
 import sys
 import typing
 from collections.abc import Mapping, Sequence
@@ -33,6 +35,7 @@ from configs.options import (
 )
 from configs.recipes import DEFAULT_FOR_OWN_DATA, PUBLISHED_DATA, RECIPES
 from datasets.classes import (
+    DATA,
     ISIC_FOLDERS,
     SYNAPSE_FOLDERS,
     palette_colours,
@@ -47,6 +50,8 @@ from utils.files import REPOSITORY, read_rows, reading
 from utils.runs.command_line import parse_flags
 from utils.runs.named_weights import read_checkpoint
 from utils.runs.run_folder import find_run, of_volumes
+
+log = logging.getLogger("vmunet")
 
 Config = TypeVar("Config", bound=Any)
 
@@ -76,6 +81,7 @@ def resolve(source: type[Config] | Config, arguments: Sequence[str] | None = Non
         flags = {name: value for name, value in vars(parsed).items() if name in given}
     else:
         flags = {name: value for name, value in vars(source).items() if value != getattr(start, name)}
+    flags = {n: getattr(start, n) for n in ("resume", "test_only") if getattr(start, n) is not None} | flags
     if flags.get("resume") is not None:
         return config_to_resume(config_class, flags)
     layers = [Layer(file_of(config_class), vars(start))]
@@ -86,7 +92,7 @@ def resolve(source: type[Config] | Config, arguments: Sequence[str] | None = Non
         layers.append(Layer(str(checkpoint.path), values))
     top = Layer("", flags)
     below = combine(config_class, [*layers, top])
-    layers.append(Layer("", folder_values(below, flags.keys() | edited_values(config_class).keys())))
+    layers.append(Layer("", folder_values(below, {*flags, *edited_values(config_class)})))
     return checked(config_class, [*layers, top])
 
 
@@ -94,8 +100,8 @@ def checked(config_class: type[Config], layers: Sequence[Layer]) -> Config:
     """Return the config of these layers. Raises ValueError that names the place of the first wrong value."""
     config = combine(config_class, layers)
     places = {name: layer.place for layer in layers for name in layer.values}
-    if layers[0].place:  # a config file: what nobody has edited there is called by its flag
-        places |= dict.fromkeys([name for name in places if name not in edited_values(config_class)], "")
+    unedited = places.keys() - edited_values(config_class).keys()  # what nobody has edited is called by its flag
+    places |= {name: "" for name in unedited if places[name] == layers[0].place}
     check_config(config, {name: f"{place}: {name}" for name, place in places.items() if place})
     return config
 
@@ -103,12 +109,15 @@ def checked(config_class: type[Config], layers: Sequence[Layer]) -> Config:
 def combine(config_class: type[Config], layers: Sequence[Layer]) -> Config:
     """Return the config of these layers, unchecked.
 
-    An optimizer or a network that a higher layer chooses brings its own rate, decay or depths, unless one is given."""
+    An optimizer or a network that a higher layer or a subclass chooses brings its own rate, decay or depths, unless one
+    is given."""
     values = {name: value for layer in layers for name, value in layer.values.items()}
     lowest, published = layers[0].values, published_values(config_class)
     above = {name for layer in layers[1:] for name in layer.values}
+    declared = declared_in_subclasses(config_class)
     for name, chooser in (("lr", "opt"), ("weight_decay", "opt"), ("depths", "network")):
-        if values[chooser] != lowest[chooser] and name not in above and lowest[name] == published[name]:
+        chosen = values[chooser] != lowest[chooser] or (chooser in declared and name not in declared)
+        if chosen and name not in above and lowest[name] == published[name]:
             values[name] = None
     if values["depths"] is None:
         network = NETWORKS.get(values["network"], NETWORKS["vmunet"])
@@ -140,7 +149,9 @@ def check_class(config_class: type) -> None:
     known = published.keys() | fields_of(*OPTIONS)
     missing = sorted(published.keys() - fields.keys())
     if missing:
-        raise ValueError(f"{file}: found no {missing[0]}, expected a value{nearest(missing[0], fields.keys() - known)}")
+        typo = difflib.get_close_matches(missing[0], fields.keys() - known, n=1)
+        found = f"found {typo[0]}, which is no option" if typo else f"found no {missing[0]}"
+        raise ValueError(f"{file}: {found}, expected {missing[0]}")
     for part in config_class.__mro__:
         if part is object or part in (*OPTIONS, *(base for one in OPTIONS for base in one.__mro__)):
             continue
@@ -153,16 +164,28 @@ def check_class(config_class: type) -> None:
             if name not in fields or name not in known and close:
                 expected = nearest(name, known) or ", expected a type: a new option reads `name: float = 0.5`"
                 raise ValueError(f"{file}: found {name}, which is no option{expected}")
+    check_types(file, vars(config_class()), config_class)
+
+
+def check_types(place: str, values: Mapping[str, Any], config_class: type) -> None:
+    """Raise ValueError for the first value, of a file, that is not of its field's type."""
     types = typing.get_type_hints(config_class)
-    for name, value in vars(config_class()).items():
-        if not fits(value, types[name]):
-            raise ValueError(f"{file}: {name}: found {value!r}, expected {describe(types[name])}")
+    for name, value in values.items():
+        if not fits(tuple(value) if isinstance(value, list) else value, types[name]):
+            raise ValueError(f"{place}: {name}: found {value!r}, expected {describe(types[name])}")
 
 
 def edited_values(config_class: type) -> dict[str, Any]:
-    """Return {name: value} of the class's values that are not the published ones."""
-    published = published_values(config_class)
-    return {name: value for name, value in vars(config_class()).items() if value != published.get(name, value)}
+    """Return {name: value} of the class's values that are not the published ones, or that a subclass declares."""
+    published, declared = published_values(config_class), declared_in_subclasses(config_class)
+    values = vars(config_class()).items()
+    return {name: v for name, v in values if name in published and (v != published[name] or name in declared)}
+
+
+def declared_in_subclasses(config_class: type) -> set[str]:
+    """Return the fields that classes below ISICConfig or SynapseConfig declare."""
+    below = itertools.takewhile(lambda part: "of_volumes" not in vars(part), config_class.__mro__)
+    return {name for part in below for name in inspect.get_annotations(part)}
 
 
 def file_of(config_class: type) -> str:
@@ -189,9 +212,12 @@ def given_flags(arguments: Sequence[str]) -> set[str]:
 def recipe_values(config_class: type, values: Mapping[str, Any], asked: bool) -> dict[str, Any]:
     """Return what the recipe sets. One that nobody asked for on the command line spares what the file has changed."""
     name, edited = values["recipe"], edited_values(config_class)
+    if name not in RECIPES:
+        place = "--recipe" if asked else f"{file_of(config_class)}: recipe"
+        raise ValueError(f"{place}: found {name!r}, expected one of {', '.join(RECIPES)} (configs/recipes.py)")
     if not asked and "recipe" not in edited and values["dataset"] not in PUBLISHED_DATA:
         name = DEFAULT_FOR_OWN_DATA
-    chosen = {key: value for key, value in RECIPES.get(name, {}).items() if key in values}
+    chosen = {key: value for key, value in RECIPES[name].items() if key in values}
     return {"recipe": name} | {key: value for key, value in chosen.items() if asked or key not in edited}
 
 
@@ -211,11 +237,13 @@ def checkpoint_values(
     if of_volumes(dict(stored)) is not config_class.of_volumes:
         script = "train.py" if config_class.of_volumes else "train_synapse.py"
         raise ValueError(f"--test-only {checkpoint.path}: its network is for {kind_of(stored)}: python {script}")
-    left_out = fields_of(MachineOptions, RunOptions)
+    left_out = fields_of(MachineOptions, RunOptions) | {"load_ckpt_path"}
     if given.keys() & fields_of(VolumeDataOptions):
         left_out |= fields_of(VolumeDataOptions, FoldOptions)
     known = config_class.__dataclass_fields__.keys() - left_out  # type: ignore[attr-defined]
-    return {name: value for name, value in stored.items() if name in known}
+    inherited = {name: value for name, value in stored.items() if name in known}
+    check_types(str(checkpoint.path), inherited, config_class)
+    return inherited
 
 
 def kind_of(stored: Mapping[str, Any]) -> str:
@@ -225,13 +253,10 @@ def kind_of(stored: Mapping[str, Any]) -> str:
 
 def config_class_of(kind: str) -> Any:
     """Return ISICConfig for "images", SynapseConfig for "volumes". A training needs only its own."""
-    if kind == "images":
-        from configs.config_setting import ISICConfig
-
-        return ISICConfig
+    from configs.config_setting import ISICConfig
     from configs.config_setting_synapse import SynapseConfig
 
-    return SynapseConfig
+    return ISICConfig if kind == "images" else SynapseConfig
 
 
 def config_to_resume(config_class: Any, flags: Mapping[str, Any]) -> Any:
@@ -250,8 +275,9 @@ def config_to_resume(config_class: Any, flags: Mapping[str, Any]) -> Any:
         if of_volumes(stored) is not config_class.of_volumes:
             raise ValueError(f"{path}: found a run of {kind_of(stored)}, expected the other kind")
         unknown = sorted(stored.keys() - config_class.__dataclass_fields__.keys())  # type: ignore[attr-defined]
-        if unknown:
-            raise ValueError(f"{path}: found {', '.join(unknown)}, expected fields of {config_class.__name__}")
+        if unknown or not {"dataset", "network"} <= stored.keys():
+            found = ", ".join(unknown) or f"only {len(stored)} values"
+            raise ValueError(f"{path}: found {found}, expected the fields of {config_class.__name__}")
     config = checked(config_class, [Layer("", defaults(config_class)), Layer(str(path), stored), Layer("", flags)])
     if config.epochs < done:
         raise ValueError(f"--epochs {config.epochs}: the run has {done} already, expected at least as many")
@@ -272,7 +298,7 @@ def config_of_checkpoint(kind: str, stored: Mapping[str, Any], path: Path, chang
     known = config_class.__dataclass_fields__.keys()
     for name in changes.keys() - known:
         raise ValueError(f"{flag(name)}: found a value, expected none: {path} is of a network for {kind}")
-    values = {n: v for n, v in stored.items() if n in known - fields_of(MachineOptions, RunOptions)}
+    values = {n: v for n, v in stored.items() if n in known - fields_of(MachineOptions, RunOptions) - {"loss"}}
     stored_layer = Layer(str(path), values | {"load_ckpt_path": "none"})
     return checked(config_class, [Layer("", defaults(config_class)), stored_layer, Layer("", changes)])
 
@@ -280,14 +306,14 @@ def config_of_checkpoint(kind: str, stored: Mapping[str, Any], path: Path, chang
 # ---- the data folder
 
 
-def folder_values(config: Any, fixed: typing.Collection[str]) -> dict[str, Any]:
+def folder_values(config: Any, fixed: set[str]) -> dict[str, Any]:
     """Return what the data folder holds: class names, for volumes their number, scaling and orientation, for images the
     colours of its palette. Names that the user has chosen, and a number of classes in `fixed`, stay.
 
     Raises ValueError for names of another number of classes."""
     folders = SYNAPSE_FOLDERS if config.of_volumes else ISIC_FOLDERS
-    folder = Path(config.data_path) if config.data_path else folders.get(config.dataset)
-    if folder is None or not folder.is_dir():
+    folder = Path(config.data_path or folders.get(config.dataset, DATA / config.dataset))
+    if not folder.is_dir():
         return {}
     path, record = preparation(folder)
     values: dict[str, Any] = {}
@@ -301,12 +327,15 @@ def folder_values(config: Any, fixed: typing.Collection[str]) -> dict[str, Any]:
         values["class_names"] = names
     if config.of_volumes and "intensities" in record:
         values |= prepared_values(path, record)
+        for name in values.keys() & fixed & {"scaling", "scaling_range", "orientation"}:
+            if values[name] != (given := getattr(config, name)):
+                raise ValueError(f"{flag(name)}: found {given!r}, expected {values[name]!r}, as in {path}")
     if num_classes > 1 and not config.of_volumes and not config.structure_colours:
         values["class_colours"] = palette_colours(folder, num_classes)
     return values
 
 
-# ---- what a run says about its config
+# ---- log lines about the config
 
 
 def remarks(config: Any) -> list[str]:
@@ -314,8 +343,11 @@ def remarks(config: Any) -> list[str]:
     config_class, recipe = type(config), RECIPES.get(config.recipe, {})
     edited, file = edited_values(config_class), file_of(config_class)
     lines = []
-    if config.recipe == DEFAULT_FOR_OWN_DATA and config.dataset not in PUBLISHED_DATA and "recipe" not in edited:
-        lines.append(f"recipe {config.recipe}, the default for own data; --recipe published has the paper's values")
+    applied = [f"{name} {value}" for name, value in recipe.items() if getattr(config, name, None) == value]
+    if applied:
+        lines.append(
+            f"recipe {config.recipe} (the default for own data is {DEFAULT_FOR_OWN_DATA}): {', '.join(applied)}"
+        )
     replaced = {n: v for n, v in edited.items() if n in recipe and getattr(config, n) == recipe[n] != v}
     if replaced:
         values = ", ".join(f"{name} {value} by {recipe[name]}" for name, value in replaced.items())
@@ -325,7 +357,12 @@ def remarks(config: Any) -> list[str]:
         published = published_values(config_class)
         values = ", ".join(f"{name} {value} (published {published[name]})" for name, value in kept.items())
         lines.append(f"edited in {file}: {values}")
+    new = sorted(vars(config).keys() - published_values(config_class).keys() - fields_of(*OPTIONS))
+    if new:
+        lines.append(f"new options in {file}: {', '.join(f'{name} {getattr(config, name)}' for name in new)}")
     row = rows_of(config)[0][config.opt]
+    if "network" in kept and config.network in NETWORKS and config.depths != NETWORKS[config.network].depths_published:
+        lines.append(f"{file}: depths {config.depths} with {config.network}; None takes its published ones")
     for name in ("lr", "weight_decay"):
         if "opt" in kept and name not in kept and getattr(config, name) not in (None, row.get(name)):
             lines.append(f"{file}: {name} {getattr(config, name)} with {config.opt}, whose row has {row.get(name)}")
@@ -343,18 +380,14 @@ def collapse_warning(config: Any) -> str | None:
     )
 
 
-def checkpoint_remarks(config: Any) -> tuple[list[str], list[str]]:
-    """Return lines for the log of a test: under which values `config.test_only` is tested, and those, as warnings, that
-    are not the checkpoint's."""
-    checkpoint = read_checkpoint(config.test_only)
+def log_checkpoint(config: Any, checkpoint: Checkpoint) -> None:
+    """Log under which values a checkpoint is tested, and as warnings those that are not the checkpoint's."""
     network = f"network {config.network}, num_classes {config.num_classes}, image_size {config.image_size}"
-    lines = [f"testing {checkpoint.path}: {network}"]
+    log.info("testing %s: %s", checkpoint.path, network)
     if not checkpoint.config:
-        lines.append(f"{checkpoint.path} holds no configuration: its weights tell the shape, flags the rest")
+        log.info("%s holds no configuration: its weights tell the shape, flags the rest", checkpoint.path)
     moved = [name for name in fields_of(DataOptions) if getattr(config, name) != checkpoint.config.get(name)]
-    values = checkpoint_values(
-        type(config), checkpoint, vars(config), dict.fromkeys(moved) if checkpoint.config else {}
-    )
-    stored = vars(config_from_values(type(config), {**vars(config), **values}))
-    changed = [name for name in values if getattr(config, name) != stored[name]]
-    return lines, [f"{flag(n)} {getattr(config, n)} instead of the checkpoint's {stored[n]}" for n in changed]
+    values = checkpoint_values(type(config), checkpoint, vars(config), dict.fromkeys(moved * bool(checkpoint.config)))
+    for name, stored in vars(config_from_values(type(config), {**vars(config), **values})).items():
+        if name in values and getattr(config, name) != stored:
+            log.warning("%s %s instead of the checkpoint's %s", flag(name), getattr(config, name), stored)

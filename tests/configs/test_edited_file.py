@@ -169,3 +169,35 @@ def test_resolving_changes_nothing_and_gives_every_process_the_same(edited):
 def test_a_config_made_in_python_counts_like_flags():
     config = resolve(ISICConfig(dataset="own", lr=0.1))
     assert (config.lr, config.recipe, config.sch) == (0.1, "stable", "CosineWarmup")
+
+
+def subclass(monkeypatch, tmp_path, body):
+    """A config class in a file of its own, below ISICConfig."""
+    path = tmp_path / "config_mine.py"
+    head = "from dataclasses import dataclass\nfrom configs.config_setting import ISICConfig\n\n"
+    path.write_text(f"{head}@dataclass(kw_only=True)\nclass Mine(ISICConfig):\n    {body}\n", encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("config_mine", path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "config_mine", module)
+    spec.loader.exec_module(module)
+    return module.Mine
+
+
+def test_a_subclass_that_declares_a_published_value_means_it(monkeypatch, tmp_path):
+    assert resolve(subclass(monkeypatch, tmp_path, "lr: float | None = 1e-3"), ["--dataset", "own"]).lr == 1e-3
+
+
+def test_a_subclass_that_chooses_a_network_or_optimizer_gets_its_own_values(monkeypatch, tmp_path):
+    assert resolve(subclass(monkeypatch, tmp_path, 'network: str = "vmunetv2"'), []).depths == (2, 2, 9, 2)
+    assert resolve(subclass(monkeypatch, tmp_path, 'opt = "SGD"'), []).lr is None
+
+
+def test_a_run_to_resume_may_be_named_in_a_class(monkeypatch, tmp_path):
+    run = ROOT / "results/isic17/stable_42"
+    config = resolve(subclass(monkeypatch, tmp_path, f'resume: str | None = "{run}"'), [])
+    assert (config.lr, config.sch, config.dataset) == (5e-4, "CosineWarmup", "isic17")
+
+
+def test_a_new_option_is_in_the_log(edited):
+    config = resolve(edited({}, "learning_rate: float = 2e-4"), [])
+    assert any("learning_rate 0.0002" in line for line in remarks(config))

@@ -45,7 +45,9 @@ def test_scaling_and_orientation_come_from_the_record_too(tmp_path):
     (tmp_path / "preparation.json").write_text(json.dumps(record))
     config = resolve_volumes(tmp_path)
     assert (config.scaling, config.scaling_range, config.orientation) == ("percentiles", (0.5, 99.5), "stored")
-    assert resolve_volumes(tmp_path, "--orientation", "LPS").orientation == "LPS"
+    assert resolve_volumes(tmp_path, "--orientation", "stored").orientation == "stored"
+    with pytest.raises(ValueError, match="--orientation: .*'LPS'.*'stored'.*preparation.json"):
+        resolve_volumes(tmp_path, "--orientation", "LPS")  # the prepared volumes are not so
     assert resolve(SynapseConfig(dataset="own", data_path=str(tmp_path))) == config
 
 
