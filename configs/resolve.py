@@ -326,10 +326,11 @@ def folder_values(config: Any, fixed: set[str]) -> dict[str, Any]:
             raise ValueError(f"--num-classes {num_classes}: {expected} and the background")
         values["class_names"] = names
     if config.of_volumes and "intensities" in record:
-        values |= prepared_values(path, record)
-        for name in values.keys() & fixed & {"scaling", "scaling_range", "orientation"}:
-            if values[name] != (given := getattr(config, name)):
-                raise ValueError(f"{flag(name)}: found {given!r}, expected {values[name]!r}, as in {path}")
+        prepared = prepared_values(path, record)
+        for name in sorted(prepared.keys() & fixed):
+            if prepared[name] != (given := getattr(config, name)):
+                raise ValueError(f"{flag(name)}: found {given!r}, expected {prepared[name]!r}, as in {path}")
+        values |= prepared
     if num_classes > 1 and not config.of_volumes and not config.structure_colours:
         values["class_colours"] = palette_colours(folder, num_classes)
     return values
