@@ -14,8 +14,6 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-# ---- lesions
-
 SKIN = np.array([(238, 205, 195), (228, 185, 165), (214, 168, 138), (205, 178, 160), (186, 140, 108), (142, 98, 72)])
 MELANIN = np.array((0.55, 1.0, 1.45))  # how strongly pigment absorbs red, green and blue
 BLOOD = np.array((0.05, 0.75, 0.65))
@@ -138,8 +136,6 @@ def lesion(rng: Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     image = ndimage.gaussian_filter(image, (0.45, 0.45, 0)) + rng.normal(0, 0.008, image.shape)
     return (image.clip(0, 1) * 255).round().astype(np.uint8), mask
 
-
-# ---- abdomens
 
 # Organs as unions of ellipsoids in body coordinates: u from the patient's right (-1) to left (1), v from front (-1) to
 # back (1), w from foot (0) to head (1). Each row: label, HU, its spread between patients, [(centre, radii)]. Later rows

@@ -16,6 +16,7 @@ of their own so that a compiled training step calls them as one piece, too.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,8 +28,7 @@ from .problems import GatedInputs, by_name, present
 
 # the name of the package, so that the repository's `models` and an installed `vmunet` can be in one process
 NAMESPACE = __name__.partition(".")[0]
-
-
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 TENSORS = (  # of `GatedInputs`
     "Tensor x, Tensor? z, Tensor projected, Tensor A, Tensor D, Tensor dt_bias, Tensor? dt_weight, "
     "Tensor? norm_weight, Tensor? norm_bias"
@@ -37,7 +37,19 @@ FORWARD = f"({TENSORS}, float eps, str backend, bool save) -> (Tensor, Tensor, T
 BACKWARD = f"(Tensor grad, Tensor y, Tensor saved, {TENSORS}, float eps, str backend) -> Tensor[]"
 
 
-@torch.library.custom_op(f"{NAMESPACE}::cross_scan", mutates_args=(), schema=FORWARD)
+def operator(schema: str) -> Callable[[Callable], Any]:
+    """Make a function the operator of its name, as torch.library.custom_op does; that one imports Dynamo at the first
+    call, which takes a second of every prediction."""
+
+    def register(function):
+        LIBRARY.define(function.__name__ + schema)
+        LIBRARY.impl(function.__name__, function, "CompositeExplicitAutograd")
+        return getattr(getattr(torch.ops, NAMESPACE), function.__name__).default
+
+    return register
+
+
+@operator(FORWARD)
 def cross_scan(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return the scan or, with z, LayerNorm(scan) * SiLU(z), (b, H, W, I); the scan before norm and gate, and what the
     backend keeps for its backward. The second is empty without z, both are without `save`."""
@@ -49,7 +61,7 @@ def cross_scan(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return y, y.new_empty(0), saved
 
 
-@cross_scan.register_fake
+@torch.library.register_fake(f"{NAMESPACE}::cross_scan", lib=LIBRARY)
 def _(*args):
     *tensors, _eps, backend, save = args
     inputs = GatedInputs(*tensors)
@@ -58,7 +70,7 @@ def _(*args):
     return x.new_empty(x.shape), x.new_empty(x.shape if kept else (0,)), saved
 
 
-@torch.library.custom_op(f"{NAMESPACE}::cross_scan_backward", mutates_args=(), schema=BACKWARD)
+@operator(BACKWARD)
 def cross_scan_backward(grad: Tensor, y: Tensor, saved: Tensor, *args: Any) -> list[Tensor]:
     """Return the gradients of the tensors from x on, in their order, without those of tensors that are None."""
     *tensors, eps, backend = args
@@ -68,7 +80,7 @@ def cross_scan_backward(grad: Tensor, y: Tensor, saved: Tensor, *args: Any) -> l
     return present(module.backward(grad, saved, inputs.scan).gated(None, None, None))
 
 
-@cross_scan_backward.register_fake
+@torch.library.register_fake(f"{NAMESPACE}::cross_scan_backward", lib=LIBRARY)
 def _(_grad, _y, _saved, *args):
     *tensors, _eps, _backend = args
     return [t.new_empty(t.shape) for t in present(tensors)]
@@ -90,7 +102,7 @@ def _backward(ctx, grad, _grad_y, _grad_saved):
     return *grads, None, None, None  # of eps, backend and save
 
 
-cross_scan.register_autograd(_backward, setup_context=_setup)
+torch.library.register_autograd(f"{NAMESPACE}::cross_scan", _backward, setup_context=_setup, lib=LIBRARY)
 
 
 # ---- costs. The formulas get shapes where the operators have tensors
