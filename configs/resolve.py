@@ -336,9 +336,6 @@ def folder_values(config: Any, fixed: set[str]) -> dict[str, Any]:
     return values
 
 
-# ---- log lines about the config
-
-
 def remarks(config: Any) -> list[str]:
     """Return lines for the log: which recipe, and which values are not those of the config file or of the paper."""
     config_class, recipe = type(config), RECIPES.get(config.recipe, {})
