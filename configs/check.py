@@ -70,7 +70,7 @@ def check_config(config: Any, names: Mapping[str, str] | None = None) -> None:
     if config.resume is not None and config.test_only is not None:
         raise ValueError("--resume and --test-only: found both, expected one of them")
     folds = getattr(config, "folds", 0)
-    if folds == 1 or folds and config.fold not in (*range(folds), "all"):
+    if folds == 1 or folds and config.fold != "all" and config.fold >= folds:
         expected = "at least 2 folds, and one of 0..folds-1 or all"
         raise ValueError(f"--folds {folds} --fold {config.fold}: expected {expected}")
     if getattr(config, "fold", 0) == "all" and config.test_only is not None:
@@ -105,7 +105,7 @@ def check_network(config: Any, names: Mapping[str, str]) -> None:
 
 
 def check_classes(config: Any) -> None:
-    """Raises ValueError for names and colours of another number of classes, and for those that can't be told apart."""
+    """Raise ValueError for names and colours of another number of classes, and for equal names."""
     names, colours, number = config.class_names, config.class_colours, config.num_classes
     if names:
         expected = max(1, number - 1)
@@ -132,7 +132,7 @@ def flag(name: str) -> str:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a field's type; whole numbers are also floats."""
+    """Return whether a value is of a field's type; whole numbers are also floats."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         return value in parts

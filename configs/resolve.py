@@ -341,11 +341,10 @@ def remarks(config: Any) -> list[str]:
     config_class, recipe = type(config), RECIPES.get(config.recipe, {})
     edited, file = edited_values(config_class), file_of(config_class)
     lines = []
-    applied = [f"{name} {value}" for name, value in recipe.items() if getattr(config, name, None) == value]
+    applied = ", ".join(f"{name} {value}" for name, value in recipe.items() if getattr(config, name, None) == value)
+    is_default = config.recipe == DEFAULT_FOR_OWN_DATA and config.dataset not in PUBLISHED_DATA
     if applied:
-        lines.append(
-            f"recipe {config.recipe} (the default for own data is {DEFAULT_FOR_OWN_DATA}): {', '.join(applied)}"
-        )
+        lines.append(f"recipe {config.recipe}{' (the default for own data)' * is_default}: {applied}")
     replaced = {n: v for n, v in edited.items() if n in recipe and getattr(config, n) == recipe[n] != v}
     if replaced:
         values = ", ".join(f"{name} {value} by {recipe[name]}" for name, value in replaced.items())
@@ -369,7 +368,8 @@ def remarks(config: Any) -> list[str]:
 
 def collapse_warning(config: Any) -> str | None:
     """Return one sentence if a run is about to do what has ruined others, else None."""
-    published = config.sch == "CosineAnnealingLR" and config.lr in (None, rows_of(config)[0]["AdamW"]["lr"])
+    schedule = (config.opt, config.sch) == ("AdamW", "CosineAnnealingLR")
+    published = schedule and config.lr in (None, published_values(type(config))["lr"])
     if config.network != "vmunet" or config.load_ckpt_path.lower() != "none" or not published:
         return None
     return (

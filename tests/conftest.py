@@ -8,6 +8,16 @@ from pathlib import Path
 import pytest
 
 
+def pytest_report_header():
+    """Say so at the start if the config files are edited: many tests hold their published values, and then fail."""
+    from configs.config_setting import ISICConfig
+    from configs.config_setting_synapse import SynapseConfig
+    from configs.resolve import edited_values, file_of
+
+    edited = [(file_of(kind), name) for kind in (ISICConfig, SynapseConfig) for name in edited_values(kind)]
+    return [f"{file}: {name} is edited; tests of the published values fail" for file, name in edited]
+
+
 @pytest.fixture(scope="session")
 def shared():
     """Folder with the original's golden numbers: $VMUNET_SHARED, or `shared` beside the repository; skips without."""

@@ -91,16 +91,10 @@ def test_a_flag_wins_over_file_and_recipe(edited):
 
 
 @pytest.mark.parametrize("text", ["lr = 1e-4", "lr: float | None = 1e-4"])
-def test_a_subclass_sets_a_value_with_and_without_its_type(edited, text, tmp_path):
-    path = tmp_path / "config_mine.py"
-    head = "from dataclasses import dataclass\nfrom configs.config_setting import ISICConfig\n\n"
-    path.write_text(f"{head}@dataclass(kw_only=True)\nclass Mine(ISICConfig):\n    {text}\n", encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("config_mine", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["config_mine"] = module
-    spec.loader.exec_module(module)
-    assert resolve(module.Mine, ["--dataset", "own"]).lr == 1e-4
-    assert resolve(module.Mine, ["--lr", "1"]).lr == 1.0
+def test_a_subclass_sets_a_value_with_and_without_its_type(text, monkeypatch, tmp_path):
+    mine = subclass(monkeypatch, tmp_path, text)
+    assert resolve(mine, ["--dataset", "own"]).lr == 1e-4
+    assert resolve(mine, ["--lr", "1"]).lr == 1.0
 
 
 @pytest.mark.parametrize(
