@@ -12,6 +12,8 @@ import sys
 import torch
 import torch.nn.functional as F
 
+from .cross_scan.backends import in_fresh_thread
+
 log = logging.getLogger("vmunet")
 
 # rows, inputs, outputs of the network's matmuls at 256 x 256: in_proj, x_proj, out_proj of the first and last stage
@@ -46,7 +48,7 @@ def use_fast_matmuls() -> bool:
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"
-    error = largest_error()
+    error: float = in_fresh_thread(largest_error)  # autocast around the call would round
     if error > FLOAT32_ERROR:
         matmul.fp32_precision = before
     outcome = "on" if error <= FLOAT32_ERROR else "off, they round to bfloat16"

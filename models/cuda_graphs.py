@@ -9,6 +9,9 @@ import threading
 import torch
 from torch import Tensor, nn
 
+from .cross_scan.operator import once_differentiable, transformed
+from .shared_batch import whole_batch
+
 log = logging.getLogger("vmunet")
 SHAPES = 2  # of batches, for which graphs are recorded
 WARM_UP = 3  # calls before recording, in which libraries choose and load their kernels
@@ -48,7 +51,7 @@ class GraphedModel(nn.Module):
         self.train(module.training)  # not nn.Module's own start, with which a network that predicts would train
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.training != torch.is_grad_enabled():
+        if self.training != torch.is_grad_enabled() or transformed():
             return self.module(images)  # neither a step of training nor inference
         reason = self.why_not()
         if reason is not None:
@@ -85,7 +88,7 @@ class _GraphsByShape:
 
     def find(self, images):
         """Return the graph for images of this shape, or None."""
-        shape = images.shape
+        shape = images.shape, whole_batch(len(images))[0]  # DropPath draws for the whole batch of several processes
         if shape in self.seen and shape not in self.recorded and len(self.recorded) < SHAPES:
             self.recorded[shape] = self.record(self.module, images, self.pool)
             self.pool = self.recorded[shape].pool
@@ -139,8 +142,9 @@ class _Replay(torch.autograd.Function):
         return step.out.detach()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
+        if torch.is_grad_enabled():  # for a second derivative
+            once_differentiable()
         ctx.step.grad.copy_(grad)
         ctx.step.backward.replay()
         return None, None, *(grad.detach() for grad in ctx.step.grads)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import backends
-from .operator import cross_scan
+from .operator import cross_scan, transformed
 from .problems import GatedInputs, ScanInputs, present
 
 
@@ -41,7 +41,11 @@ def cross_selective_scan(
         dt_weight: (4, I, R) or None
         backend: "auto" (the best for the device and the dtype) or a name of `backends.MODULES`
 
-    x, dt, B and C share one dtype; the parameters are in float32 (float64 with float64 inputs), and so is the state.
+    x, dt, B and C share one dtype; the parameters are in float32 (float64 with float64 inputs), and so is the state,
+    under autocast too.
+
+    Kernels are differentiable once. Under torch.func's transforms and in forward-mode differentiation "auto" takes
+    "exportable", which has all derivatives and keeps every state in memory.
 
     Returns:
         (b, H, W, I) in x's dtype
@@ -52,10 +56,7 @@ def cross_selective_scan(
     """
     inputs = ScanInputs(x, dt, B, C, A, D, dt_bias, dt_weight)
     check_inputs(inputs)
-    name = backends.resolve(backend, x.device.type, x.dtype)
-    if hasattr(backends.load(name), "scan"):
-        return backends.load(name).scan(*inputs)
-    return _call_operator(inputs.gated(None, None, None), 0.0, name)
+    return _scan(inputs.gated(None, None, None), _resolve(backend, *inputs))
 
 
 def gated_cross_scan(
@@ -77,14 +78,31 @@ def gated_cross_scan(
     the other tensors, `backend` and the errors are those of `cross_selective_scan`."""
     inputs = GatedInputs(x, z, projected, A, D, dt_bias, dt_weight, norm_weight, norm_bias)
     check_inputs(inputs.scan)
-    name = backends.resolve(backend, x.device.type, x.dtype)
+    name = _resolve(backend, *inputs)
     if backends.is_fused(name):
         return _call_operator(inputs, eps, name)
-    if hasattr(backends.load(name), "scan"):
-        y = backends.load(name).scan(*inputs.scan)
-    else:
-        y = _call_operator(inputs._replace(z=None, norm_weight=None, norm_bias=None), eps, name)
+    y = _scan(inputs._replace(z=None, norm_weight=None, norm_bias=None), name)
     return F.layer_norm(y, y.shape[-1:], norm_weight, norm_bias, eps) * F.silu(z)
+
+
+def _resolve(backend, *inputs):
+    if transformed() and backend not in backends.PLAIN:
+        if backend != "auto":
+            what = "a transform of torch.func or forward-mode differentiation, for which it has no rules"
+            raise RuntimeError(f"scan backend {backend!r}: found {what}; expected 'auto' or one of {backends.PLAIN}")
+        backend = "exportable"
+    return backends.resolve(backend, inputs[0].device.type, inputs[0].dtype)
+
+
+def _scan(inputs, backend):
+    module = backends.load(backend)
+    if not hasattr(module, "scan"):
+        return _call_operator(inputs, 0.0, backend)
+    device = inputs.x.device.type
+    if not torch.is_autocast_enabled(device):  # a graph with the block below can't be exported
+        return module.scan(*inputs.scan)
+    with torch.autocast(device, enabled=False):
+        return module.scan(*inputs.scan)
 
 
 def _call_operator(inputs, eps, backend):

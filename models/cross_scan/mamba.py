@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .operator import once_differentiable
 from .reference import scan_order
 
 INSTALL = "MAMBA_KEEP_CUDA_BUILD=TRUE pip install mamba_ssm --no-build-isolation"
@@ -46,5 +47,7 @@ def scan(
     u, dt = u.flatten(1, 2), dt.flatten(1, 2)
     A, D, dt_bias = (t.flatten(0, 1).contiguous() for t in (A, D, dt_bias))
     y = selective_scan_fn()(u, dt, A, B, C, D, delta_bias=dt_bias, delta_softplus=True)
+    if y.requires_grad:  # its backward is not an operator, so second derivatives would silently lack a term
+        y.register_hook(lambda _: once_differentiable() if torch.is_grad_enabled() else None)
     y = y.view(b, 4, I, H * W).transpose(2, 3)[:, k, order.argsort(1)].float()  # (b, 4, L, I), pixel order
     return (y[:, 0] + y[:, 2] + y[:, 1] + y[:, 3]).view(x.shape).to(x.dtype)

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from . import backends
@@ -55,9 +56,10 @@ def cross_scan(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     backend keeps for its backward. The second is empty without z, both are without `save`."""
     *tensors, eps, backend, save = args
     inputs, module = GatedInputs(*tensors), backends.load(backend)
-    if inputs.z is not None:
-        return module.gated_forward(inputs, eps, save)
-    y, saved = module.forward(inputs.scan, save)
+    with torch.autocast(inputs.x.device.type, enabled=False):
+        if inputs.z is not None:
+            return module.gated_forward(inputs, eps, save)
+        y, saved = module.forward(inputs.scan, save)
     return y, y.new_empty(0), saved
 
 
@@ -75,9 +77,10 @@ def cross_scan_backward(grad: Tensor, y: Tensor, saved: Tensor, *args: Any) -> l
     """Return the gradients of the tensors from x on, in their order, without those of tensors that are None."""
     *tensors, eps, backend = args
     inputs, module = GatedInputs(*tensors), backends.load(backend)
-    if inputs.z is not None:
-        return present(module.gated_backward(grad, y, saved, inputs, eps))
-    return present(module.backward(grad, saved, inputs.scan).gated(None, None, None))
+    with torch.autocast(inputs.x.device.type, enabled=False):
+        if inputs.z is not None:
+            return present(module.gated_backward(grad, y, saved, inputs, eps))
+        return present(module.backward(grad, saved, inputs.scan).gated(None, None, None))
 
 
 @torch.library.register_fake(f"{NAMESPACE}::cross_scan_backward", lib=LIBRARY)
@@ -103,6 +106,27 @@ def _backward(ctx, grad, _grad_y, _grad_saved):
 
 
 torch.library.register_autograd(f"{NAMESPACE}::cross_scan", _backward, setup_context=_setup, lib=LIBRARY)
+
+
+# ---- derivatives that the operators don't have
+
+
+def once_differentiable(*_: Any) -> Any:
+    """Raise RuntimeError. This is the backward of operators that compute gradients."""
+    raise RuntimeError(
+        "found a second derivative, expected a first one: the kernels of scan, LayerNorm and convolution are once "
+        f"differentiable; scan backends with all derivatives: {', '.join(backends.PLAIN)}"
+    )
+
+
+torch.library.register_autograd(f"{NAMESPACE}::cross_scan_backward", once_differentiable, lib=LIBRARY)
+
+
+def transformed() -> bool:
+    """Return whether a transform of torch.func or a level of forward-mode derivatives is active. PyTorch's operators
+    have rules for both. The operators here have none and would silently drop derivatives. The tensors themselves are
+    not inspected, because the compiler traces with tensors that carry no derivatives."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 # ---- costs. The formulas get shapes where the operators have tensors

@@ -58,8 +58,7 @@ def scan(
             f"scan backend 'reference': found {H * W} steps with gradients, expected at most {LONGEST_WITH_GRADIENT}; "
             "it keeps every state and is for tests only; use 'torch'"
         )
-    # 16-bit inputs are scanned in float32, as everywhere
-    precise = torch.promote_types(x.dtype, torch.float32)
+    precise = torch.promote_types(x.dtype, torch.float32)  # 16-bit inputs are scanned in float32, as everywhere
     u, dt, B, C = (t.to(precise).flatten(1, 2) for t in (x, dt, B, C))
     if dt_weight is not None:
         dt = torch.einsum("blkr,kir->blki", dt, dt_weight)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cross_scan.operator import NAMESPACE
+from ..cross_scan.operator import NAMESPACE, once_differentiable, transformed
 from . import nvrtc
 from .sum_parts import sum_parts
 
@@ -31,7 +31,7 @@ KERNELS = nvrtc.LayerKernels(Path(__file__).with_suffix(".cu"), NAMES, "depthwis
 def conv_silu(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """Return SiLU(conv(x)) of a channels-last map (B, H, W, I) by a depthwise convolution of kernel 3 and padding 1."""
     fits = x.is_cuda and x.dtype in nvrtc.ELEMENTS and x.shape[-1] % 2 == 0 and conv.weight.dtype == torch.float32
-    if fits and KERNELS.work(str(x.device)):
+    if fits and not transformed() and KERNELS.work(str(x.device)):
         assert conv.bias is not None
         return convolve(x, conv.weight, conv.bias)
     return F.silu(conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
@@ -96,3 +96,4 @@ def _backward(ctx, grad):
 
 
 convolve.register_autograd(_backward, setup_context=_setup)
+convolve_backward.register_autograd(once_differentiable)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cross_scan.operator import NAMESPACE
+from ..cross_scan.operator import NAMESPACE, once_differentiable, transformed
 from . import nvrtc
 from .sum_parts import sum_parts
 
@@ -39,7 +39,8 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         fits = x.is_cuda and x.dtype in nvrtc.ELEMENTS and x.shape[-1] % 8 == 0 and x.shape[-1] <= nvrtc.MOST_CHANNELS
-        if not fits or self.weight.dtype != torch.float32 or not KERNELS.work(str(x.device)):
+        fits = fits and self.weight.dtype == torch.float32 and not transformed()
+        if not fits or not KERNELS.work(str(x.device)):
             return super().forward(x)
         autocast = torch.is_autocast_enabled(x.device.type)
         dtype = torch.get_autocast_dtype(x.device.type) if autocast and self.for_matmul else x.dtype
@@ -106,6 +107,7 @@ def _backward(ctx, grad):
 
 
 layer_norm.register_autograd(_backward, setup_context=_setup)
+layer_norm_backward.register_autograd(once_differentiable)
 
 
 def rows_of_block(x: Tensor, result: torch.dtype) -> int:

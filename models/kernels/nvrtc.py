@@ -3,7 +3,6 @@
 Compiled kernels are kept on disk, in `$VMUNET_CACHE` or the user's cache folder, under a hash of everything they depend
 on: source, options, compiler. If that folder can't be read or written, they are compiled again in each process."""
 
-import contextlib
 import ctypes
 import functools
 import hashlib
@@ -18,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cross_scan.backends import SELF_TEST_TOLERANCE, describe_failure
+from ..cross_scan.backends import SELF_TEST_TOLERANCE, describe_failure, in_fresh_thread
+from .kept_code import read_sealed, seal
 
 try:
     from cuda.bindings import driver, nvrtc
@@ -72,9 +72,9 @@ class LayerKernels(Kernels):
 
     def _self_test(self, name):
         device = torch.device(name)
-        reason = why_not(device)
+        reason, tolerance = why_not(device), SELF_TEST_TOLERANCE[torch.float32]
         try:
-            if reason is None and not (error := self.error(device)) < SELF_TEST_TOLERANCE[torch.float32]:
+            if reason is None and not (error := in_fresh_thread(self.error, device)) < tolerance:
                 reason = f"is off by {error:.1e}"
         except Exception as failure:  # whatever a compiler or a driver raises
             reason = f"ended with {describe_failure(failure)}"
@@ -123,8 +123,8 @@ def _compile(source, defines, capability):
     text, headers = source.read_bytes(), [header.read_bytes() for header in HEADERS]
     options = [f"--gpu-architecture=sm_{capability}", "-std=c++17", *(f"-D{name}={value}" for name, value in defines)]
     cached = _cache_file(text, headers, options)
-    with contextlib.suppress(OSError):  # missing or unreadable
-        return cached.read_bytes()
+    if (code := read_sealed(cached)) is not None:
+        return code
     names = [header.name.encode() for header in HEADERS]
     program = checked(nvrtc.nvrtcCreateProgram(text, source.name.encode(), len(headers), headers, names))
     (error,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
@@ -142,7 +142,7 @@ def _cache_file(text, headers, options):
     folder = os.environ.get("VMUNET_CACHE") or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     version = checked(nvrtc.nvrtcVersion())
     key = hashlib.sha256(repr((text, headers, options, version)).encode()).hexdigest()
-    return Path(folder, "vmunet", f"{key[:32]}.cubin")
+    return Path(folder, "vmunet", f"{key[:32]}.sealed")
 
 
 def _write_cache(path, code):
@@ -150,7 +150,7 @@ def _write_cache(path, code):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             written = Path(folder, path.name)
-            written.write_bytes(code)
+            written.write_bytes(seal(code))
             os.replace(written, path)  # atomic: other processes may be reading it
     except OSError as error:
         log.debug("compiled kernels can't be cached: %s", error)

@@ -55,3 +55,14 @@ print(keep_freed_memory(), *first, faults(), faults())
     if kept == "False":
         pytest.skip("not glibc")
     assert int(after) < 10 < min(map(int, before))
+
+
+@pytest.mark.parametrize("surround", [lambda: torch.autocast("cpu", torch.bfloat16), lambda: torch.device("meta")])
+def test_what_surrounds_the_call_changes_nothing(surround):
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    try:
+        expected = cpu_settings.use_fast_matmuls()
+        with surround():
+            assert cpu_settings.use_fast_matmuls() == expected
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs.options import ScanBackend
@@ -97,6 +99,114 @@ def test_bfloat16_inputs_are_scanned_in_float32(backend):
     assert relative_error(y, expected) < 5e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", ["cpu", "torch", "reference", "exportable"])
+def test_autocast_changes_nothing(backend, dtype):
+    """Also where y leaves the range of float16, and for the operators' backward, to which autocast can't do harm."""
+    inputs = make_inputs(1, 3, 5, I=32, R=4)
+    leaves = [t.detach().requires_grad_() for t in inputs._replace(x=1e6 * inputs.x)]
+    expected = cross_selective_scan(*leaves, backend=backend)
+    with torch.autocast("cpu", dtype):
+        found = cross_selective_scan(*leaves, backend=backend)
+    assert torch.equal(found, expected) and found.abs().max() > 1e5
+    expected = torch.autograd.grad(expected.sum(), leaves)
+    with torch.autocast("cpu", dtype, enabled=backend not in backends.PLAIN):
+        found = torch.autograd.grad(found.sum(), leaves)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+# ---- transforms and modes around the scan
+
+
+def in_vmap(scan, x):
+    return torch.stack([*torch.vmap(scan)(torch.stack([x, 2 * x]))])[0]
+
+
+def in_fake_mode(scan, x):
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert scan(mode.from_tensor(x)).shape == x.shape
+
+
+def in_meta_mode(scan, x):
+    with torch.device("meta"):
+        return scan(x)
+
+
+def in_jvp(scan, x):
+    return torch.func.jvp(scan, (x,), (x,))[0]
+
+
+def in_autocast(scan, x):
+    with torch.autocast("cpu", torch.float16):
+        return scan(x)
+
+
+torch_scripts_itself = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+
+
+@torch_scripts_itself
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("surround", [in_vmap, in_fake_mode, in_meta_mode, in_jvp, in_autocast])
+def test_what_surrounds_the_first_scan_is_not_kept(surround, dtype):
+    for choice in (backends.why_not, backends.choose):
+        choice.cache_clear()
+    inputs = make_inputs(1, 3, 5, I=32, R=4, dtype=dtype)
+    found = surround(lambda x: cross_selective_scan(x, *inputs[1:]), inputs.x)
+    assert backends.choose("cpu", dtype) == ("cpu" if dtype == torch.float32 else "torch")
+    expected = cross_selective_scan(*inputs)
+    assert found is None or relative_error(found, expected.double()) < 1e-6
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu", "torch"])
+def test_meta_tensors_have_the_outputs_shape(backend):
+    inputs = make_inputs(2, 3, 5, I=32, R=4, dtype=torch.bfloat16)
+    found = cross_selective_scan(*(t.to("meta") for t in inputs), backend=backend)
+    assert found.shape == (2, 3, 5, 32) and found.dtype == torch.bfloat16 and found.is_meta
+
+
+@torch_scripts_itself
+def test_forward_mode_derivatives_and_transforms_have_right_values():
+    inputs = make_inputs(2, 3, 4, I=16, R=2, dtype=torch.float64)
+    directions = make_inputs(2, 3, 4, I=16, R=2, dtype=torch.float64, seed=1)
+    expected = torch.func.jvp(
+        lambda *t: cross_selective_scan(*t, backend="reference"), tuple(inputs), tuple(directions)
+    )
+    ahead, behind = (cross_selective_scan(*(t + e * d for t, d in zip(inputs, directions, strict=True)))
+                     for e in (1e-6, -1e-6))  # fmt: skip
+    assert relative_error((ahead - behind) / 2e-6, expected[1]) < 1e-8
+    found = torch.func.jvp(cross_selective_scan, tuple(inputs), tuple(directions))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(t, d) for t, d in zip(inputs, directions, strict=True)]
+        torch.testing.assert_close(forward_ad.unpack_dual(cross_selective_scan(*duals)).tangent, expected[1])
+        with pytest.raises(RuntimeError, match="'torch'.*forward-mode.*'auto'.*'exportable', 'reference'"):
+            cross_selective_scan(*duals, backend="torch")
+
+    def of_sample(x, dt, B, C):
+        y = cross_selective_scan(*(t[None] for t in (x, dt, B, C)), *inputs[4:])
+        return y.square().sum()
+
+    x = inputs.x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(cross_selective_scan(x, *inputs[1:]).square().sum(), x)
+    found = torch.vmap(torch.func.grad(of_sample))(*inputs[:4])
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch", "reference"])
+@pytest.mark.parametrize("power", [1, 2])
+def test_a_second_derivative_is_right_or_an_error(backend, power):
+    """Also that of a plain sum, whose gradient's own gradient a check of that gradient alone would not see."""
+    x, *others = make_inputs(1, 3, 4, I=16, R=2)
+    x, dt = x.requires_grad_(), others[0].detach().requires_grad_()
+    y = cross_selective_scan(x, dt, *others[1:], backend=backend)
+    (first,) = torch.autograd.grad(y.pow(power).sum(), x, create_graph=True)
+    if backend == "reference":
+        assert torch.autograd.grad(first.sum(), dt)[0].abs().max() > 0
+    else:
+        with pytest.raises(RuntimeError, match="once differentiable"):
+            torch.autograd.grad(first.sum() + x.sum(), dt)
+
+
 def test_opcheck():
     for rank in (2, None):
         inputs = make_inputs(2, 3, 4, I=4, N=3, R=rank).gated(None, None, None)
@@ -165,6 +275,7 @@ def test_a_backend_that_returns_zeros_is_passed_over(monkeypatch, caplog):
         assert backends.choose("cpu", torch.float32) == "torch"
     backends.choose.cache_clear()
     assert re.search("broken: .* cpu .* torch.float32 .* 1.0e[+]00", caplog.text)
+    assert caplog.records[-1].levelname == "WARNING"
 
 
 def test_a_backend_that_can_not_be_compiled_is_passed_over(monkeypatch, caplog):

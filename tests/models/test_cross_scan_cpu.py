@@ -313,3 +313,34 @@ def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch, caplog):
         monkeypatch.setattr(dispatcher.Dispatcher, "enable_caching", fail(RuntimeError("no locator available")))
         cpu._run(cpu.kernels.task(lambda i, array: array.fill(i)), [(4,)], 1, array)
         assert array.tolist() == [4, 4] and "no locator available" in caplog.text
+
+
+DAMAGE = {
+    "empty": lambda code: b"",
+    "cut": lambda code: code[: len(code) // 2],
+    "altered": lambda code: code[:-40] + bytes([code[-40] ^ 1]) + code[-39:],
+}
+
+
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_compiled_code_is_compiled_anew_with_a_warning(damage, suffix, tmp_path, monkeypatch, caplog):
+    from numba.core import config
+
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
+
+    def fill(i, array):
+        array[:] = i
+
+    def call():
+        kernel = cpu.kernels.task(fill)
+        cpu._run(kernel, [(3,)], 1, array := np.zeros(2))
+        assert array.tolist() == [3, 3]
+        return sum(kernel.stats.cache_hits.values())
+
+    assert [call(), call()] == [0, 1] and not caplog.records
+    (file,) = tmp_path.rglob(f"*.{suffix}")
+    file.write_bytes(DAMAGE[damage](file.read_bytes()))
+    assert [call(), call()] == [0, 1]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and str(file.parent) in record.getMessage()

@@ -144,6 +144,21 @@ def test_what_was_compiled_is_kept(tmp_path, monkeypatch):
         nvrtc.compile_source(conv_silu.KERNELS.source, (("ELEMENT", "bf16"),), 90)
 
 
+@pytest.mark.parametrize("damage", [lambda code: b"", lambda code: code[:-100], lambda code: b"x" + code[1:]])
+def test_damaged_compiled_code_is_compiled_anew(damage, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("VMUNET_CACHE", str(tmp_path))
+    found = []
+    for _ in range(3):
+        nvrtc.compile_ahead.cache_clear()
+        found.append(nvrtc.compile_source(conv_silu.KERNELS.source, (("ELEMENT", "float"),), 90))
+        (kept,) = tmp_path.rglob("*.sealed")
+        if len(found) == 1:
+            kept.write_bytes(damage(kept.read_bytes()))
+    assert found[0] and found[1:] == found[:1] * 2
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and str(kept.parent) in record.getMessage()
+
+
 def test_a_cache_that_can_not_be_written_costs_nothing_else(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("VMUNET_CACHE", str(tmp_path / "file"))

@@ -36,6 +36,13 @@ def test_the_packages_scan_agrees_with_the_definition(monkeypatch, rank):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+def test_it_is_once_differentiable(monkeypatch):
+    monkeypatch.setattr(mamba, "selective_scan_fn", lambda: selective_scan)
+    inputs = [t.detach().requires_grad_() for t in reference.make_inputs(1, 2, 3, 8, N=4, R=3)]
+    with pytest.raises(RuntimeError, match="once differentiable"):
+        torch.autograd.grad(mamba.scan(*inputs).sum(), inputs[0], create_graph=True)
+
+
 def test_it_says_why_it_can_not_run():
     assert "GPU" in mamba.why_not(torch.device("cpu"), torch.float32)
     assert "float64" in mamba.why_not(torch.device("cuda"), torch.float64)

@@ -8,7 +8,7 @@ import torch
 from benchmarks.on_gpu import correctness
 from models.cross_scan import reference
 from models.cross_scan.cuda import cuda_scan
-from models.kernels import nvrtc
+from models.kernels import conv_silu, layer_norm, nvrtc
 from tests.emulated_gpu import EmulatedGPU, why_not
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
@@ -80,6 +80,18 @@ def test_the_convolution_with_silu(emulated, shape, dtype, threads_reversed):
     emulated.reversed = threads_reversed
     row = correctness.check_convolution(shape, dtype, "cpu")
     assert row["ok"] == "ok", row
+
+
+@pytest.mark.parametrize("layer", ["LayerNorm", "convolution"])
+def test_the_layers_are_once_differentiable(emulated, layer):
+    x, bias = torch.randn(2, 3, 4, 32).requires_grad_(), torch.randn(32)
+    if layer == "LayerNorm":
+        y = layer_norm.layer_norm(x, bias, bias, 1e-5, FP32)
+    else:
+        y = conv_silu.convolve(x, torch.randn(32, 1, 3, 3), bias)
+    (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once differentiable"):
+        torch.autograd.grad(first.sum() + x.sum(), x)
 
 
 @pytest.mark.parametrize(

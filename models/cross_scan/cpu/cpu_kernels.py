@@ -16,16 +16,24 @@ Arrays are one-dimensional with offsets, in floats. The vector type stands in th
 compiled code notices changes in a kernel's own file only.
 """
 
+import contextlib
+import io
 import logging
 import operator
 from collections import namedtuple
+from pathlib import Path
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import config, njit, types
 from numba.core import cgutils
+from numba.core.caching import IndexDataCacheFile
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
+from ...kernels.kept_code import read_sealed, seal
+
+if config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set")
 LANES = 16  # channels in a vector
 TILE = 32  # steps in a tile, a multiple of 4
 log = logging.getLogger("vmunet")
@@ -337,11 +345,31 @@ kernel = njit(nogil=True, error_model="numpy")
 inlined = njit(nogil=True, error_model="numpy", forceinline=True)  # where a call for each pair would cost too much
 
 
+class SealedFiles(IndexDataCacheFile):
+    """The files of numba's cache. Numba itself unpickles damaged files, which may raise any error or run code."""
+
+    @contextlib.contextmanager
+    def _open_for_write(self, filepath):
+        contents = io.BytesIO()
+        yield contents
+        with super()._open_for_write(filepath) as file:
+            file.write(seal(contents.getvalue()))
+
+    def _load_index(self):
+        return super()._load_index() if read_sealed(Path(self._index_path)) else {}
+
+    def _load_data(self, name):
+        return super()._load_data(name) if read_sealed(Path(self._data_path(name))) else None
+
+
 def task(function):
     """A kernel that threads run on their own; its code is kept in numba's cache, where there is a place for one."""
     compiled = kernel(function)
     try:
         compiled.enable_caching()
+        cache = compiled._cache
+        stamp = cache._impl.locator.get_source_stamp()
+        cache._cache_file = SealedFiles(cache.cache_path, cache._impl.filename_base, stamp)
     except RuntimeError as error:
         log.info("the compiled CPU scan can't be kept for the next run: %s", error)
     return compiled

@@ -65,7 +65,7 @@ def _flat(tensor):
 @functools.lru_cache(maxsize=16)
 def _order(H, W):
     """Return the pixel of each step of the four directions; after the end the last one, for prefetching."""
-    order = scan_order(H, W)
+    order = scan_order(H, W, torch.device("cpu"))
     return torch.cat([order, order[:, -1:].expand(4, 2 * TILE)], 1).flatten().numpy()
 
 

@@ -60,6 +60,8 @@ def scan(
     loop, replacement = _parts.get()
     if replacement is not None:
         return replacement(x, dt, B, C, A, D, dt_bias, dt_weight)
+    dtype, precise = x.dtype, torch.promote_types(x.dtype, torch.float32)
+    x, dt, B, C = (t.to(precise) for t in (x, dt, B, C))
     if dt_weight is not None:
         dt = torch.einsum("bhwkr,kir->bhwki", dt, dt_weight)
     steps = F.softplus(dt + dt_bias)
@@ -69,7 +71,7 @@ def scan(
         both = (torch.stack([_turn(t[..., k, :], k) for k in pair], 3) for t in (steps, B, C))
         for k, y_k in zip(pair, _along_rows(loop, u, A[pair[0] :: 2], *both).unbind(3), strict=True):
             y = y + _turn_back(y_k, k)
-    return y
+    return y.to(dtype)
 
 
 def _turn(x, k):
