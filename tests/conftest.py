@@ -3,6 +3,8 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes of pytest-xdist share the cores already
 
+import utils.start
+
 from pathlib import Path
 
 import pytest
