@@ -1,14 +1,21 @@
 """File access: errors that name the file, limits on images, CSV tables, atomic writes."""
 
+import codecs
 import contextlib
 import csv
 import errno
 import io
+import itertools
+import json
 import os
+import re
 import secrets
+import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
@@ -17,15 +24,31 @@ MAX_NAMES = 10  # in one message
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # for some others Pillow runs programs: Ghostscript for EPS
 MAX_PIXELS = 2**26  # of an image: 8192 x 8192; the largest ISIC image has half as many
 TEMPORARY_NAME = f".{16 * '[0-9a-f]'}.tmp"  # pattern of the file that `write_atomically` is writing
+PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes of a colour profile or text, which some programs make larger than 1 MB
 LONGEST_NAME = 240  # bytes; "_overlay.png" is appended, and file systems allow 255
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "results"  # of runs without --work-dir
+FORMULA = re.compile(r"'*[=+\-@\t\r\n]")  # a spreadsheet may run text that begins so; apostrophes protect it
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?|[+-]?(inf|nan)", re.IGNORECASE)
 
 
 def find_path(path: str | Path) -> Path:
     """Return a path, or the one in the repository for a relative path that only the repository has."""
     in_repository = REPOSITORY / path
     return in_repository if in_repository.exists() and not Path(path).exists() else Path(path)
+
+
+def files_below(folder: str | Path) -> list[Path]:
+    """Return the files of a folder and its subfolders, sorted. Links are followed, into each folder once."""
+    found, visited = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        found += [Path(parent, name) for name in names]
+    return sorted(found)
 
 
 def first_few(names: Iterable[Any], limit: int = MAX_NAMES) -> str:
@@ -36,8 +59,22 @@ def first_few(names: Iterable[Any], limit: int = MAX_NAMES) -> str:
 
 
 def printable(name: object) -> str:
-    """Return a path or text that UTF-8 can encode, with bytes of file names that are not UTF-8 as \\udcXX."""
-    return str(name).encode(errors="backslashreplace").decode()
+    """Return a path or text as one line without control sequences for a terminal.
+
+    Control characters, characters that change the writing direction, and bytes of file names that are not UTF-8 become
+    escapes such as \\x1b, \\n and \\udcXX."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), str(name))
+
+
+def print_any_text() -> None:
+    """Let `print` write escapes where the console lacks a character, instead of failing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def normal_name(name: str) -> str:
+    """Return a name in the Unicode form NFC. Equal names may be stored in several forms (NFD on macOS)."""
+    return unicodedata.normalize("NFC", name)
 
 
 def list_duplicates(names: Iterable[str]) -> list[str]:
@@ -136,20 +173,68 @@ def remove_temporary_files(folder: str | Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def read_rows(path: str | Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file as dicts of text; [] if the file does not exist."""
-    if not Path(path).exists():
-        return []
-    with reading(path), open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def read_text(path: str | Path) -> str:
+    """Return the text of a file in UTF-8, or in UTF-16 with a byte order mark.
+
+    Raises ValueError for another encoding."""
+    content = Path(path).read_bytes()
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: found another encoding ({error.reason}), expected text in UTF-8") from error
+
+
+def read_json(path: str | Path, expected: str = "names and values") -> dict[str, Any]:
+    """Return the named values of a JSON file. Raises ValueError, which says what is `expected`, for other contents."""
+    with reading(path):
+        content = json.loads(read_text(path))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: found {type(content).__name__}, expected {expected}")
+    return content
+
+
+def read_rows(path: str | Path, *needed: str) -> list[dict[str, str]]:
+    """Return the rows of a CSV file as dicts of text; [] if the file is empty or does not exist.
+
+    A spreadsheet may have saved it: separated by semicolons or tabs, with decimal commas, which become points.
+    Raises ValueError if one of the columns `needed` is missing, and for a row with more cells than the header."""
+    text = read_text(path) if Path(path).exists() else ""
+    separator = max(",;\t", key=re.sub('"[^"]*"', "", text.partition("\n")[0]).count)
+    with reading(path):
+        table = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        lines = [_cells(line, separator) for line in table]
+    header, *lines = lines or [[]]
+    missing = [name for name in needed if text and name not in header]
+    if missing or list_duplicates(header):
+        raise ValueError(f"{path}: found the columns {first_few(header)}, expected {first_few(missing) or 'each once'}")
+    for number, line in enumerate(lines, 2):
+        if len(line) > len(header):
+            raise ValueError(f"{path}: found more cells in line {number} than expected of its header")
+    return [dict(itertools.zip_longest(header, line, fillvalue="")) for line in lines if line]
 
 
 def write_rows(path: str | Path, rows: list[dict[str, Any]]) -> None:
-    """Write dicts as a CSV file, atomically. The columns are all keys in order of appearance; floats are exact."""
-    text = io.StringIO(newline="")
-    if rows:
-        columns = dict.fromkeys(key for row in rows for key in row)
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
+    """Write dicts as a CSV file, atomically. The columns are all keys in order of appearance; floats are exact.
+
+    Text that a spreadsheet would run as a formula gets an apostrophe before it, which `read_rows` removes."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [columns, *([row.get(name, "") for name in columns] for row in rows)] if rows else []
+    text: list[str] = []  # the writer quotes cells that contain a character of its line end, here \r or \n
+    file = SimpleNamespace(write=lambda line: text.append(line.removesuffix("\r\n") + "\n"))
+    csv.writer(file, lineterminator="\r\n").writerows([_cell_to_write(value) for value in line] for line in lines)
+    write_atomically(path, "".join(text).encode())
+
+
+def _cell_to_write(value):
+    is_formula = isinstance(value, str) and FORMULA.match(value) and not NUMBER.fullmatch(value)
+    return f"'{value}" if is_formula else value
+
+
+def _cells(line, separator):
+    """Return the cells of a line of a CSV file as they were written, without empty ones at its end."""
+    while line and not line[-1]:
+        line.pop()
+    if separator != ",":
+        line = [cell.replace(",", ".") if NUMBER.fullmatch(cell) else cell for cell in line]
+    return [cell[cell.startswith("'") and FORMULA.match(cell) is not None :] for cell in line]
