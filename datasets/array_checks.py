@@ -7,14 +7,21 @@ from typing import Any
 import numpy as np
 
 MAX_VALUES = 2**29  # in an array: 2048 slices of 512 x 512
+DEFLATE_RATIO = 1032  # largest ratio of the sizes before and after compression; HDF5 stores empty blocks as nothing
+SMALL_ARRAY = 2**28  # bytes; a file of any size may hold an array this large
 
 
-def check_numbers(shape: tuple[int, ...], dtype: np.dtype, what: str) -> None:
-    """Raise ValueError unless an array holds between 1 and MAX_VALUES real numbers."""
+def check_numbers(shape: tuple[int, ...], dtype: np.dtype, what: str, stored: int | None = None) -> None:
+    """Raise ValueError unless an array holds between 1 and MAX_VALUES real numbers, and no more than a compressed file
+    of `stored` bytes can hold."""
     if dtype.kind not in "biuf":
         raise ValueError(f"{what} holds {dtype}, expected numbers")
     if not 0 < math.prod(shape) <= MAX_VALUES:
         raise ValueError(f"{what} has the shape {shape}, expected between 1 and {MAX_VALUES} values")
+    size = math.prod(shape) * dtype.itemsize
+    if stored is not None and size > max(SMALL_ARRAY, DEFLATE_RATIO * stored):
+        found = f"a size of {size / 1e9:.1f} GB in a file of {stored / 1e6:.3g} MB"
+        raise ValueError(f"{what} has {found}, expected at most {DEFLATE_RATIO} times that of the file")
 
 
 def check_finite(values: np.ndarray, what: str) -> np.ndarray:

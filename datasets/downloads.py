@@ -29,6 +29,9 @@ class Download(NamedTuple):
     def __str__(self) -> str:
         return str(self.path) if self.member is None else f"{self.path}/{self.member.filename}"
 
+    def __reduce__(self) -> tuple:  # an open archive can't be sent to another process
+        return reopened, (self.path, self.member)
+
     def read_bytes(self) -> bytes:
         """Return the content; raise ValueError if it is damaged, encrypted or larger than LIMIT."""
         with reading(str(self)):
@@ -40,6 +43,11 @@ class Download(NamedTuple):
             if len(content) > LIMIT:
                 raise ValueError(f"it is larger than {LIMIT >> 20} MB")
             return content
+
+
+def reopened(path: Path, member: zipfile.ZipInfo | None) -> Download:
+    """Return a Download whose archive is opened again."""
+    return Download(path, member, None if member is None else zipfile.ZipFile(path))
 
 
 def find_downloads(source: str | Path, folder: str, pattern: str) -> dict[str, Download] | None:

@@ -10,6 +10,8 @@ log = logging.getLogger("vmunet")
 
 Window = tuple[float, float]  # values that become 0 and 1
 HU_WINDOW = (-125, 275)  # Hounsfield units that become 0 and 1
+AIR = -500  # Hounsfield units: lower values are air, and only CT has them
+FEW_VALUES, SAMPLE = 64, 100_000  # most distinct values of a label map; voxels that are checked first
 OVERSHOOT = 0.5  # how far scaled values may exceed 0..1: interpolation overshoots, by 0.2 in published files
 
 
@@ -67,6 +69,16 @@ def to_unit(values: np.ndarray, what: object, window: Window | None = None, houn
     raise ValueError(f"{what} holds values from {low:g} to {high:g}; expected {expected}values scaled to 0..1. {help}")
 
 
+def few_values(values: np.ndarray) -> int:
+    """Return the number of distinct values if they are a few whole numbers, as in a label map; else 0."""
+    step = max(1, round((values.size / SAMPLE) ** (1 / values.ndim)))
+    for part in (values[(slice(None, None, step),) * values.ndim], values):
+        found = np.unique(part)
+        if len(found) > FEW_VALUES or found[0] < 0 or (found != np.rint(found)).any():
+            return 0
+    return len(found)
+
+
 @dataclass(frozen=True)
 class Scaling:
     """The values of a volume that become 0 and 1; values beyond are clipped."""
@@ -79,12 +91,35 @@ class Scaling:
         if not self.low < self.high or (self.kind == "percentiles" and not 0 <= self.low < self.high <= 100):
             raise ValueError(f"{self.kind} {self.low:g} {self.high:g}: expected a lower and a higher number")
 
+    def check_kind(self, values: np.ndarray, modality: str | None, what: object) -> None:
+        """Raise ValueError for a scan of another modality than in training: a window means CT, percentiles any other.
+
+        modality: of a DICOM series; for other files the values show whether they are CT"""
+        if modality is not None:
+            other = modality != "CT" if self.kind == "window" else modality in ("CT", "PT")
+            found = f"modality {modality}"
+        else:
+            lowest = np.fmin.reduce(values, axis=None)  # that is no NaN
+            other, found = self.kind == "percentiles" and lowest < AIR, f"values down to {lowest:g}, as in CT"
+        if other:
+            expected = "CT" if self.kind == "window" else "MR"
+            advice = "--window LOW HIGH or --insist predicts it"
+            raise ValueError(f"{what}: found {found}, expected {expected} as in training by {self.kind}; {advice}")
+
     def __call__(self, values: np.ndarray, what: object) -> np.ndarray:
-        """Return float32; NaN becomes 0. Raises ValueError for a constant volume, and as `without_nan` does."""
-        if self.kind == "window":
-            return scale_hu(without_nan(values, what, self.low), (self.low, self.high))
+        """Return float32; NaN becomes 0. Raises ValueError for values of another kind than the window's, for a constant
+        volume, and as `without_nan` does. Warns about values that look like labels."""
         lowest_for_nan = without_nan(values, what)
+        if self.kind == "window":
+            if not lowest_for_nan.min() <= self.low < lowest_for_nan.max():
+                found = f"{lowest_for_nan.min():g} to {lowest_for_nan.max():g}, expected some below and some within"
+                raise ValueError(
+                    f"{what} holds values from {found} the window {self.low:g} to {self.high:g} (--window)"
+                )
+            return scale_hu(np.nan_to_num(values, nan=self.low), (self.low, self.high))
         low, high = (float(value) for value in np.nanpercentile(values, (self.low, self.high)))
         if low == high:
             raise ValueError(f"{what}: {self.low:g} to {self.high:g} % of its values are {low:g}, a constant")
+        if few := few_values(lowest_for_nan):
+            log.warning("%s holds %d whole numbers only, like a label map", what, few)
         return scale_hu(lowest_for_nan, (low, high))

@@ -4,8 +4,12 @@ Volumes are (S, H, W): slices, rows, columns. A spacing is in millimetres, in th
 """
 
 import contextlib
-from collections.abc import Sequence
+import gzip
+import io
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import nibabel
 import numpy as np
@@ -20,7 +24,17 @@ from nibabel.orientations import (
     ornt_transform,
 )
 
+from datasets.array_checks import check_numbers
+from datasets.downloads import Download
+from datasets.formats import StoredVolume
+from utils.files import reading
+
+nibabel.Nifti1Header.quaternion_threshold = np.float64(
+    -1e-5
+)  # of valid files in float32; nibabel's own is that of float64
 STORED = "stored"  # in place of an orientation: the axes stay as they are in the file
+GZIP = b"\x1f\x8b"  # the first bytes of a gzip file
+BLOCK = 2**20  # bytes of each read on the way to a checksum
 GEOMETRY = (  # fields of a header
     *("pixdim", "xyzt_units", "sform_code", "srow_x", "srow_y", "srow_z"),
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
@@ -66,6 +80,85 @@ def checked_affine(affine: npt.ArrayLike, what: object) -> np.ndarray:
             if lengths.all() and abs(np.linalg.det(axes / lengths)) > 1e-3 and np.allclose(matrix[3], (0, 0, 0, 1)):
                 return matrix
     raise ValueError(f"{what} has the affine {np.asarray(affine).tolist()}; expected (4, 4) that spans three axes")
+
+
+def check_same_place(affines: Sequence[np.ndarray], shape: Sequence[int], files: Sequence[object]) -> None:
+    """Raise ValueError, naming the two files, if a corner of their arrays (i, j, k) is more than half a voxel off."""
+    corners = [(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in shape))]
+    apart = np.linalg.norm(((affines[0] - affines[1]) @ np.transpose(corners))[:3], axis=0).max()
+    if apart > voxel_sizes(affines[0]).min() / 2:
+        raise ValueError(f"{files[0]} and {files[1]} are up to {apart:.1f} mm apart, by their affines")
+
+
+def read_nifti(file: Path | Download, channel: int | None = None) -> StoredVolume:
+    """Read a NIfTI file, or one `channel` of four dimensions, as stored or, if it has a slope, float32.
+
+    A compressed file is read to its end, where its checksum is. Raises ValueError that names the file."""
+    with reading(str(file)), opened_nifti(file) as (nifti, stream, size):
+        dtype, shape = nifti.get_data_dtype(), nifti.shape
+        if dtype.fields:
+            raise ValueError(f"found colours {dtype.names}, expected grey values")
+        check_numbers(shape, dtype, str(file), size)
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) not in (2, 3, 4) or (len(shape) == 4 and channel is None):
+            raise ValueError(f"{file} has the shape {shape}; expected three dimensions, or --channel for a fourth")
+        if len(shape) == 4 and channel not in range(shape[3]):
+            raise ValueError(f"--channel {channel}: {file} has the channels 0..{shape[3] - 1}")
+        # one channel only: all channels may not fit into memory
+        array = np.asarray(nifti.dataobj[..., channel]) if len(shape) == 4 else scaled(nifti.dataobj)
+        while stream.read(BLOCK):
+            pass
+        array = array.reshape(shape[:3] if len(shape) > 2 else (*shape, 1))
+        if array.dtype != dtype and array.dtype.kind == "f":  # scaled in float64
+            array = array.astype(np.float32, copy=False)
+        affine, header = affine_of(nifti.header), geometry_of(nifti.header)
+        if affine is not None:
+            return StoredVolume(array, checked_affine(affine, file), header=header)
+        sizes = np.where(header["pixdim"][1:4] > 0, header["pixdim"][1:4], 1) * mm_of_unit(header)
+        return StoredVolume(array, affine_of_slices(sizes[::-1]), measured=False, placed=False, header=header)
+
+
+def scaled(stored: nibabel.arrayproxy.ArrayProxy) -> np.ndarray:
+    """Return the values with slope and intercept, as nibabel does in float64, rounded to float32 plane by plane."""
+    values = np.asarray(stored.get_unscaled())
+    if (stored.slope, stored.inter) == (1, 0):
+        return values
+    result = np.empty(values.shape, np.float32, order="F")
+    for k in range(values.shape[-1]):
+        result[..., k] = values[..., k] * np.float64(stored.slope) + stored.inter
+    return result
+
+
+@contextlib.contextmanager
+def opened_nifti(file: Path | Download) -> Iterator[tuple[Any, BinaryIO, int]]:
+    """Yield a nibabel image, whose values are not read yet, the stream that they come from, and the file's size."""
+    with open(file, "rb") if isinstance(file, Path) else io.BytesIO(file.read_bytes()) as stored:
+        size = stored.seek(0, io.SEEK_END)
+        stored.seek(0)
+        compressed = stored.read(2) == GZIP
+        stored.seek(0)
+        with gzip.open(stored) if compressed else contextlib.nullcontext(stored) as stream:
+            length = stream.read(4)  # of the header
+            stream.seek(0)
+            second = 540 in (int.from_bytes(length, "little"), int.from_bytes(length, "big"))
+            yield (
+                (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_stream(stream),
+                cast(BinaryIO, stream),
+                size,
+            )
+
+
+def read_affine(file: Path | Download) -> np.ndarray | None:
+    """Return the affine of a NIfTI file as `affine_of` does, without reading its values."""
+    with reading(str(file)), opened_nifti(file) as (nifti, _, _):
+        return affine_of(nifti.header)
+
+
+def affine_of(header: nibabel.Nifti1Header) -> np.ndarray | None:
+    """Return the affine in mm; None if the file does not store an orientation."""
+    mm = mm_of_unit(header)
+    return np.diag([mm, mm, mm, 1.0]) @ header.get_best_affine() if says_orientation(header) else None
 
 
 def tilt(affine: np.ndarray) -> float:

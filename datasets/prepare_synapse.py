@@ -17,6 +17,8 @@ testing, or those in --lists. With the published lists, lists/list_Synapse_holdo
 `train_synapse.py --protocol holdout`. OUT/cases.csv describes each case. Repeat the command to complete a stopped run.
 """
 
+import utils.start
+
 import functools
 import re
 from collections import defaultdict
@@ -33,7 +35,7 @@ from datasets.preparation_record import claim_folder, sha256
 from datasets.synapse import HOLDOUT_LISTS, ORGANS, ORIENTATION, case_of_slice, read_list
 from datasets.volume_sources import CaseFiles, read_case
 from datasets.volume_writing import Conversion, Task, present_classes, size_columns, write_cases, write_list
-from utils.files import first_few, write_atomically
+from utils.files import files_below, first_few, write_atomically
 from utils.runs.command_line import run
 
 BTCV_ORGANS = (  # BTCV's labels 1, 2, ...; those that are not in ORGANS become background
@@ -122,7 +124,8 @@ def find_volumes(source: str | Path, listed: Collection[str]) -> dict[str, CaseF
     challenge's test cases, which have no labels, are ignored."""
     source = Path(source)
     archives = [path for path in (source, source / "RawData.zip") if path.is_file()]
-    files = zip_members(archives[0]) if archives else [Download(path) for path in sorted(source.rglob("*.nii*"))]
+    unpacked = [Download(path) for path in files_below(source) if path.match("*.nii*") and path.is_file()]
+    files = zip_members(archives[0]) if archives else unpacked
     images, labels = (
         {re.sub(pattern, r"case\1", name): file for name, file in by_name(files, pattern, source).items()}
         for pattern in (IMAGE, LABEL)

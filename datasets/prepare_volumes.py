@@ -11,15 +11,17 @@ follows:
   slices        across the axis of the thickest voxels, in the radiological view (axial, coronal, sagittal); as stored
                 if the scans are oblique or the files store no orientation; nothing is resampled
   intensities   CT (in Hounsfield units) by --window; others by the --percentiles of each volume; to 0..1, float32
-  labels        become 0, 1, 2, ... in the order of their numbers; names from dataset.json or --class-names
+  labels        become 0, 1, 2, ... in the order of their numbers, nnU-Net's `ignore` 255; names from dataset.json or
+                --class-names
   split         by patient, drawn with --seed; or by the lists of cases in --lists
 
 OUT/preparation.json stores these settings for training and prediction; OUT/cases.csv describes each case. To complete a
 run that was stopped or killed, repeat the command.
 """
 
+import utils.start
+
 import dataclasses
-import functools
 import logging
 import random
 import re
@@ -33,11 +35,11 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes
 from tqdm import tqdm
 
-from datasets.intensities import HU_WINDOW, Scaling
+from datasets.intensities import AIR, HU_WINDOW, Scaling
 from datasets.nifti import STORED, tilt
 from datasets.preparation_record import claim_folder, sha256
 from datasets.synapse import read_list
-from datasets.volume_sources import CaseFiles, find_cases, read_case, read_dataset_json, read_geometry
+from datasets.volume_sources import CaseFiles, RawCase, find_cases, read_case, read_dataset_json, read_geometry
 from datasets.volume_writing import (
     Conversion,
     Task,
@@ -58,8 +60,8 @@ PARTS = {"train": "train.txt", "val": "val_vol.txt", "test": "test_vol.txt"}
 PLANES = {"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"}  # directions of columns, rows and slices
 PLANE_OF_AXIS = {"S": "axial", "I": "axial", "A": "coronal", "P": "coronal", "L": "sagittal", "R": "sagittal"}
 THICKER = 1.2  # ratio from which on the voxels along one axis count as thicker than along another
+IGNORE_LABEL = 255  # of voxels that count in no loss and no score: nnU-Net's label `ignore`
 OBLIQUE = 20.0  # degrees; from here on, an axis matches no direction of the patient
-AIR = -500  # Hounsfield units: lower values are air, and only CT has them
 
 
 @dataclass(kw_only=True)
@@ -103,7 +105,7 @@ def prepare(options: PrepareVolumes) -> tuple[dict[str, Any], dict[str, list[str
         check_name(name, images)
     for sentence in unused:
         log.warning("not used: %s", sentence)
-    known_names, channels = read_dataset_json(root, images.parent, labels)
+    known_names, channels, ignored = read_dataset_json(root, images.parent, labels)
     parts = parts_from_lists(Path(options.lists), cases) if options.lists else split_cases(list(cases), options)
     part_of = {case: part for part, names in parts.items() for case in names}
     cases = {case: cases[case] for case in part_of}
@@ -118,14 +120,27 @@ def prepare(options: PrepareVolumes) -> tuple[dict[str, Any], dict[str, list[str
         "orientation": choose_orientation(cases) if options.orientation == "auto" else options.orientation,
         "parts": {part: sha256("\n".join(names).encode()) for part, names in parts.items()},
     }
+    unknown = {} if ignored is None else {ignored: IGNORE_LABEL}
+    if unknown:
+        record["ignore_label"] = IGNORE_LABEL
     out = claim_folder(options.out, record)
+
+    def read(files: CaseFiles) -> RawCase:
+        raw = read_case(files, options.channel)
+        if raw.note:
+            log.warning("%s", raw.note)
+        if options.intensities == "auto" and scaling.kind == "percentiles" and raw.image.min() < AIR:
+            found = f"values down to {raw.image.min():g}, as in CT, among cases of another kind"
+            raise ValueError(f"{files.image}: found {found}; expected one kind, or --intensities")
+        return raw
+
     write_cases(
         out,
         [Task(case, cases[case], None if part == "train" else [], part != "train") for case, part in part_of.items()],
-        functools.partial(read_case, channel=options.channel),
+        read,
         Conversion(
-            functools.partial(scale_values, scaling),
-            {value: number for number, value in enumerate([0, *values])},
+            scaling,
+            {value: number for number, value in enumerate([0, *values])} | unknown,
             record["orientation"],
         ),
         lambda task, raw, case: {
@@ -164,10 +179,15 @@ def split_cases(cases: list[str], options: PrepareVolumes) -> dict[str, list[str
     first, second = np.round(np.cumsum(share / share.sum())[:2] * len(names)).astype(int)
     first = min(max(first, 1), len(names) - 1)
     second = min(max(second, first), len(names) - 1)
+    if share[1] > 0 and second == first and len(names) > 2:  # rounding must not leave validation without a patient
+        first = min(first, len(names) - 2)
+        second = first + 1
     parts = {"train": names[:first], "val": names[first:second], "test": names[second:]}
-    log.info("%d patients in %d cases: %s", len(names), len(cases), sizes_of(parts))
+    examples = (f"patient {name} has {first_few(patients[name], 3)}" for name in sorted(patients)[:3])
+    found = f"{sizes_of(parts)}; {'; '.join(examples)} (--patient)"
+    log.info("%d patients in %d cases: %s", len(names), len(cases), found)
     if not parts["val"]:
-        log.warning("no patient is left for validation; train without --protocol holdout")
+        log.warning("no patient is left for validation; train without --protocol holdout, or change --split")
     return {part: sorted(case for name in of_part for case in patients[name]) for part, of_part in parts.items()}
 
 
@@ -213,6 +233,8 @@ def label_values(cases: dict[str, CaseFiles], options: PrepareVolumes, known_nam
     if not values or values[0] < 0 or len(values) > 254:
         labels = first_few(sorted(found))
         raise ValueError(f"{options.images}: found the labels {labels}; expected 0 and 1 to 254 larger numbers")
+    if IGNORE_LABEL in found and len(values) > 1:
+        log.warning("the label %d, usually 'ignore', becomes a class; dataset.json can say otherwise", IGNORE_LABEL)
     if names and len(names) != len(values):
         raise ValueError(f"--class-names: found {len(names)} names for the {len(values)} labels {first_few(values)}")
     return values
@@ -229,15 +251,6 @@ def choose_scaling(cases: dict[str, CaseFiles], options: PrepareVolumes, channel
     return Scaling("window", *options.window) if ct else Scaling("percentiles", *options.percentiles)
 
 
-def scale_values(scaling: Scaling, values: np.ndarray, what: object) -> np.ndarray:
-    """Apply the scaling. Raises ValueError for a volume that is no CT although a window was chosen."""
-    if scaling.kind == "window" and values.min() > scaling.low:
-        found, window = f"{values.min():g} to {values.max():g}", f"{scaling.low:g} to {scaling.high:g}"
-        expected = f"some below the window {window}; --window, or --intensities percentiles"
-        raise ValueError(f"{what} holds values from {found}, expected {expected}")
-    return scaling(values, what)
-
-
 def choose_orientation(cases: dict[str, CaseFiles]) -> str:
     """Return the plane across the thickest axis if all cases share it; STORED for oblique scans and unknown geometry.
 
@@ -246,6 +259,9 @@ def choose_orientation(cases: dict[str, CaseFiles]) -> str:
     planes = {None if affine is None else plane_of(affine) for affine in affines.values()}
     if len(planes) == 1 and None not in planes:
         return PLANES[str(planes.pop())]
+    unknown = [file for file, affine in affines.items() if affine is None]
+    if 0 < len(unknown) < len(affines):
+        log.warning("%s without orientation: the slices of all cases are those stored", first_few(unknown))
     for file, affine in affines.items():
         spacing = np.ones(3) if affine is None else voxel_sizes(affine)
         if spacing.max() > THICKER * spacing[2]:

@@ -2,17 +2,17 @@
 
 import random
 import zlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datasets.array_checks import check_finite, check_numbers, checked_spacing
+from datasets.array_checks import check_finite, checked_spacing
 from datasets.cache import CachedDataset, Key, split_key
-from utils.files import check_name, first_few, list_duplicates, reading
+from datasets.formats.arrays import read_h5, read_npz
+from utils.files import check_name, first_few, list_duplicates, read_text
 
 ORGANS = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")  # 1..8
 HOLDOUT_LISTS = "list_Synapse_holdout"  # folder of the lists with a val_vol.txt, beside list_Synapse
@@ -26,8 +26,7 @@ def read_list(list_dir: str | Path, name: str) -> list[str]:
     path = Path(list_dir, name)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; expected a list as in lists/list_Synapse (data/README.md)")
-    with reading(path):
-        lines = path.read_text(encoding="utf-8").split()
+    lines = read_text(path).split()
     if not lines:
         raise ValueError(f"{path} is empty; expected one name a line")
     for line in lines:
@@ -57,61 +56,10 @@ def listed_files(folder: str | Path, names: Iterable[str], ending: str) -> list[
     return files
 
 
-def check_pair(image: np.ndarray | h5py.Dataset, label: np.ndarray | h5py.Dataset, ndim: int, path: Path) -> None:
-    """Raise ValueError unless image and label hold numbers and have the same `ndim`-D shape."""
-    for array, name in ((image, "image"), (label, "label")):
-        check_numbers(array.shape, array.dtype, f"{path}: {name}")
-    if image.shape != label.shape or len(image.shape) != ndim:
-        found = f"an image {image.shape} and a label {label.shape}"
-        raise ValueError(f"{path} holds {found}; expected one {ndim}-D shape")
-
-
-def check_keys(arrays: Collection[str], path: Path) -> None:
-    """Raise ValueError unless a file holds `image` and `label`."""
-    if not {"image", "label"} <= set(arrays):
-        raise ValueError(f"{path} holds {first_few(sorted(arrays)) or 'nothing'}; expected image and label")
-
-
-def npz_header(arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
-    """Return an array of an npz file with its shape and type, but without its values, which may not fit into memory."""
-    assert arrays.zip is not None  # it is open
-    with arrays.zip.open(f"{name}.npy") as file:
-        version = np.lib.format.read_magic(file)
-        reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, _, dtype = reader(file)
-    return np.broadcast_to(np.empty((), dtype), shape)
-
-
-def h5_array(file: h5py.File, name: str) -> h5py.Dataset:
-    """Return an array of an h5 file; raise ValueError if its values would come from another file."""
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        raise ValueError(f"{name} is not in the file itself")
-    array = file[name]
-    if not isinstance(array, h5py.Dataset) or array.is_virtual or array.external:
-        raise ValueError(f"{name} is no array in the file itself")
-    return array
-
-
-def read_npz(path: Path, ndim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Read image, label and, if it is stored, spacing of an npz file with `ndim`-D arrays."""
-    with reading(path), open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-        check_keys(arrays, path)
-        check_pair(npz_header(arrays, "image"), npz_header(arrays, "label"), ndim, path)
-        return arrays["image"], arrays["label"], arrays["spacing"] if "spacing" in arrays else None
-
-
-def read_h5(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Read image (S, H, W), label and, if it is stored, spacing of an h5 file."""
-    with reading(path), h5py.File(path) as file:
-        check_keys(file, path)
-        image, label = h5_array(file, "image"), h5_array(file, "label")
-        check_pair(image, label, 3, path)
-        return image[:], label[:], file.attrs.get("spacing", image.attrs.get("spacing"))
-
-
-def check_labels(label: np.ndarray, num_classes: int, path: Path) -> np.ndarray:
-    """Return labels as uint8; raise ValueError if one is not a class id."""
-    low, high = label.min(), label.max()
+def check_labels(label: np.ndarray, num_classes: int, path: Path, ignore_label: int | None = None) -> np.ndarray:
+    """Return labels as uint8; raise ValueError if one is not a class id, nor `ignore_label`."""
+    classes = label if ignore_label is None else np.where(label == ignore_label, 0, label)
+    low, high = classes.min(), classes.max()
     if not 0 <= low <= high < num_classes or not np.array_equal(label, label.astype(np.uint8)):
         raise ValueError(f"{path} holds labels from {low:g} to {high:g}; expected integers 0..{num_classes - 1}")
     return label.astype(np.uint8)
@@ -124,13 +72,20 @@ class SynapseSlices(CachedDataset):
     The random decisions depend on seed, epoch and index only."""
 
     def __init__(
-        self, folder: str | Path, list_dir: str | Path, transform: Callable, num_classes: int = 9, seed: int = 42
+        self,
+        folder: str | Path,
+        list_dir: str | Path,
+        transform: Callable,
+        num_classes: int = 9,
+        seed: int = 42,
+        ignore_label: int | None = None,
     ):
         self.names = read_list(list_dir, "train.txt")
         self.files = listed_files(folder, self.names, ".npz")
         self.transform = transform
         self.num_classes = num_classes
         self.seed = seed
+        self.ignore_label = ignore_label
 
     def __len__(self) -> int:
         return len(self.names)
@@ -140,7 +95,7 @@ class SynapseSlices(CachedDataset):
         path = self.files[index]
         image, label, _ = read_npz(path, 2)
         image = check_finite(image.astype(np.float32), f"{path}: image")
-        return torch.from_numpy(image), torch.from_numpy(check_labels(label, self.num_classes, path))
+        return torch.from_numpy(image), torch.from_numpy(check_labels(label, self.num_classes, path, self.ignore_label))
 
     def __getitem__(self, key: Key) -> tuple[torch.Tensor, torch.Tensor, str]:
         epoch, index = split_key(key)
@@ -156,17 +111,26 @@ class SynapseVolumes(Dataset):
     image float32 and label uint8, arrays (S, H, W); name such as case0008; spacing float64 (3,) in mm along the axes of
     the arrays, from the attribute `spacing` of the h5 file, None without it."""
 
-    def __init__(self, folder: str | Path, list_dir: str | Path, num_classes: int = 9, list_name: str = "test_vol.txt"):
+    def __init__(
+        self,
+        folder: str | Path,
+        list_dir: str | Path,
+        num_classes: int = 9,
+        list_name: str = "test_vol.txt",
+        ignore_label: int | None = None,
+        read: Callable[[Path], tuple[np.ndarray, np.ndarray, np.ndarray | None]] = read_h5,
+    ):
         self.names = read_list(list_dir, list_name)
         self.files = listed_files(folder, self.names, ".npy.h5")
         self.num_classes = num_classes
+        self.ignore_label, self.read = ignore_label, read
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, str, np.ndarray | None]:
         path = self.files[index]
-        image, label, spacing = read_h5(path)
+        image, label, spacing = self.read(path)
         image = check_finite(image.astype(np.float32), f"{path}: image")
         spacing = None if spacing is None else checked_spacing(spacing, path)
-        return image, check_labels(label, self.num_classes, path), self.names[index], spacing
+        return image, check_labels(label, self.num_classes, path, self.ignore_label), self.names[index], spacing

@@ -31,16 +31,17 @@ def build_synapse_loaders(
     """Return (train loader of (images, labels, names), data set of a list's volumes); each rank trains on its share."""
     slices, lists, _ = synapse_folders(config)
     transform = AUGMENTATIONS[config.augmentation](config.image_size)
-    dataset = SynapseSlices(slices, lists, transform, config.num_classes, config.seed)
+    ignore_label = getattr(config, "ignore_label", None)
+    dataset = SynapseSlices(slices, lists, transform, config.num_classes, config.seed, ignore_label)
     fill_cache(dataset, config.cache)
-    check_foreground(dataset, slices)
+    check_foreground(dataset, slices, ignore_label)
     return make_loader(dataset, config, True, rank, world_size), build_synapse_volumes(config, list_name)
 
 
 def build_synapse_volumes(config: Any, list_name: str = "test_vol.txt") -> SynapseVolumes:
     """Return the volumes of a list, a data set of (image, label, name, spacing)."""
     _, lists, volumes = synapse_folders(config)
-    return SynapseVolumes(volumes, lists, config.num_classes, list_name)
+    return SynapseVolumes(volumes, lists, config.num_classes, list_name, getattr(config, "ignore_label", None))
 
 
 def check_synapse_parts(config: Any) -> None:
@@ -53,5 +54,5 @@ def check_synapse_parts(config: Any) -> None:
 
 def patients_of_cases(config: Any) -> dict[str, str]:
     """Return {case: patient} from the data folder's cases.csv (datasets.prepare_volumes); {} without that file."""
-    rows = read_rows(synapse_folders(config)[0].parent / "cases.csv")
+    rows = read_rows(synapse_folders(config)[0].parent / "cases.csv", "case")
     return {row["case"]: row["patient"] for row in rows if row.get("case") and row.get("patient")}

@@ -1,30 +1,24 @@
 """Finding and reading volumes with labels: pairs of NIfTI files, folders of nnU-Net and MSD, npz and h5 files."""
 
-import gzip
-import io
-import itertools
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import nibabel
 import numpy as np
-from nibabel.affines import voxel_sizes
 
-from datasets.array_checks import check_numbers, checked_spacing
+from datasets.array_checks import checked_spacing
 from datasets.downloads import Download
-from datasets.nifti import checked_affine, mm_of_unit, says_orientation
-from datasets.synapse import read_h5, read_npz
-from utils.files import first_few, list_duplicates, reading
+from datasets.formats.arrays import read_h5, read_npz
+from datasets.formats.reader_process import read_apart
+from datasets.nifti import check_same_place, read_affine, read_nifti
+from utils.files import files_below, first_few, list_duplicates, read_json
 
 NIFTI, ARRAYS = (".nii.gz", ".nii"), (".npz", ".npy.h5", ".h5", ".hdf5")
 # Words in names such as img0001 and label0001, or scan_gt, that are not part of the case's name.
-LABEL_WORDS = "labels?|seg|segmentation|masks?|gt"
+LABEL_WORDS = "labels?|labelmaps?|lbl|d?seg|segmentations?|masks?|msk|gt|ground_?truth|truth|annotations?"
 WORDS = f"img|images?|{LABEL_WORDS}"
 CHANNEL = r"(.*)_(\d{4})"  # nnU-Net's name of an image: case, channel
-GZIP = b"\x1f\x8b"  # the first bytes of a gzip file
 
 
 class CaseFiles(NamedTuple):
@@ -41,6 +35,7 @@ class RawCase(NamedTuple):
     label: np.ndarray
     affine: np.ndarray | None  # (4, 4), from (i, j, k) to mm in NIfTI's directions; None if unknown
     spacing: np.ndarray | None = None  # (3,) mm along k, j, i, of a file without affine; None if unknown
+    note: str = ""  # of what is doubtful about its files
 
 
 def find_cases(images: Path, labels: Path | None, channel: int | None) -> tuple[dict[str, CaseFiles], list[str]]:
@@ -80,9 +75,10 @@ def volume_files(folder: Path, unused: list[str]) -> list[Path]:
     """Return the volumes in a folder and its subfolders; append a sentence about each other file to `unused`."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; expected one with volumes")
-    files = [path for path in sorted(folder.rglob("*")) if not path.is_dir() and not path.name.startswith(".")]
-    unused += [f"{path} is no volume" for path in files if not ending_of(path)]
-    return [path for path in files if ending_of(path)]
+    files = [path for path in files_below(folder) if not path.name.startswith(".")]
+    volumes = [path for path in files if ending_of(path) and path.is_file()]
+    unused += [f"{path} is no volume" for path in sorted({*files} - {*volumes})]
+    return volumes
 
 
 def ending_of(path: Path) -> str:
@@ -90,8 +86,15 @@ def ending_of(path: Path) -> str:
     return next((ending for ending in (*NIFTI, *ARRAYS) if path.name.lower().endswith(ending)), "")
 
 
+def stem_of(path: Path) -> str:
+    """Return a file's name without its ending."""
+    return path.name[: -len(ending_of(path))] if ending_of(path) else path.stem
+
+
 def is_label(path: Path) -> bool:
-    return not path.name.startswith(f"{without_words(path, LABEL_WORDS)}.")
+    """Return whether a file holds labels by its name: label0001, scan_gt, scan.seg, liver-seg001, segmentation."""
+    pattern = rf"({LABEL_WORDS})([_\-\d].*)?|.*[_.\-]({LABEL_WORDS})[_-]?\d*"
+    return re.fullmatch(pattern, stem_of(path), flags=re.IGNORECASE) is not None
 
 
 def case_name(path: Path) -> str:
@@ -100,7 +103,7 @@ def case_name(path: Path) -> str:
 
 
 def without_words(path: Path, words: str) -> str:
-    stem = path.name[: -len(ending_of(path))]
+    stem = stem_of(path)
     return re.sub(rf"^({words})(?=[_\-\d])[_-]?|[_-]({words})$", "", stem, flags=re.IGNORECASE) or stem
 
 
@@ -134,77 +137,53 @@ def check_distinct(files: list[Path], folder: Path) -> None:
         raise ValueError(f"{folder}: {names} would be one case, {case}; expected different names")
 
 
-def read_dataset_json(*folders: Path | None) -> tuple[list[str], list[str]]:
-    """Return (names of the labels 1, 2, ..., names of the channels such as CT) from the dataset.json of nnU-Net or MSD
-    in one of the folders; ([], []) if there is none.
+def read_dataset_json(*folders: Path | None) -> tuple[list[str], list[str], int | None]:
+    """Return (names of the labels 1, 2, ..., names of the channels such as CT, nnU-Net's label `ignore`) from the
+    dataset.json of nnU-Net or MSD in one of the folders; ([], [], None) if there is none.
 
-    Raises ValueError for labels that are not classes of single voxels: nnU-Net's regions, and its label `ignore`."""
+    Raises ValueError for labels that are not classes of single voxels: nnU-Net's regions."""
     path = next((folder / "dataset.json" for folder in folders if folder and (folder / "dataset.json").is_file()), None)
     if path is None:
-        return [], []
-    with reading(path):
-        content = json.loads(path.read_text(encoding="utf-8"))
-    about = content if isinstance(content, dict) else {"labels": None}
+        return [], [], None
+    expected = '"labels" and "channel_names" or "modality" as in nnU-Net and MSD'
+    about = read_json(path, expected)
     labels, channels = about.get("labels", {}), about.get("channel_names", about.get("modality", {}))
     if not isinstance(labels, dict) or not isinstance(channels, dict):
-        raise ValueError(f'{path}: expected "labels" and "channel_names" or "modality" as in nnU-Net and MSD')
+        raise ValueError(f"{path}: expected {expected}")
     numbers: dict[int, str] = {}
     for key, value in labels.items():
         number, name = (value, key) if isinstance(value, int) else (key, value)  # nnU-Net 2: {name: number}
-        if isinstance(value, list) or "ignore" in (key, value) or not str(number).isdecimal():
+        if isinstance(value, list) or not str(number).isdecimal():
             raise ValueError(f"{path}: found the label {key}: {value}, expected one number for each structure")
         numbers[int(number)] = str(name)
     if sorted(numbers) != list(range(len(numbers))):
         raise ValueError(f"{path}: found the labels {sorted(numbers)}, expected 0, 1, 2 and so on")
-    return [numbers[number] for number in range(1, len(numbers))], [str(channels[key]) for key in sorted(channels)]
+    ignored = len(numbers) - 1 if numbers.get(len(numbers) - 1) == "ignore" else None  # the last one in nnU-Net
+    names = [numbers[number] for number in range(1, len(numbers)) if number != ignored]
+    return names, [str(channels[key]) for key in sorted(channels)], ignored
 
 
 def read_case(files: CaseFiles, channel: int | None = None) -> RawCase:
-    """Read a case. Raises ValueError, naming the file, unless it is a grey volume with a label for each voxel."""
+    """Read a case in the reader process.
+
+    Raises ValueError, naming the file, unless it is a grey volume with a label for each voxel."""
+    return read_apart([file if isinstance(file, Path) else file.path for file in files], read_pair, files, channel)
+
+
+def read_pair(files: CaseFiles, channel: int | None = None) -> RawCase:
+    """Read a case in this process, see `read_case`."""
     if isinstance(files.image, Path) and files.image == files.label:
         return read_arrays(files.image)
-    image, affine = read_nifti(files.image, channel)
-    label, label_affine = read_nifti(files.label)
+    stored, stored_label = read_nifti(files.image, channel), read_nifti(files.label)
+    affine, label_affine = (one.affine if one.placed else None for one in (stored, stored_label))
+    image, label = stored.array, stored_label.array
     if image.shape != label.shape:
         raise ValueError(f"{files.image} has the shape {image.shape} but {files.label} {label.shape}")
     if affine is not None and label_affine is not None:
-        corners = [(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in image.shape))]
-        apart = np.linalg.norm(((affine - label_affine) @ np.transpose(corners))[:3], axis=0).max()
-        if apart > voxel_sizes(affine).min() / 2:
-            raise ValueError(f"{files.image} and {files.label} are up to {apart:.1f} mm apart, by their affines")
-    return RawCase(image.astype(np.float32), label, affine)
-
-
-def load_nifti(file: Path | Download) -> Any:
-    """Return a nibabel image, whose values are not read yet."""
-    if isinstance(file, Path) or file.member is None:
-        return nibabel.load(file if isinstance(file, Path) else file.path)
-    content = io.BytesIO(file.read_bytes())
-    return nibabel.Nifti1Image.from_stream(gzip.open(content) if content.getvalue()[:2] == GZIP else content)
-
-
-def read_nifti(file: Path | Download, channel: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return (array (i, j, k), affine (4, 4), None if the file does not store an orientation)."""
-    with reading(str(file)):
-        nifti = load_nifti(file)
-        check_numbers(nifti.shape, nifti.get_data_dtype(), str(file))
-        shape = nifti.shape
-        while len(shape) > 3 and shape[-1] == 1:
-            shape = shape[:-1]
-        if len(shape) not in (3, 4) or (len(shape) == 4 and channel is None):
-            raise ValueError(f"{file} has the shape {shape}; expected three dimensions, or --channel for a fourth")
-        if len(shape) == 4 and channel not in range(shape[3]):
-            raise ValueError(f"--channel {channel}: {file} has the channels 0..{shape[3] - 1}")
-        # one channel only: all of them may not fit into memory
-        array = np.asarray(nifti.dataobj[..., channel] if len(shape) == 4 else nifti.dataobj)
-        affine = affine_of(nifti.header)
-    return array.reshape(shape[:3]), affine if affine is None else checked_affine(affine, file)
-
-
-def affine_of(header: nibabel.Nifti1Header) -> np.ndarray | None:
-    """Return the affine in mm; None if the file does not store an orientation."""
-    mm = mm_of_unit(header)
-    return np.diag([mm, mm, mm, 1.0]) @ header.get_best_affine() if says_orientation(header) else None
+        check_same_place((affine, label_affine), image.shape, files)
+    same = (affine is None) == (label_affine is None)
+    note = "" if same else f"{files.image} or {files.label} has no orientation: their voxels are paired as stored"
+    return RawCase(image.astype(np.float32), label, affine, note=note)
 
 
 def read_arrays(path: Path) -> RawCase:
@@ -218,5 +197,5 @@ def read_geometry(files: CaseFiles) -> np.ndarray | None:
     """Return the affine of a case, without reading its values; None if it is unknown."""
     if files.image == files.label:
         return None
-    with reading(str(files.image)):
-        return affine_of(load_nifti(files.image).header)
+    path = files.image if isinstance(files.image, Path) else files.image.path
+    return read_apart([path], read_affine, files.image)

@@ -12,10 +12,12 @@ from tqdm import tqdm
 from datasets.check.contact_sheet import Cell, spread
 from datasets.check.data_report import DataReport, Inspection, collected, repeated_in
 from datasets.classes import preparation, prepared_names
+from datasets.formats.arrays import read_h5
+from datasets.formats.reader_process import read_apart
 from datasets.intensities import OVERSHOOT
 from datasets.synapse import ORGANS, SynapseSlices, SynapseVolumes, case_of_slice, read_list
 from datasets.transforms import RandomGenerator
-from utils.files import first_few
+from utils.files import first_few, printable
 
 LISTS = ("train.txt", "val_vol.txt", "test_vol.txt")
 REQUIRED = ("train.txt", "test_vol.txt")
@@ -25,7 +27,7 @@ PICTURES_OF_VOLUME = 4
 def check_volumes(folder: Path, num_classes: int | None) -> DataReport:
     """Inspect all listed files of a folder."""
     class_names = class_names_of(folder, num_classes)
-    number = len(class_names) + 1
+    number, ignored = len(class_names) + 1, preparation(folder)[1].get("ignore_label")
     report = DataReport([f"{folder}: slices and volumes in the layout of Synapse"])
     list_dirs = sorted(path for path in (folder / "lists").glob("*") if (path / "train.txt").is_file())
     if not list_dirs:
@@ -37,17 +39,23 @@ def check_volumes(folder: Path, num_classes: int | None) -> DataReport:
         for list_name in listed:
             with collected(report.problems):
                 dataset: SynapseSlices | SynapseVolumes = (
-                    SynapseSlices(folder / "train_npz", list_dir, RandomGenerator(32), number)
+                    SynapseSlices(folder / "train_npz", list_dir, RandomGenerator(32), number, ignore_label=ignored)
                     if list_name == "train.txt"
-                    else SynapseVolumes(folder / "test_vol_h5", list_dir, number, list_name)
+                    else SynapseVolumes(folder / "test_vol_h5", list_dir, number, list_name, ignored, read_h5_apart)
                 )
-                for index, name in enumerate(tqdm(dataset.names, f"{list_dir.name}/{list_name}", disable=None)):
+                title = printable(f"{list_dir.name}/{list_name}")
+                for index, name in enumerate(tqdm(dataset.names, title, disable=None)):
                     if (list_name, name) not in found:
                         found[list_name, name] = inspect_file(dataset, index, list_name)
         check_equal_slices(list_dir, listed, found, report)
     keep_fullest([one for one in found.values() if one.part == "train.txt"])
     report.add(list(found.values()), class_names)
     return report
+
+
+def read_h5_apart(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Call `read_h5` in the reader process, because the files to check may be damaged."""
+    return read_apart([path], read_h5, path)
 
 
 def class_names_of(folder: Path, num_classes: int | None) -> Sequence[str]:

@@ -1,8 +1,8 @@
 """Write the mask of a DICOM series as a DICOM-SEG object, which viewers and PACS overlay on the series."""
 
 import io
+import re
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,6 +33,7 @@ MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime"),
     *("AccessionNumber", "ReferringPhysicianName"),
 )
+REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 SERIES_NUMBER = 100  # added to that of the images; no other series of the study is likely to have the result
 LABEL_LENGTH = 64  # characters of a segment's label
 
@@ -54,6 +55,11 @@ def save_dicom_seg(path: Path, result: Prediction, network: str) -> None:
     for file in volume.files:
         with reading(file):
             image = pydicom.dcmread(file, stop_before_pixels=True)
+        for keyword in REQUIRED:
+            value = str(image.get(keyword) or "")
+            if not re.fullmatch(r"[0-9.]+", value):
+                tag = pydicom.tag.Tag(keyword)
+                raise ValueError(f"{NEEDED_BY}: {file}: {tag} {keyword}: found {value!r}, expected a UID")
         for name in set(MAY_BE_EMPTY) - set(image.dir()):
             setattr(image, name, None)
         if not image.get("SliceThickness"):
@@ -68,21 +74,22 @@ def save_dicom_seg(path: Path, result: Prediction, network: str) -> None:
             warnings.filterwarnings("ignore", "Encoding an empty segmentation")
             segmentation = highdicom.seg.Segmentation(
                 source_images=images,
-                pixel_array=np.ascontiguousarray(volume.as_stored(result.mask).transpose(2, 1, 0)),
+                pixel_array=np.ascontiguousarray(volume.as_stored(result.classes).transpose(2, 1, 0)),
                 segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-                segment_descriptions=segments(highdicom, result.class_names, result.colours, network),
+                segment_descriptions=segments(highdicom, result, network),
                 series_instance_uid=highdicom.UID(),
-                series_number=int(images[0].get("SeriesNumber") or 0) + SERIES_NUMBER,
+                series_number=max(0, int(images[0].get("SeriesNumber") or 0)) + SERIES_NUMBER,
                 sop_instance_uid=highdicom.UID(),
                 instance_number=1,
                 manufacturer="VM-UNet",
                 manufacturer_model_name="VM-UNet",
                 software_versions=network,
                 device_serial_number="none",
+                specific_character_set="ISO_IR 192",  # UTF-8 covers all other character sets
                 content_label="SEGMENTATION",
                 series_description="VM-UNet segmentation",
             )
-    except (AttributeError, ValueError, TypeError) as error:  # raised by highdicom for incomplete headers
+    except Exception as error:  # highdicom raises many kinds of errors for bad headers
         raise ValueError(f"{NEEDED_BY}: {path.stem} can't be referred to: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     with io.BytesIO() as buffer:
@@ -90,12 +97,12 @@ def save_dicom_seg(path: Path, result: Prediction, network: str) -> None:
         write_atomically(path, buffer.getvalue())
 
 
-def segments(highdicom: ModuleType, class_names: Sequence[str], colours: Sequence[str], network: str) -> list[Any]:
-    """Describe the classes 1, 2, ... as segments."""
-    code, coloured = highdicom.sr.CodedConcept, zip(class_names, class_colours(len(class_names), colours), strict=True)
+def segments(highdicom: ModuleType, result: Prediction, network: str) -> list[Any]:
+    """Describe the classes as segments 1, 2, ..., as DICOM numbers them, with their label in the description."""
+    code, colours = highdicom.sr.CodedConcept, class_colours(len(result.class_names), result.colours)
     family = code("123109", "DCM", "Artificial Intelligence")
     algorithm = highdicom.AlgorithmIdentificationSequence(name="VM-UNet", version=network, family=family)
-    return [
+    descriptions = [
         highdicom.seg.SegmentDescription(
             segment_number=number,
             segment_label=name[:LABEL_LENGTH],
@@ -107,5 +114,8 @@ def segments(highdicom: ModuleType, class_names: Sequence[str], colours: Sequenc
             tracking_id=name[:LABEL_LENGTH],
             display_color=highdicom.color.CIELabColor.from_rgb(*colour),
         )
-        for number, (name, colour) in enumerate(coloured, start=1)
+        for number, (name, colour) in enumerate(zip(result.class_names, colours, strict=True), start=1)
     ]
+    for description, label in zip(descriptions, result.labels[1:], strict=True):
+        description.SegmentDescription = f"label {label}"
+    return descriptions

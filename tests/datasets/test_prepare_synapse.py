@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import itertools
 import json
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from datasets import array_checks, prepare_synapse, volume_writing
+from datasets import prepare_synapse, volume_writing
 from datasets.nifti import own_orientation, write_nifti
 from datasets.prepare_synapse import BTCV_ORGANS, HOLDOUT_CASES, PUBLISHED_LISTS, PrepareSynapse, prepare
 from datasets.synapse import ORGANS, SynapseSlices, SynapseVolumes, read_list
@@ -304,10 +305,14 @@ def test_damaged_files_are_named(source, lists, tmp_path, damage):
         prepare(options(source, tmp_path, lists))
 
 
-def test_a_small_file_cannot_fill_the_memory(source, lists, tmp_path, monkeypatch):
-    monkeypatch.setattr(array_checks, "MAX_VALUES", 100)
-    with pytest.raises(ValueError, match=r"img0001.nii.gz .*\(\d, \d, \d\).* 100 "):
-        prepare(options(source, tmp_path, lists))
+def test_a_small_file_cannot_fill_the_memory(source, lists, tmp_path):
+    (path,) = source.rglob("img0001.nii.gz")
+    header = nibabel.load(path).header
+    for shape in ((2**14, 2**14, 3), (1024, 1024, 500)):  # more values than are read, more than the file can hold
+        header.set_data_shape(shape)
+        path.write_bytes(gzip.compress(header.binaryblock + bytes(1000)))
+        with pytest.raises(ValueError, match=r"img0001.nii.gz .*( 536870912 |1032)"):
+            prepare(options(source, tmp_path, lists))
 
 
 def test_the_record_names_the_window(source, lists, tmp_path):

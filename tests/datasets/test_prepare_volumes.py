@@ -9,7 +9,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from datasets.check.__main__ import Check, main
 from datasets.intensities import Scaling
-from datasets.prepare_volumes import PrepareVolumes, prepare
+from datasets.prepare_volumes import PrepareVolumes, prepare, split_cases
 from datasets.synapse import SynapseSlices, SynapseVolumes
 from datasets.transforms import RandomGenerator
 from datasets.volume_sources import case_name, find_cases
@@ -124,6 +124,44 @@ def test_nnunet_and_msd_folders_say_names_and_modality(tmp_path):
         assert record["class_names"] == ["aorta", "liver"]
         assert record["intensities"] == {"kind": "window", "low": -125, "high": 275}
         assert sorted(case for cases in parts.values() for case in cases) == ["heart_000", "heart_001", "heart_002"]
+
+
+def test_the_label_that_nnunet_ignores_becomes_255(tmp_path):
+    folder = make_data_set(tmp_path / "in", {"background": 0, "aorta": 1, "ignore": 2}, {"0": "CT"})
+    record, parts = prepare(PrepareVolumes(images=str(folder), out=str(tmp_path / "out")))
+    assert record["class_names"] == ["aorta"] and record["labels"] == [1] and record["ignore_label"] == 255
+    with h5py.File(tmp_path / "out" / "test_vol_h5" / f"{parts['test'][0]}.npy.h5") as file:
+        stored = nibabel.load(folder / "labelsTr" / f"{parts['test'][0]}.nii.gz").get_fdata()
+        assert np.unique(file["label"]).tolist() == [0, 1, 255]
+        assert (file["label"][:] == 255).sum() == (stored == 2).sum()
+
+
+def test_labels_that_a_slope_moves_are_rounded(tmp_path):
+    make_pairs(tmp_path)
+
+    def store(path, slope):
+        image = nibabel.load(path)
+        stored = nibabel.Nifti1Image((100 * np.round(image.get_fdata())).astype(np.uint8), image.affine)
+        stored.header.set_slope_inter(slope, 0)
+        nibabel.save(stored, path)
+
+    for path in (tmp_path / "labels").iterdir():
+        store(path, 0.010002)
+    record, _ = prepare(options(tmp_path))
+    assert record["labels"] == [1, 2]
+    store(path, 0.012)
+    with pytest.raises(ValueError, match=rf"{path.name}.*label \d\.\d"):
+        prepare(options(tmp_path))
+
+
+def test_a_changed_bit_of_a_compressed_image_is_noticed(tmp_path):
+    make_pairs(tmp_path)
+    path = sorted((tmp_path / "images").glob("*.nii.gz"))[0]
+    content = bytearray(path.read_bytes())
+    content[-6] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path.name}.*CRC"):
+        prepare(options(tmp_path))
 
 
 def test_one_of_several_channels_must_be_chosen(tmp_path):
@@ -309,7 +347,7 @@ def test_bad_files_are_named(tmp_path, spoil, message):
     "content, message",
     [
         ({"labels": {"background": 0, "whole": [1, 2]}}, r"dataset.json.*whole: \[1, 2\]"),
-        ({"labels": {"background": 0, "ignore": 3}}, r"dataset.json.*ignore: 3"),
+        ({"labels": {"background": 0, "ignore": 3}}, r"dataset.json.*\[0, 3\]"),
         ({"labels": {"0": "b", "2": "a"}}, r"dataset.json.*\[0, 2\]"),
         ([1], r"dataset.json.*\"labels\""),
     ],
@@ -327,7 +365,7 @@ def test_one_volume_of_another_kind_is_refused(tmp_path):
     save(nibabel.Nifti1Image(arrays(9, 0, 256)[0], affine()), tmp_path / "images" / "pat2_a.nii.gz")
     save(nibabel.Nifti1Image(arrays(9)[1], affine()), tmp_path / "labels" / "pat2_a.nii.gz")
     with pytest.raises(ValueError, match=r"pat2_a\.nii\.gz.* 0 to 25.*-125 to 275.*--window"):
-        prepare(options(tmp_path))
+        prepare(options(tmp_path, intensities="window"))
 
 
 def test_scaling_says_what_it_can_not_do():
@@ -355,3 +393,37 @@ def test_a_look_at_the_folder_knows_its_classes(tmp_path):
     main(Check(folder=str(tmp_path / "out"), output=str(tmp_path / "report")))
     text = (tmp_path / "report/report.txt").read_text(encoding="utf-8")
     assert "atrium" in text and "valve" in text and "Problems: none" in text
+
+
+def test_linked_folders_are_searched_once(tmp_path):
+    make_pairs(tmp_path / "elsewhere")
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        for name, target in (("linked", tmp_path / "elsewhere" / kind), ("loop", tmp_path / kind)):
+            (tmp_path / kind / name).symlink_to(target, target_is_directory=True)
+    _, parts = prepare(options(tmp_path))
+    assert sum(map(len, parts.values())) == 4
+
+
+def test_a_ct_among_other_scans_is_named(tmp_path):
+    make_pairs(tmp_path)
+    save(turned(arrays(low=-1000)[0], "RAS"), tmp_path / "images" / "pat3_a.nii.gz")
+    seed = next(seed for seed in range(9) if "pat3_a" not in split_of(tmp_path, seed)["train"])  # auto reads the first
+    with pytest.raises(ValueError, match="pat3_a.nii.gz.*-99.*--intensities"):
+        prepare(options(tmp_path, seed=seed))
+
+
+def split_of(folder, seed):
+    return split_cases(["pat1_a", "pat1_b", "pat2_a", "pat3_a"], options(folder, seed=seed))
+
+
+def test_a_label_without_orientation_is_told(tmp_path, caplog):
+    make_pairs(tmp_path)
+    path = tmp_path / "labels" / "pat1_a.nii.gz"
+    image = nibabel.load(path)
+    image.header.set_sform(None, 0)
+    image.header.set_qform(None, 0)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), None, image.header), tmp_path / "new.nii.gz")
+    (tmp_path / "new.nii.gz").replace(path)
+    prepare(options(tmp_path))
+    assert path.name in caplog.text and "orientation" in caplog.text

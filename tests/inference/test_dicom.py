@@ -5,9 +5,14 @@ import re
 import numpy as np
 import pytest
 
+import predict
+from datasets.formats.dicom import read_slice
 from inference.inputs import search
 from inference.prediction import Prediction
 from inference.volume_inputs import read_volume
+from predict import PredictConfig
+from utils.files import read_rows
+from utils.runs.run_folder import stop_log
 
 pydicom = pytest.importorskip("pydicom")
 SHAPE = (5, 12, 10)  # slices, rows, columns
@@ -152,6 +157,83 @@ def test_a_cut_file_is_named(tmp_path, size):
             read_volume(found.inputs[0])
 
 
+def raw(path, keyword, vr, value):
+    """Replace an element of a file by one that pydicom would not write."""
+    dataset = pydicom.dcmread(path)
+    tag, content = pydicom.tag.Tag(keyword), value.encode("latin-1")
+    element = pydicom.dataelem.RawDataElement(tag, vr, len(content), content, 0, False, True)
+    dataset[tag] = element
+    dataset.save_as(path, enforce_file_format=True)
+
+
+ODD = {  # what one file of a good series may hold
+    "decimal comma": ("PixelSpacing", "DS", "0,7\\0,7 ", "(0028,0030) PixelSpacing is '0,7"),
+    "half a spacing": ("PixelSpacing", "DS", "0.7\\", "(0028,0030)"),
+    "one spacing": ("PixelSpacing", "DS", "0.7 ", "(0028,0030)"),
+    "no spacing": ("PixelSpacing", "DS", "0\\0 ", "(0028,0030)"),
+    "rows twice": ("Rows", "US", "\x0c\0\x0c\0", "(0028,0010) Rows is [12, 12]"),
+    "zero in a UID": ("SeriesInstanceUID", "UI", "1.2\0.3 ", "(0020,000E)"),
+    "path as a UID": ("SeriesInstanceUID", "UI", "../../up", "(0020,000E)"),
+    "short directions": ("ImageOrientationPatient", "DS", "1\\0\\0\\0\\1 ", "(0020,0037)"),
+    "short position": ("ImagePositionPatient", "DS", "1\\0 ", "(0020,0032)"),
+    "words as a position": ("ImagePositionPatient", "DS", "here\\0\\0 ", "(0020,0032)"),
+    "nan": ("ImagePositionPatient", "DS", "nan\\0\\0 ", "(0020,0032)"),
+    "slope": ("RescaleSlope", "DS", "1,0 ", "(0028,1053) RescaleSlope is '1,0"),
+    "slope of nothing": ("RescaleSlope", "DS", "0 ", "(0028,1053)"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_an_odd_header_costs_its_file_only(tmp_path, odd):
+    keyword, vr, value, told = ODD[odd]
+    write_series(tmp_path)
+    write(tmp_path / "zz.dcm", number=99, position=(0, 0, 40))
+    raw(tmp_path / "zz.dcm", keyword, vr, value)
+    found = search([tmp_path])
+    assert [(one.path.name, one.mistake) for one in found.exclusions] == [("zz.dcm", True)]
+    assert told in found.exclusions[0].reason
+    np.testing.assert_array_equal(read_volume(found.inputs[0]).slices, STORED.astype(np.float32) - 1024)
+    for path in tmp_path.glob("?.dcm"):  # a whole series of such
+        raw(path, keyword, vr, value)
+    found = search([tmp_path])
+    assert not found.inputs and [one.mistake for one in found.exclusions] == 6 * [True]
+    assert all(told in one.reason for one in found.exclusions)
+
+
+@pytest.mark.parametrize(
+    "keyword, vr, value",
+    [("PixelSpacing", "UT", "0.8\\0.7 "), ("InstanceNumber", "IS", "first "), ("InstanceNumber", "IS", "")],
+)
+def test_what_can_be_understood_is_read(tmp_path, keyword, vr, value):
+    write_series(tmp_path)
+    for path in tmp_path.glob("?.dcm"):
+        raw(path, keyword, vr, value)
+    volume = read(tmp_path)
+    np.testing.assert_array_equal(volume.slices, STORED.astype(np.float32) - 1024)
+    np.testing.assert_allclose(volume.spacing, (2.5, 0.8, 0.7))
+
+
+def test_photographs_are_read_and_files_without_pixels_are_named(tmp_path):
+    write_series(tmp_path / "series")
+    write(tmp_path / "empty.dcm", PixelData=None)
+    write(tmp_path / "photo.dcm", SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0)
+    found = search([tmp_path / "series", tmp_path / "photo.dcm", tmp_path / "empty.dcm"])
+    assert [(one.path.name, one.format) for one in found.inputs] == [("series", "dicom"), ("photo.dcm", "photograph")]
+    assert [one.path.name for one in found.mistakes] == ["empty.dcm"] and "without pixels" in found.mistakes[0].reason
+
+
+def test_a_deflated_file_inflates_to_a_slice_only(tmp_path, monkeypatch):
+    write_series(tmp_path)
+    for path in tmp_path.glob("?.dcm"):
+        dataset = pydicom.dcmread(path)
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+        dataset.save_as(path, enforce_file_format=True)
+    np.testing.assert_array_equal(read(tmp_path).slices, STORED.astype(np.float32) - 1024)
+    monkeypatch.setattr("datasets.formats.dicom.LARGEST_DEFLATED", 300)
+    with pytest.raises(ValueError, match="inflates"):
+        read_slice(path)
+
+
 def test_slices_of_different_directions_or_spacings_are_no_volume(tmp_path):
     write_series(tmp_path, of_slice=lambda i: {"PixelSpacing": [0.8, 0.7 + 0.1 * i]})
     with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))}.*0.8, 0.7.*0.8, 1.1"):
@@ -212,3 +294,116 @@ def test_a_mask_of_other_files_or_of_several_series_is_refused(tmp_path):
     volume.files = ()
     with pytest.raises(ValueError, match="--dicom-seg: mask"):
         save_dicom_seg(tmp_path / "mask.dcm", result, "abc")
+
+
+ACROSS, DOWN = [1, 0, 0], [0, 1, 0]
+GEOMETRIES = {
+    "flipped columns": ([-1, 0, 0, *DOWN], (0, 0, 2.5)),
+    "flipped rows and slices": ([*ACROSS, 0, -1, 0], (0, 0, -2.5)),
+    "coronal": ([*ACROSS, 0, 0, -1], (0, 2.5, 0)),
+    "tilted gantry": ([*ACROSS, 0, 0.9553365, -0.2955202], (0, 0, 2.5)),
+}
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_segments_lie_where_the_mask_lies(tmp_path, geometry):
+    """Centroids in the patient, from the frames' own positions, and from the affine of the NIfTI mask."""
+    pytest.importorskip("highdicom")
+    from inference.formats.dicom_seg import save_dicom_seg
+
+    directions, step = GEOMETRIES[geometry]
+    volume = read(write_series(tmp_path / "series", step, ImageOrientationPatient=directions))
+    classes = np.zeros(volume.slices.shape, np.uint8)
+    low, middle, high = (np.array(classes.shape) * part // 8 for part in (1, 4, 7))
+    classes[tuple(map(slice, low, middle))], classes[tuple(map(slice, middle, high))] = 1, 2
+    result = Prediction(classes, None, ["liver", "tumour"], volume, volume.spacing, mask_values=(0, 6, 7))
+    save_dicom_seg(tmp_path / "mask.dcm", result, "abc")
+    stored = pydicom.dcmread(tmp_path / "mask.dcm")
+    assert [s.SegmentDescription for s in stored.SegmentSequence] == ["label 6", "label 7"]
+    found: dict[int, list] = {1: [], 2: []}
+    shared = stored.SharedFunctionalGroupsSequence[0]
+    down, across = shared.PixelMeasuresSequence[0].PixelSpacing
+    row, column = np.reshape(shared.PlaneOrientationSequence[0].ImageOrientationPatient, (2, 3)).astype(float)
+    for frame, pixels in zip(stored.PerFrameFunctionalGroupsSequence, stored.pixel_array, strict=True):
+        corner = np.array(frame.PlanePositionSequence[0].ImagePositionPatient, dtype=float)
+        number = frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        found[number] += [corner + x * across * row + y * down * column for y, x in np.argwhere(pixels)]
+    nifti = volume.to_nifti(result.mask, np.uint8)
+    for number, label in ((1, 6), (2, 7)):
+        voxels = np.argwhere(np.asarray(nifti.dataobj) == label)
+        expected = (nifti.affine @ [*voxels.mean(0), 1])[:3] * [-1, -1, 1]  # NIfTI's axes point right and front
+        assert len(voxels) == len(found[number]) > 0
+        np.testing.assert_allclose(np.mean(found[number], 0), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("characters", [["", "ISO 2022 IR 87"], ["", "ISO 2022 IR 149"], "", "ISO_IR 100", None])
+def test_every_character_set_gives_a_mask(tmp_path, characters):
+    pytest.importorskip("highdicom")
+    from inference.formats.dicom_seg import save_dicom_seg
+
+    name = {"IR 87": "Yamada^Tarou=山田^太郎", "IR 149": "Hong^Gildong=洪^吉洞=홍^길동", "_IR 100": "Grün^Jörg"}
+    name = next((text for part, text in name.items() if str(characters).rstrip("']").endswith(part)), "Doe^Jo")
+    volume = read(write_series(tmp_path / "series", SpecificCharacterSet=characters, PatientName=name))
+    result = Prediction(np.ones(SHAPE, np.uint8), None, ["größe"], volume, volume.spacing)
+    save_dicom_seg(tmp_path / "mask.dcm", result, "abc")
+    stored = pydicom.dcmread(tmp_path / "mask.dcm")
+    assert stored.PatientName == name and stored.SegmentSequence[0].SegmentLabel == "größe"
+
+
+@pytest.mark.parametrize("keyword", ["FrameOfReferenceUID", "StudyInstanceUID", "SeriesInstanceUID"])
+def test_a_series_that_can_not_be_referred_to_lacks_its_dicom_seg_only(tmp_path, organs, keyword):
+    pytest.importorskip("highdicom")
+    write_series(tmp_path / "bad", **{keyword: None})
+    write_series(tmp_path / "good", StudyInstanceUID="1.2.4", SeriesInstanceUID="1.2.5")
+    out = tmp_path / "out"
+    options = dict(checkpoint=str(organs), inputs=(str(tmp_path / "bad"), str(tmp_path / "good")), output=str(out))
+    for existing in ("refuse", "skip"):
+        with pytest.raises(ValueError, match="1 DICOM-SEG .*bad"):
+            try:
+                predict.main(PredictConfig(**options, dicom_seg=True, device="cpu", existing=existing))
+            finally:
+                stop_log()
+        log = (out / "log.txt").read_text(encoding="utf-8")
+        assert keyword in log and "(002" in log
+        assert {row["name"] for row in read_rows(out / "structures.csv")} == {"bad", "good"}
+        for folder, files in (("masks", 2), ("overlays", 2), ("dicom_seg", 1)):
+            assert len(list((out / folder).iterdir())) == files
+
+
+def test_orientations_that_differ_by_rounding_are_one_volume(tmp_path):
+    """Rounding to any number of digits would split such a series."""
+    tilts = (0.0005, 0.000499999, 0.0, 0.0012, 0.0007)
+    volume = read(write_series(tmp_path, of_slice=lambda i: {"ImageOrientationPatient": [1, tilts[i], 0, 0, 1, 0]}))
+    np.testing.assert_array_equal(volume.slices, STORED.astype(np.float32) - 1024)
+    assert volume.spacing[0] == pytest.approx(2.5)
+
+
+def test_a_series_that_becomes_several_volumes_is_told(tmp_path, caplog):
+    write_series(tmp_path, of_slice=lambda i: {"Modality": "MR" if i > 2 else "CT"})
+    assert sorted(len(item.files) for item in search([tmp_path]).inputs) == [2, 3]
+    assert "1.2.3.4_2" in caplog.text and tmp_path.name in caplog.text
+
+
+@pytest.mark.parametrize(
+    "of_slice, told",
+    [
+        (lambda i: {"ImagePositionPatient": None} if i == 2 else {}, "4 of 5 .*0020,0032"),
+        (lambda i: {"ImagePositionPatient": None, "InstanceNumber": None}, "numbered 0, 0.*0020,0013"),
+        (lambda i: {"ImagePositionPatient": None, "InstanceNumber": i + (i > 2)}, "numbered 0, 1, 2, 4.*0020,0013"),
+        (lambda i: {"ImagePositionPatient": None, "InstanceNumber": i // 2}, "numbered 0, 0, 1.*0020,0013"),
+    ],
+)
+def test_slices_that_cannot_be_sorted_are_no_volume(tmp_path, of_slice, told):
+    with pytest.raises(ValueError, match=f"{tmp_path.name}.*{told}"):
+        read(write_series(tmp_path, of_slice=of_slice))
+
+
+def test_numbers_sort_slices_without_positions(tmp_path):
+    volume = read(write_series(tmp_path, ImagePositionPatient=None))
+    np.testing.assert_array_equal(volume.slices, STORED.astype(np.float32) - 1024)
+
+
+def test_values_in_the_upper_bits_are_named(tmp_path):
+    write(tmp_path / "a.dcm", BitsStored=12, HighBit=15)
+    (one,) = search([tmp_path]).mistakes
+    assert "(0028,0102)" in one.reason and "15" in one.reason and "11" in one.reason

@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-from pathlib import Path
 
 import torch
 
@@ -56,17 +55,3 @@ def has_bf16() -> bool:
 def warn_of_slow_bf16() -> None:
     if not has_bf16():
         log.warning("--precision bf16: this processor has no instructions for it, --precision fp32 is faster here")
-
-
-def free_memory() -> int:
-    """Bytes of main memory that can still be used, within the container's limit; 0 if the system does not say."""
-    try:
-        kibibytes = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
-    except FileNotFoundError:  # not Linux
-        names = getattr(os, "sysconf_names", ())
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if "SC_PHYS_PAGES" in names else 0
-    free = int(kibibytes["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and limit.read_text(encoding="utf-8").strip().isdigit():
-        free = min(free, int(limit.read_text(encoding="utf-8")) - int(used.read_text()))
-    return free
