@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.isic import Pair, find_pairs
-from utils.files import first_few, list_duplicates, read_rows
+from utils.files import first_few, list_duplicates, normal_name, read_rows
 
 SPLIT_LIST = "split.csv"  # written by datasets.prepare_isic: a row for each id, a column for each protocol
 
@@ -49,10 +49,7 @@ def listed_pairs(root: str | Path, split: str) -> list[Pair]:
     if not path.is_file():
         expected = f"train, val and test, or a {SPLIT_LIST} from datasets.prepare_isic (data/README.md)"
         raise FileNotFoundError(f"--protocol holdout: {root} has no folder test; expected {expected}")
-    rows = read_rows(path)
-    if not rows or not {"id", "holdout"} <= rows[0].keys():
-        raise ValueError(f"{path} has no columns id and holdout; expected a list from datasets.prepare_isic")
-    wanted = {row["id"] for row in rows if row["holdout"] == split}
+    wanted = {normal_name(row["id"]) for row in read_rows(path, "id", "holdout") if row["holdout"] == split}
     pairs = [pair for pair in pooled_pairs(root) if pair[0] in wanted]
     missing = sorted(wanted - {stem for stem, _, _ in pairs})
     if missing or not wanted:

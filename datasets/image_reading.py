@@ -23,27 +23,34 @@ def is_superpixels(path: Path) -> bool:
 
 
 def check_training_image(file: Image.Image) -> None:
-    """Raise ValueError for an image or mask that is almost certainly a mistake: transparent, or a single pixel."""
+    """Raise ValueError for an image or mask of a single pixel, which is almost certainly a mistake."""
     if file.width * file.height < 2:
         raise ValueError("it has one pixel, expected an image")
-    if "A" in file.getbands():
-        low, high = file.getchannel("A").getextrema()
-        if low != high:
-            raise ValueError("it is transparent in places, expected an image without transparency")
 
 
-def read_image(path: str | Path, training: bool = False) -> torch.Tensor:
-    """Read an image file as RGB: uint8 tensor (3, H, W). Grey levels of more than 8 bits are stretched to 0..255.
+def check_opaque(file: Image.Image) -> None:
+    """Raise ValueError for an image with transparent pixels, by an alpha channel, a palette or a transparent colour."""
+    if is_deep(file) and "transparency" in file.info:
+        check_alpha(np.asarray(file) != file.info["transparency"])
+    elif file.has_transparency_data:
+        check_alpha(np.asarray(file.convert("RGBA").getchannel("A")))
 
-    training: also apply `check_training_image`."""
+
+def check_alpha(alpha: np.ndarray) -> None:
+    """Raise ValueError for opacities (H, W) that differ or are all 0: the colours of invisible pixels are arbitrary."""
+    if alpha.min() != alpha.max() or not alpha.max():
+        raise ValueError("it is transparent in places, expected an image without transparency")
+
+
+def read_image(path: str | Path) -> torch.Tensor:
+    """Read an image file as RGB: uint8 tensor (3, H, W). Grey levels of more than 8 bits are stretched to 0..255."""
     with open_image(path) as file:
-        if training:
-            check_training_image(file)
         return rgb(file)
 
 
 def rgb(file: Image.Image) -> torch.Tensor:
-    """Return the pixels of an open image as `read_image` does."""
+    """Return the pixels of an open image as `read_image` does, in training and in prediction."""
+    check_opaque(file)
     pixels = stretched_rgb(deep_values(file)) if is_deep(file) else np.array(file.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 

@@ -10,8 +10,8 @@ import torch
 
 from datasets.cache import CachedDataset, Key, split_key
 from datasets.image_reading import EXTENSIONS, MASK_SUFFIX, OTHER_PICTURES, is_superpixels, read_image
-from datasets.masks import MaskValue, check_same_size, read_mask
-from utils.files import check_name, first_few
+from datasets.masks import MaskReader, MaskValue, check_same_size
+from utils.files import check_name, first_few, normal_name
 
 log = logging.getLogger("vmunet")
 
@@ -23,7 +23,8 @@ class ISICDataset(CachedDataset):
     """`root/split/{images,masks}`. dataset[key], key = index or (epoch, index), -> (image, target, name).
 
     image float32 (3, size, size), target float32 (1, size, size) or class ids int64 (size, size), name the file's stem
-    (see ISICTransform). With `augment` the random decisions depend on seed, epoch and index only.
+    (see ISICTransform); a StrongTransform adds its parameters. With `augment` the random decisions depend on seed,
+    epoch and index only.
     pairs: [(stem, image path, mask path)] to use instead of all pairs of the folder."""
 
     root: str | Path
@@ -34,12 +35,15 @@ class ISICDataset(CachedDataset):
     augment: bool = False
     seed: int = 42
     pairs: Sequence[Pair] = ()
+    ignore_label: int | None = None
 
     def __post_init__(self) -> None:
         folder = Path(self.root, self.split)
         self.pairs = self.pairs or find_pairs(folder / "images", folder / "masks")
         for stem, path, _ in self.pairs:
             check_name(stem, path.parent)
+        files = list(dict.fromkeys([*find_masks(self.root), *(Path(mask) for *_, mask in self.pairs)]))
+        self.masks = MaskReader(files, self.num_classes, self.mask_values, self.ignore_label)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -52,17 +56,17 @@ class ISICDataset(CachedDataset):
     def decode(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (image (3, H, W), mask (1, H, W)) as stored, uint8."""
         _, image_path, mask_path = self.pairs[index]
-        image, mask = read_image(image_path, training=True), read_mask(mask_path, self.num_classes, self.mask_values)
+        image, mask = read_image(image_path), self.masks.read(mask_path)
         check_same_size(image, mask, image_path, mask_path)
         if image.min() == image.max():
             raise ValueError(f"{image_path} has the same value in every pixel, expected an image")
         return image, mask
 
-    def __getitem__(self, key: Key) -> tuple[torch.Tensor, torch.Tensor, str]:
+    def __getitem__(self, key: Key) -> tuple:
         epoch, index = split_key(key)
         rng = random.Random(f"{self.seed}/{epoch}/{index}") if self.augment else None
-        image, target = self.transform(*self.sample(index), rng)
-        return image, target, self.pairs[index][0]
+        image, target, *drawn = self.transform(*self.sample(index), rng)
+        return image, target, self.pairs[index][0], *drawn
 
 
 def find_pairs(images: str | Path, masks: str | Path) -> list[Pair]:
@@ -78,14 +82,20 @@ def find_pairs(images: str | Path, masks: str | Path) -> list[Pair]:
     return pairs
 
 
+def find_masks(root: str | Path) -> list[Path]:
+    """Return all masks of a folder: those of root/{train,val,test}/masks and root/masks."""
+    folders = [Path(root, part, "masks") for part in ("train", "val", "test", "")]
+    return [path for folder in folders if folder.is_dir() for paths in list_images(folder).values() for path in paths]
+
+
 def list_images(folder: str | Path) -> dict[str, list[Path]]:
-    """Return {stem: [paths]} of the images in a folder, without hidden files and ISIC's superpixels."""
+    """Return {stem in its normal form: [paths]} of the images in a folder, without hidden files and superpixels."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; expected {{train,val}}/{{images,masks}} (data/README.md)")
     found: dict[str, list[Path]] = {}
     for path in sorted(Path(folder).iterdir()):
         if path.suffix.lower() in EXTENSIONS and path.name[0] != "." and not is_superpixels(path):
-            found.setdefault(path.stem, []).append(path)
+            found.setdefault(normal_name(path.stem), []).append(path)
     return found
 
 

@@ -11,6 +11,8 @@ OUT/duplicates.csv the images that occur twice (datasets/duplicates.py). To comp
 repeat the command; it checks the files that exist.
 """
 
+import utils.start
+
 import itertools
 import os
 import random
@@ -31,7 +33,7 @@ from datasets.duplicates import Duplicate, Fingerprint, find_duplicates, fingerp
 from datasets.folds import SPLIT_LIST
 from datasets.image_reading import MASK_SUFFIX, read_image
 from datasets.isic import find_pairs
-from datasets.masks import check_same_size, read_mask
+from datasets.masks import MaskReader, check_same_size
 from datasets.preparation_record import claim_folder, sha256
 from utils.files import first_few, list_duplicates, read_rows, write_rows
 from utils.machine.device import available_cpus
@@ -265,7 +267,7 @@ def write_pair(
 def decode(paths: Sequence[Path], origins: Sequence[Path | str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (image (3, H, W), mask (1, H, W)), uint8; errors name `origins` instead of `paths`."""
     try:
-        image, mask = read_image(paths[0]), read_mask(paths[1])
+        image, mask = read_image(paths[0]), MaskReader().read(paths[1])
     except ValueError as error:
         text = str(error)
         for path, origin in zip(paths, origins, strict=True):

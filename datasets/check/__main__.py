@@ -5,13 +5,16 @@
     python -m datasets.check data/Synapse
 
 The folder holds images and masks, as {train,val,test}/{images,masks} or {images,masks}, or has the layout of Synapse.
---num-classes and --mask-values are those of training; the report lists the values in the masks. Written to --output:
-report.txt, files.csv with a row for each file, contact sheets of each part and of the files with a problem or warning.
+--num-classes, --mask-values and --ignore-label are those of training; the report lists the values in the masks.
+The output folder gets report.txt, files.csv with a row for each file, and contact sheets of each part and of the files
+with a problem or a warning.
 
 Exit status 0: ready for training. 1: training would fail or its scores would be invalid (unreadable files, files
 without a partner, sizes or values that do not fit, equal pixels in two parts). 2: not a data folder, or a wrong flag.
 Unusual data (empty masks, similar images in two parts) is a warning and leaves the status at 0.
 """
+
+import utils.start
 
 import sys
 from dataclasses import dataclass
@@ -31,6 +34,7 @@ class Check:
     folder: Annotated[str, tyro.conf.Positional]  # the data to check
     num_classes: int | None = None  # as in training; none: binary masks, or the classes of prepared volumes
     mask_values: tuple[str, ...] = ()  # as in training
+    ignore_label: int | None = None  # as in training
     output: str | None = None  # folder for the report; none: results/check_<name of the folder>
     thumbnails: int = 96  # pictures on a contact sheet, spread evenly over the part
     debug: bool = False  # show the traceback of errors
@@ -45,7 +49,7 @@ def main(options: Check) -> int:
     if (folder / "train_npz").is_dir() or (folder / "test_vol_h5").is_dir():
         report = check_volumes(folder, options.num_classes)
     else:
-        report = check_images(folder, options.num_classes, options.mask_values)
+        report = check_images(folder, options.num_classes, options.mask_values, options.ignore_label)
     report.save(output, options.thumbnails)
     print(report.text(shown=20), end="")
     print(f"\nContact sheets, report.txt and files.csv are in {output}")

@@ -14,41 +14,68 @@ from tqdm import tqdm
 
 from datasets.check.contact_sheet import Cell
 from datasets.check.data_report import DataReport, Inspection, collected, repeated_in
+from datasets.classes import palette_colours, raw_volume
 from datasets.duplicates import find_duplicates, fingerprint
 from datasets.image_reading import check_training_image, read_image
-from datasets.isic import Pair, describe_unused, match_files
-from datasets.masks import GREY_LEVELS, MaskValue, check_same_size, distinct, grey_values, parse_mask_values, read_mask
-from utils.files import first_few, open_image
+from datasets.isic import Pair, describe_unused, find_masks, match_files
+from datasets.masks import GREY_LEVELS, VOID, MaskReader, check_same_size, distinct, parse_mask_values, void_flags
+from utils.files import REPOSITORY, first_few, open_image
 from utils.machine.device import available_cpus
 
 PARTS = ("train", "val", "test")
+BATCH_SIZE = 32  # the default of train.py
+DEFAULT_START = REPOSITORY / "pretrained_weights" / "vssmsmall_dp03_ckpt_epoch_238.pth"  # vmamba-small, once downloaded
 
 
-def check_images(folder: Path, num_classes: int | None, mask_values: tuple[str, ...]) -> DataReport:
+def check_images(
+    folder: Path, num_classes: int | None, mask_values: tuple[str, ...], ignore_label: int | None = None
+) -> DataReport:
     """Inspect all pairs of a folder.
 
-    num_classes, mask_values: as in training; by default masks are binary, or have a class for each of `mask_values`."""
+    num_classes, mask_values, ignore_label: as in training; by default masks are binary, or have a class for each of
+    `mask_values`."""
     report = DataReport([f"{folder}: images and masks"])
     pairs = find_all_pairs(folder, report)
     if not pairs:
         reasons = "; ".join([*report.problems, *report.warnings])
-        raise ValueError(f"{folder} holds no pair of an image and a mask; {reasons}")
+        raise ValueError(f"{folder} holds no pair of an image and a mask; {reasons}{advice_for_volumes(folder)}")
     if num_classes is None:
         num_classes = len(mask_values) if len(mask_values) > 2 else 1
     values = parse_mask_values(mask_values, num_classes)
+    reader = MaskReader(find_masks(folder), num_classes, values, ignore_label)
     with ThreadPoolExecutor(available_cpus()) as pool:
-        results = pool.map(lambda one: inspect_pair(one[0], one[1], num_classes, values), pairs)
+        results = pool.map(lambda one: inspect_pair(one[0], one[1], reader), pairs)
         inspections = list(tqdm(results, "pairs", len(pairs), disable=None))
     check_duplicates(inspections, report)
     class_names = ["object"] if num_classes == 1 else [f"class {c}" for c in range(1, num_classes)]
+    with contextlib.suppress(ValueError, OSError):  # inspect_pair has reported this mask already
+        in_flags = [value for value in mask_values[1:] if value[0] == "#"]
+        report.class_colours = in_flags or palette_colours(folder, num_classes)
     report.add(inspections, class_names)
 
-    command = ["python", "train.py", "--dataset", folder.resolve().name, "--data-path", str(folder)]
-    command += ["--num-classes", str(num_classes)] if num_classes > 1 else []
-    command += ["--mask-values", *mask_values] if mask_values else []
-    command += ["--folds", "5", "--fold", "0"] if (folder / "images").is_dir() else []
-    report.lines += ["", f"Train with: {shlex.join(command)}"]
+    flags = ["--num-classes", str(num_classes)] if num_classes > 1 else []
+    flags += ["--mask-values", *mask_values] if mask_values else []
+    flags += ["--ignore-label", str(ignore_label)] if ignore_label is not None else []
+    stored = [[int(v) for v in one.columns.get("values", "").split() if v.isdecimal()] for one in inspections]
+    if ignore_label is None and any(map(void_flags, stored)):
+        advised = void_flags({value for values in stored for value in values})
+        report.warnings.append(f"{VOID} beside class ids is usually 'ignore' and no class: {advised}")
+        flags = advised.split()
+    report.lines += ["", f"Train with: {training_command(folder, flags, [part for part, _ in pairs])}"]
     return report
+
+
+def training_command(folder: Path, flags: Sequence[str], parts: Sequence[str]) -> str:
+    """Return a command that trains on an unchanged folder with pairs in these parts, without a download."""
+    name, number = folder.resolve().name, parts.count("train")
+    command = ["python", "train.py", "--dataset", "own" if name == "demo" else name, "--data-path", str(folder), *flags]
+    if not {"train", "val"} <= set(parts):
+        pool = len(parts) - parts.count("test")
+        command += ["--folds", "5", "--fold", "0"]
+        number = pool - -(-pool // 5)
+    command += ["--batch-size", str(max(1, number))] if number < BATCH_SIZE else []
+    command += [] if DEFAULT_START.is_file() else ["--recipe", "stable", "--load-ckpt-path", "none"]
+    return shlex.join(command)
 
 
 def find_all_pairs(folder: Path, report: DataReport) -> list[tuple[str, Pair]]:
@@ -56,7 +83,7 @@ def find_all_pairs(folder: Path, report: DataReport) -> list[tuple[str, Pair]]:
     parts = {part: folder / part for part in PARTS if (folder / part).is_dir()}
     if not parts and not (folder / "images").is_dir():
         expected = "train/images and train/masks, or images and masks, or train_npz and lists (data/README.md)"
-        raise FileNotFoundError(f"{folder} is no folder of data; expected {expected}")
+        raise FileNotFoundError(f"{folder} is no folder of data; expected {expected}{advice_for_volumes(folder)}")
     pairs: list[tuple[str, Pair]] = []
     for part, place in (parts or {"all": folder}).items():
         with collected(report.problems):
@@ -70,11 +97,17 @@ def find_all_pairs(folder: Path, report: DataReport) -> list[tuple[str, Pair]]:
     return pairs
 
 
-def inspect_pair(part: str, pair: Pair, num_classes: int, values: Sequence[MaskValue]) -> Inspection:
+def advice_for_volumes(folder: Path) -> str:
+    """Return advice on preparing the volumes in a folder; "" if it holds no NIfTI file."""
+    volume, command = raw_volume(folder)
+    return f". It holds volumes, such as {volume}: prepare them with {command}" * (volume is not None)
+
+
+def inspect_pair(part: str, pair: Pair, reader: MaskReader) -> Inspection:
     """Read image and mask as training does."""
     stem, image_path, mask_path = pair
-    found = Inspection(part, stem, cells=[Cell(stem, lambda: read_pair(pair, num_classes, values, []))])
-    image, classes = read_pair(pair, num_classes, values, found.problems)
+    found = Inspection(part, stem, cells=[Cell(stem, lambda: read_pair(pair, reader, []))])
+    image, classes = read_pair(pair, reader, found.problems)
     if image is not None:
         found.fingerprint = fingerprint(image)
         found.columns["size"] = f"{image.shape[2]}x{image.shape[1]}"
@@ -87,9 +120,10 @@ def inspect_pair(part: str, pair: Pair, num_classes: int, values: Sequence[MaskV
                 found.warnings.append(f"image with an orientation tag, which is {how}")
             check_training_image(file)
     with contextlib.suppress(ValueError, OSError):  # read_pair reported it
-        found.columns["values"] = stored_values(mask_path)
+        found.columns["values"] = stored_values(mask_path, reader)
     if classes is not None:
-        found.counts = np.bincount(classes.numpy().ravel(), minlength=max(num_classes, 2))
+        number = max(reader.num_classes, 2)
+        found.counts = np.bincount(classes.numpy().ravel(), minlength=number)[:number]
         if not found.counts[0]:
             found.warnings.append("mask without background")
         elif not found.counts[1:].any():
@@ -97,14 +131,14 @@ def inspect_pair(part: str, pair: Pair, num_classes: int, values: Sequence[MaskV
     return found
 
 
-def stored_values(path: Path) -> str:
+def stored_values(path: Path, reader: MaskReader) -> str:
     """Return the distinct grey levels, palette indices or colours in a mask file, such as "0 255"."""
     with open_image(path) as file:
-        if file.mode in ("RGB", "RGBA"):
+        if file.mode in ("RGB", "RGBA") or (file.mode == "P" and isinstance((*reader.mask_values, 0)[0], tuple)):
             colours: Any = file.convert("RGB").getcolors(GREY_LEVELS) or ()  # [(count, (r, g, b))]
             if any(len(set(colour)) > 1 for _, colour in colours):
-                return " ".join(sorted("#{:02x}{:02x}{:02x}".format(*colour) for _, colour in colours))
-        values = distinct(grey_values(file))
+                return " ".join(sorted(f"#{bytes(colour).hex()}" for _, colour in colours))
+        values = distinct(reader.values(file))
     return "many" if len(values) > GREY_LEVELS else " ".join(map(str, values))
 
 
@@ -120,18 +154,18 @@ def check_duplicates(inspections: Sequence[Inspection], report: DataReport) -> N
     for (kind, apart), names in sorted(groups.items()):
         entries = report.problems if kind == "same pixels" and apart else report.warnings
         where = "different parts" if apart else "one part"
-        entries.append(f"{len(names)} pairs of images with {kind} in {where}: {first_few(names)}")
+        entries.append(f"{len(names)} pairs of images in {where} ({kind}): {first_few(names)}")
 
 
-def read_pair(pair: Pair, num_classes: int, values: Sequence[MaskValue], problems: list[str]) -> tuple[Any, Any]:
+def read_pair(pair: Pair, reader: MaskReader, problems: list[str]) -> tuple[Any, Any]:
     """Return (image (3, H, W), classes (H, W)); None for a file with an error, which is added to `problems`."""
     _, image_path, mask_path = pair
     image = classes = None
     with collected(problems):
         image = read_image(image_path)
     with collected(problems):
-        mask = read_mask(mask_path, num_classes, values)
-        classes = mask[0] >= 128 if num_classes == 1 else mask[0]
+        mask = reader.read(mask_path)
+        classes = mask[0] >= 128 if reader.num_classes == 1 else mask[0]
         if image is not None:
             check_same_size(image, mask, image_path, mask_path)
     return image, classes

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy.ndimage import binary_erosion
 
 from utils.files import write_atomically
-from utils.plots import TRUTH, class_colours, for_display
+from utils.plots import TRUTH, Colour, class_colours, for_display
 
 SIDE, GAP, LINE, COLUMNS = 144, 6, 13, 12  # pixels of a picture, a gap, a line of text; pictures in a row
 OPACITY = 0.55  # of the colours of several classes
@@ -33,20 +33,24 @@ def spread(items: Sequence[Any], number: int) -> list[Any]:
     return [items[round(place)] for place in np.linspace(0, len(items) - 1, min(number, len(items)))]
 
 
-def save_sheet(path: Path, title: str, cells: Sequence[Cell], class_names: Sequence[str]) -> None:
-    """Write the cells as a PNG. One class is drawn as an outline, several as colours with a legend."""
+def save_sheet(
+    path: Path, title: str, cells: Sequence[Cell], class_names: Sequence[str], given: Sequence[str] = ()
+) -> None:
+    """Write the cells as a PNG. One class is drawn as an outline, several as colours with a legend, those `given` (see
+    `class_colours`)."""
+    colours = class_colours(len(class_names), given)
     columns = max(4, min(COLUMNS, len(cells)))
     step = SIDE + GAP + (2 * LINE if any(cell.note for cell in cells) else LINE)
     sheet = Image.new("RGB", (columns * (SIDE + GAP) + GAP, TOP + -(-len(cells) // columns) * step + GAP), PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     draw.text((GAP, GAP), title, INK, font)
     x = GAP
-    for name, colour in zip(class_names, class_colours(len(class_names)), strict=True) if len(class_names) > 1 else ():
+    for name, colour in zip(class_names, colours, strict=True) if len(class_names) > 1 else ():
         draw.text((x, GAP + 2 * LINE - 8), name, colour, font)
         x += 12 + int(font.getlength(name))
     for place, cell in enumerate(cells):
         x, y = GAP + place % columns * (SIDE + GAP), TOP + place // columns * step
-        picture = thumbnail(*cell.read(), len(class_names))
+        picture = thumbnail(*cell.read(), colours)
         sheet.paste(picture, (x + (SIDE - picture.width) // 2, y + (SIDE - picture.height) // 2))
         draw.text((x, y + SIDE), shortened(cell.name, font), INK, font)
         draw.text((x, y + SIDE + LINE), shortened(cell.note, font), NOTE, font)
@@ -55,8 +59,9 @@ def save_sheet(path: Path, title: str, cells: Sequence[Cell], class_names: Seque
     write_atomically(path, buffer.getvalue())
 
 
-def thumbnail(image: Any, classes: Any, number: int) -> Image.Image:
-    """Return a small picture of an image with its mask of `number` classes; a red one for an unreadable image."""
+def thumbnail(image: Any, classes: Any, colours: Sequence[Colour]) -> Image.Image:
+    """Return a thumbnail of an image with its mask in the colours of the classes 1, 2, ...; a red one if the image is
+    unreadable. Other numbers in the mask, such as an ignore label, are not drawn."""
     if image is None:
         return Image.new("RGB", (SIDE, SIDE), NOTE)
     image = np.asarray(image)
@@ -67,11 +72,11 @@ def thumbnail(image: Any, classes: Any, number: int) -> Image.Image:
         return picture
     classes = Image.fromarray(np.asarray(classes, dtype=np.uint8)).resize(picture.size, Image.Resampling.NEAREST)
     classes, pixels = np.asarray(classes), np.array(picture)
-    inside = classes > 0
-    if number == 1:
+    inside = (classes > 0) & (classes <= len(colours))
+    if len(colours) == 1:
         pixels[inside & ~binary_erosion(inside)] = TRUTH
     else:
-        pixels[inside] = (1 - OPACITY) * pixels[inside] + OPACITY * np.array(class_colours(number))[classes[inside] - 1]
+        pixels[inside] = (1 - OPACITY) * pixels[inside] + OPACITY * np.array(colours)[classes[inside] - 1]
     return Image.fromarray(pixels)
 
 

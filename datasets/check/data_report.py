@@ -10,7 +10,7 @@ import numpy as np
 
 from datasets.check.contact_sheet import Cell, save_sheet, spread
 from datasets.duplicates import Fingerprint
-from utils.files import first_few, write_atomically, write_rows
+from utils.files import first_few, printable, write_atomically, write_rows
 
 
 @dataclass
@@ -45,6 +45,7 @@ class DataReport:
     warnings: list[str] = field(default_factory=list)
     inspections: Sequence[Inspection] = ()
     class_names: Sequence[str] = ()  # of the classes 1, 2, ...
+    class_colours: Sequence[str] = ()  # of the same classes in their masks, such as "#ff0000"; none: the default ones
 
     def text(self, shown: int | None = None) -> str:
         """Return the text of report.txt, with all or the first `shown` problems and warnings."""
@@ -53,7 +54,7 @@ class DataReport:
             lines += ["", f"{title}: {len(entries) or 'none'}", *(f"  {entry}" for entry in entries[:shown])]
             if shown is not None and len(entries) > shown:
                 lines.append(f"  and {len(entries) - shown} more, see report.txt")
-        return "\n".join(lines) + "\n"
+        return "\n".join(map(printable, lines)) + "\n"
 
     def add(self, inspections: Sequence[Inspection], class_names: Sequence[str]) -> None:
         """Add a line for each part, a table of the classes, and the findings about each file."""
@@ -91,7 +92,7 @@ class DataReport:
         for part, members in by_part(self.inspections).items():
             cells = spread([cell for member in members for cell in member.cells], thumbnails)
             title = f"{part}: {len(cells)} pictures of {len(members)} files"
-            save_sheet(output / f"{part.removesuffix('.txt')}.png", title, cells, self.class_names)
+            save_sheet(output / f"{part.removesuffix('.txt')}.png", title, cells, self.class_names, self.class_colours)
         suspects, rows = [], []
         for one in self.inspections:
             note = one.duplicate or "; ".join(one.warnings) or "problem" * bool(one.problems)
@@ -103,7 +104,7 @@ class DataReport:
             rows.append({"part": one.part, "name": one.name, **one.columns, **classes, **texts})
         if suspects and thumbnails > 0:
             title = f"{len(suspects[:thumbnails])} of {len(suspects)} files with a problem or warning"
-            save_sheet(output / "suspects.png", title, suspects[:thumbnails], self.class_names)
+            save_sheet(output / "suspects.png", title, suspects[:thumbnails], self.class_names, self.class_colours)
         write_rows(output / "files.csv", rows)
         write_atomically(output / "report.txt", self.text().encode())
 

@@ -107,9 +107,15 @@ def test_missing_folders_and_lists_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"--protocol holdout.*{tmp_path.name}.*split.csv"):
         find_split(tmp_path, "test", isic_config(tmp_path, protocol="holdout"))
     (tmp_path / "split.csv").write_text("name\na\n")
-    with pytest.raises(ValueError, match="split.csv.* id and holdout"):
+    with pytest.raises(ValueError, match="split.csv.* name, .* id, holdout"):
         find_split(tmp_path, "test", isic_config(tmp_path, protocol="holdout"))
     (tmp_path / "split.csv").write_text("id,holdout\na,train\nx,test\n")
     with pytest.raises(ValueError, match="split.csv.* 1 .* test, 1 .*: x"):
         find_split(tmp_path, "test", isic_config(tmp_path, protocol="holdout"))
     assert stems(tmp_path, "train", isic_config(tmp_path, protocol="holdout")) == ["a"]
+
+
+def test_listed_names_are_found_in_any_unicode_form(tmp_path):
+    flat_folder(tmp_path / "train", ["a\u0308"])
+    (tmp_path / "split.csv").write_text("id,holdout\n\u00e4,train\n", encoding="utf-8")
+    assert stems(tmp_path, "train", isic_config(tmp_path, protocol="holdout")) == ["\u00e4"]

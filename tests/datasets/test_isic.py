@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from datasets.image_reading import read_image
 from datasets.isic import ISICDataset, find_pairs
-from datasets.masks import parse_mask_values, read_mask
+from datasets.masks import read_mask
 from datasets.transforms import ISICTransform
+from inference.image_files import read_picture
+from inference.inputs import Input
 
-COLOURS = ((0, 0, 0), (255, 0, 0), (0, 0, 255))
+COLOURS = BLACK, RED, BLUE = ((0, 0, 0), (255, 0, 0), (0, 0, 255))
 
 
 def save(path, array):
@@ -37,6 +40,12 @@ def make_folder(root, images, masks):
 def lesion_mask():
     mask = np.zeros((6, 8), np.uint8)
     mask[2:5, 3:7] = 1
+    return mask
+
+
+def palette_mask(indices, colours):
+    mask = Image.fromarray(np.asarray(indices, np.uint8))
+    mask.putpalette(np.array(colours, np.uint8).tobytes())
     return mask
 
 
@@ -91,126 +100,11 @@ def test_missing_and_empty_folders_are_named(tmp_path):
         find_pairs(*make_folder(tmp_path, [], ["a.png"]))
 
 
-# ---- masks
-
-
-@pytest.mark.parametrize("low, high", [(0, 1), (0, 255), (1, 2), (17, 200)])
-def test_binary_mask_of_any_two_values(tmp_path, low, high):
-    path = save(tmp_path / "m.png", np.where(lesion_mask(), high, low).astype(np.uint8))
-    assert np.array_equal(read_mask(path)[0].numpy(), lesion_mask() * 255)
-
-
-def test_binary_mask_of_one_bit(tmp_path):
-    path = save(tmp_path / "m.png", lesion_mask().astype(bool))
-    assert np.array_equal(read_mask(path)[0].numpy(), lesion_mask() * 255)
-
-
-@pytest.mark.parametrize(
-    "palette, indices",
-    [((0, 0, 0, 128, 0, 0), (0, 1)), ((255, 255, 255, 0, 0, 0), (1, 0)), ((9, 0, 0, 0, 0, 0), (0, 1))],
-)
-def test_binary_mask_of_a_palette(tmp_path, palette, indices):
-    """Two greys count by their brightness, two colours by their indices."""
-    image = Image.new("P", (8, 6))
-    image.putdata(np.array(indices, np.uint8)[lesion_mask()].flatten().tolist())
-    image.putpalette(palette)
-    image.save(tmp_path / "m.png")
-    assert np.array_equal(read_mask(tmp_path / "m.png")[0].numpy(), lesion_mask() * 255)
-
-
-def test_binary_mask_of_rgb_and_of_16_bits(tmp_path):
-    rgb = save(tmp_path / "rgb.png", np.repeat(lesion_mask()[..., None] * 255, 3, 2))
-    deep = save(tmp_path / "deep.png", lesion_mask().astype(np.uint16) * 65535)
-    for path in (rgb, deep):
-        assert np.array_equal(read_mask(path)[0].numpy(), lesion_mask() * 255)
-
-
-@pytest.mark.parametrize("value, expected", [(0, 0), (1, 255), (255, 255)])
-def test_constant_mask(tmp_path, value, expected):
-    path = save(tmp_path / "m.png", np.full((4, 4), value, np.uint8))
-    assert (read_mask(path) == expected).all()
-
-
-def test_ambiguous_masks_are_refused(tmp_path):
-    constant = save(tmp_path / "constant.png", np.full((4, 4), 128, np.uint8))
-    with pytest.raises(ValueError, match="constant.png.* 128;.*--mask-values"):
-        read_mask(constant)
-    assert (read_mask(constant, mask_values=(0, 128)) == 255).all()
-    classes = save(tmp_path / "classes.png", np.arange(16, dtype=np.uint8).reshape(4, 4) % 3)
-    with pytest.raises(ValueError, match="classes.png.* 0, 1, 2;.*--mask-values"):
-        read_mask(classes)
-    many = save(tmp_path / "many.png", np.arange(25, dtype=np.uint8).reshape(5, 5))
-    with pytest.raises(ValueError, match="many.png.* 0, 1, .* and 15 more"):
-        read_mask(many)
-
-
-def test_grey_outline_stays_soft(tmp_path):
-    ramp = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
-    assert np.array_equal(read_mask(save(tmp_path / "m.png", ramp))[0].numpy(), ramp)
-    jpeg = save(tmp_path / "m.jpg", np.kron(lesion_mask() * 255, np.ones((8, 8), np.uint8)))
-    assert (
-        np.abs(read_mask(jpeg)[0].numpy().astype(int) - np.kron(lesion_mask() * 255, np.ones((8, 8), int))).max() < 60
-    )
-
-
-# ---- several classes
-
-
-def class_map():
-    return np.array([[0, 0, 1], [1, 2, 2]], np.uint8)
-
-
-@pytest.mark.parametrize("values", [(0, 128, 255), (255, 128, 0), (0, 1, 2), (7, 3, 5)])
-def test_classes_by_grey_value(tmp_path, values):
-    path = save(tmp_path / "m.png", np.array(values, np.uint8)[class_map()])
-    assert np.array_equal(read_mask(path, 3, values)[0].numpy(), class_map())
-
-
-def test_classes_by_colour_and_by_palette_index(tmp_path):
-    rgb = save(tmp_path / "rgb.png", np.array(COLOURS, np.uint8)[class_map()])
-    image = Image.new("P", (3, 2))
-    image.putdata(class_map().flatten().tolist())
-    image.putpalette([part for colour in COLOURS for part in colour])
-    image.save(tmp_path / "palette.png")
-    for path, values in ((rgb, COLOURS), (tmp_path / "palette.png", COLOURS), (tmp_path / "palette.png", ())):
-        assert np.array_equal(read_mask(path, 3, values)[0].numpy(), class_map())
-
-
-def test_a_jpeg_mask_of_zeros_and_ones_is_refused_or_told_apart(tmp_path):
-    """Compression adds noise, so that the values are no longer two, and none of them is foreground."""
-    large = np.kron(lesion_mask(), np.ones((8, 8), np.uint8))
-    path = save(tmp_path / "m.jpg", large)
-    with pytest.raises(ValueError, match="m.jpg.* 0 to [1-3],.*--mask-values 0 1"):
-        read_mask(path)
-    for values in ((0, 1), (1, 0)):
-        mask = read_mask(path, 1, values)[0].numpy() >= 128
-        assert (mask == (large > 0) ^ (values == (1, 0))).mean() > 0.97
-    assert read_mask(save(tmp_path / "empty.jpg", 0 * large)).max() == 0
-    assert (read_mask(save(tmp_path / "usual.jpg", 255 * large))[0].numpy() >= 128).sum() == pytest.approx(
-        large.sum(), rel=0.03
-    )
-
-
-def test_unexpected_class_values_are_named(tmp_path):
-    grey = save(tmp_path / "grey.png", np.array([[0, 128, 130]], np.uint8))
-    with pytest.raises(ValueError, match=r"grey.png.* 130; .*\(0, 128, 255\)"):
-        read_mask(grey, 3, (0, 128, 255))
-    rgb = save(tmp_path / "rgb.png", np.array([[(0, 0, 0), (1, 2, 3)]], np.uint8))
-    with pytest.raises(ValueError, match=r"rgb.png.* \(1, 2, 3\)"):
-        read_mask(rgb, 3, COLOURS)
-
-
-def test_mask_values_of_a_config():
-    assert parse_mask_values((), 1) == ()
-    assert parse_mask_values(("0", "128"), 2) == (0, 128)
-    assert parse_mask_values(("#000000", "#ff0000", "#0000FF"), 3) == COLOURS
-    with pytest.raises(ValueError, match="--mask-values.* 2, .* 3"):
-        parse_mask_values(("0", "1"), 3)
-    with pytest.raises(ValueError, match="--mask-values.*'red'"):
-        parse_mask_values(("0", "red"), 2)
-    for texts in (("0", "#ff0000"), ("5", "5")):
-        with pytest.raises(ValueError, match=f"--mask-values.*{texts[1]}"):
-            parse_mask_values(texts, 2)
+def test_names_are_paired_in_any_unicode_form(tmp_path):
+    composed, decomposed = "l\u00e4sion.png", "la\u0308sion.png"
+    assert [stem for stem, *_ in find_pairs(*make_folder(tmp_path, [composed], [decomposed]))] == ["l\u00e4sion"]
+    with pytest.raises(ValueError, match="images holds several"):
+        find_pairs(*make_folder(tmp_path / "both", [composed, decomposed], [composed]))
 
 
 # ---- images
@@ -223,6 +117,48 @@ def test_every_kind_of_image_is_read_as_rgb(tmp_path):
     assert torch.equal(read_image(save(tmp_path / "rgba.png", rgba))[2], torch.from_numpy(grey + 2))
     deep = read_image(save(tmp_path / "deep.png", grey.astype(np.uint16) * 80 + 1000))
     assert deep.dtype == torch.uint8 and deep.min() == 0 and deep.max() == 255 and len(deep.unique()) == 48
+
+
+def transparent_pictures():
+    """{name: (picture, options of saving)}: colours that nobody sees, of each kind that Pillow reads."""
+    grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    half = np.where(grey < 24, 0, 255).astype(np.uint8)
+    rgba = np.dstack([grey, grey, grey, half])
+    palette = Image.fromarray(grey)
+    palette.putpalette(np.arange(768, dtype=np.uint8).tobytes())
+    return {
+        "rgba": (Image.fromarray(rgba), {}),
+        "nothing": (Image.fromarray(rgba * np.array([1, 1, 1, 0], np.uint8)), {}),
+        "la": (Image.fromarray(rgba).convert("LA"), {}),
+        "palette": (palette, {"transparency": 5}),
+        "colour": (Image.fromarray(rgba[..., :3]), {"transparency": (7, 7, 7)}),
+        "deep": (Image.fromarray(grey.astype(np.uint16)), {"transparency": 7}),
+    }
+
+
+@pytest.mark.parametrize("name", transparent_pictures())
+def test_transparent_images_are_refused_in_training_and_prediction(tmp_path, name):
+    picture, options = transparent_pictures()[name]
+    picture.save(tmp_path / "a.png", **options)
+    for read in (read_image, lambda path: read_picture(Input(path, "image"))):
+        with pytest.raises(ValueError, match="a.png.* transparent"):
+            read(tmp_path / "a.png")
+    picture.save(tmp_path / "mask.png", **options)
+    if name == "palette":  # of a mask the indices count
+        assert read_mask(tmp_path / "mask.png", 48).max() == 47
+
+
+def test_a_large_profile_or_text_of_a_png_costs_nothing_but_a_bomb_is_refused(tmp_path):
+    picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8))
+    picture.save(tmp_path / "plain.png", icc_profile=np.random.default_rng(0).bytes(2**21))
+    text = PngInfo()
+    text.add_text("notes", "x" * 2**22, zip=True)
+    picture.save(tmp_path / "text.png", pnginfo=text)
+    for name in ("plain.png", "text.png"):
+        assert np.array_equal(read_image(tmp_path / name)[0].numpy(), np.asarray(picture))
+    picture.save(tmp_path / "bomb.png", icc_profile=bytes(2**26 + 1))
+    with pytest.raises(ValueError, match="bomb.png"):
+        read_image(tmp_path / "bomb.png")
 
 
 def test_a_broken_file_is_named(tmp_path):
@@ -351,3 +287,15 @@ def test_a_mask_of_other_size_is_named(tmp_path):
     save(tmp_path / "train" / "masks" / "i1_segmentation.png", np.zeros((6, 9), np.uint8))
     with pytest.raises(ValueError, match="i1.png.* 8x6 .*i1_segmentation.png.* 9x6"):
         dataset[1]
+
+
+def test_a_data_set_compares_the_masks_of_all_its_parts(tmp_path):
+    """Training has black and red, and in validation is one mask that is stored the other way around."""
+    dataset = make_dataset(tmp_path)
+    for path in (tmp_path / "train" / "masks").iterdir():
+        palette_mask(lesion_mask(), [BLACK, RED]).save(path)
+    for kind, picture in (("images", Image.open(tmp_path / "train" / "images" / "i1.png")), ("masks", None)):
+        (tmp_path / "val" / kind).mkdir(parents=True)
+        (picture or palette_mask(1 - lesion_mask(), [RED, BLACK])).save(tmp_path / "val" / kind / "v.png")
+    val = ISICDataset(tmp_path, "val", dataset.transform)
+    assert np.array_equal(val.decode(0)[1][0].numpy(), lesion_mask() * 255)

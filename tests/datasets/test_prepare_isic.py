@@ -326,6 +326,17 @@ def test_damaged_encrypted_and_huge_members_are_refused(source, tmp_path, monkey
         prepare(options(zips, tmp_path / "c"))
 
 
+def test_masks_that_need_others_to_be_understood_are_refused(source, tmp_path):
+    """Of colours, whose order in a palette may differ from mask to mask, and of one value that is neither 0 nor 255."""
+    path = next((source / OFFICIAL["isic18"]["training"][1]).glob("*.png"))
+    coloured = Image.fromarray(np.asarray(Image.open(path)) // 255)
+    coloured.putpalette((255, 0, 0, 0, 0, 0))
+    for mask, word in ((coloured, "#ff0000"), (Image.new("L", (48, 32), 1), "--mask-values")):
+        mask.save(path)
+        with pytest.raises(ValueError, match=f"{path.name}.*{word}"):
+            prepare(options(source, tmp_path / "out", resize=16))
+
+
 def test_options_that_cannot_be(source, tmp_path):
     with pytest.raises(ValueError, match="--link and --resize"):
         prepare(options(source, tmp_path / "out", link=True, resize=32))

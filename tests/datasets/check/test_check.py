@@ -1,3 +1,4 @@
+import re
 import shutil
 import sys
 
@@ -6,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs.config_setting import ISICConfig
+from datasets.check import check_images
 from datasets.check.__main__ import Check, command, main
 from datasets.check.contact_sheet import GAP, LINE, SIDE, TOP
 from datasets.demo import make_demo_isic, make_demo_synapse
@@ -13,6 +16,7 @@ from datasets.synthetic import lesion
 from tests.tiny import write_slice
 from utils.files import read_rows
 from utils.runs import command_line
+from utils.runs.named_weights import RELEASED
 
 IMAGE, MASK = "val/images/DEMO_0000007.jpg", "val/masks/DEMO_0000007_segmentation.png"
 OTHER = "train/images/DEMO_0000001.jpg"
@@ -70,7 +74,10 @@ def test_a_good_folder_has_no_problems(demo, run):
     status, text, output = run(demo)
     assert status == 0 and "Problems: none" in text and "Warnings: none" in text
     assert "  train             6 files   size 48x48 (6)   mode RGB (6)   values 0 255 (6)" in text
-    assert f"Train with: python train.py --dataset isic --data-path {demo}\n" in text
+    start = f"Train with: python train.py --dataset isic --data-path {demo} --batch-size 6"
+    assert f"{start}\n" in text.replace(
+        " --recipe stable --load-ckpt-path none", ""
+    )  # which is there unless the default start is
     assert sorted(path.name for path in output.iterdir()) == [
         "files.csv",
         "report.txt",
@@ -124,9 +131,8 @@ def test_the_values_in_the_masks_and_the_flags_of_training_are_reported(masks, o
     write_pairs(tmp_path / "own data", masks)
     status, text, output = run(tmp_path / "own data", **options)
     assert status == 0 and all(value in text for value in values)
-    assert text.split("Train with: ")[1].splitlines()[0] == (
-        f"python train.py --dataset 'own data' --data-path '{tmp_path}/own data'{flags} --folds 5 --fold 0"
-    )
+    command = f"python train.py --dataset 'own data' --data-path '{tmp_path}/own data'{flags} --folds 5 --fold 0"
+    assert text.split("Train with: ")[1].startswith(f"{command} --batch-size ")
     assert (output / "all.png").is_file()
 
 
@@ -139,6 +145,75 @@ def test_palette_masks_are_read_by_index(tmp_path, run):
     write_pairs(tmp_path / "data", masks)
     status, text, _ = run(tmp_path / "data", num_classes=3)
     assert status == 0 and "0 1 (1), 0 2 (1)" in text
+
+
+def test_the_printed_command_trains_without_a_download(demo, tmp_path, run, monkeypatch):
+    """Its constants are those of the config, it has a start that is there, and a batch that the data fill."""
+    assert ISICConfig.batch_size == check_images.BATCH_SIZE
+    assert RELEASED[ISICConfig.load_ckpt_path].url.endswith(f"/{check_images.DEFAULT_START.name}")
+    for exists in (False, True):
+        monkeypatch.setattr(check_images, "DEFAULT_START", tmp_path / "start.pth")
+        text = run(demo)[1].split("Train with: ")[1].splitlines()[0]
+        assert text.endswith(" --batch-size 6" + " --recipe stable --load-ckpt-path none" * (not exists))
+        (tmp_path / "start.pth").touch()
+    shutil.copytree(demo / "train", tmp_path / "one part" / "train")
+    assert " --folds 5 --fold 0 --batch-size 4" in run(tmp_path / "one part")[1]  # 6 images less a fold of 2
+
+
+def with_palette(indices, colours):
+    mask = Image.fromarray(np.asarray(indices, np.uint8))
+    mask.putpalette(np.array(colours, np.uint8).tobytes())
+    return mask
+
+
+def test_palettes_that_differ_are_a_problem_until_the_colours_are_given(tmp_path, run):
+    inside = square(0) > 0
+    masks = [with_palette(inside, COLOURS[:2])] * 2 + [with_palette(~inside, COLOURS[1::-1])]
+    write_pairs(tmp_path / "data", masks)
+    status, text, output = run(tmp_path / "data")  # the colour that is not black is the object
+    assert status == 0 and {float(row["class_1"]) for row in read_rows(output / "files.csv")} == {inside.mean()}
+    write_pairs(tmp_path / "data", [with_palette(inside, COLOURS[::2])], start=3)
+    status, text, _ = run(tmp_path / "data", num_classes=3)
+    flags = '--mask-values with colours such as "#000000" "#0000ff" "#ff0000"'
+    assert status == 1 and "masks/2.png" in problems(text) and flags in problems(text)
+    status, text, output = run(tmp_path / "data", mask_values=("#000000", "#ff0000", "#0000ff"))
+    assert status == 0 and "values #000000 #ff0000 (3), #000000 #0000ff (1)" in text
+    assert [float(row["class_1"]) for row in read_rows(output / "files.csv")] == [inside.mean()] * 3 + [0]
+
+
+def test_a_void_is_no_class(tmp_path, run):
+    mask = square(0, 1)
+    mask[:4] = 255
+    write_pairs(tmp_path / "data", [mask, square(1, 1)])
+    status, text, _ = run(tmp_path / "data")
+    advice = "--num-classes 2 --ignore-label 255"
+    assert status == 1 and advice in problems(text) and advice in warnings(text)
+    assert f" {advice} " in text.split("Train with: ")[1]
+    status, text, output = run(tmp_path / "data", num_classes=2, ignore_label=255)
+    assert status == 0 and "Warnings: none" in text
+    assert float(read_rows(output / "files.csv")[0]["class_1"]) == (mask == 1).sum() / (mask < 255).sum()
+
+
+def test_contact_sheets_have_the_masks_own_colours(tmp_path, run):
+    """Of palettes and of --mask-values; pixels without a class stay as they are."""
+    colours = [(0, 0, 0), (0, 255, 255), (255, 255, 0)] + [(255, 0, 255)] * 253
+    indices = np.kron(np.array([[0, 1], [2, 255]]), np.ones((24, 24), np.uint8))
+    folders = [tmp_path / "palette", tmp_path / "rgb"]
+    write_pairs(folders[0], [with_palette(indices, colours)])
+    write_pairs(folders[1], [np.where(indices[..., None] < 255, np.array(colours, np.uint8)[indices], 0)])
+    image = np.asarray(Image.open(folders[0] / "images" / "0.png")).repeat(3, 0).repeat(3, 1).astype(float)
+    for folder, options in zip(
+        folders,
+        ({"num_classes": 3, "ignore_label": 255}, {"mask_values": ("#000000", "#00ffff", "#ffff00")}),
+        strict=True,
+    ):
+        _, _, output = run(folder, **options)
+        shown = np.asarray(Image.open(output / "all.png")).astype(float)[TOP:, GAP:][:SIDE, :SIDE]
+        expected = image.copy()
+        for rows, columns, colour in ((0, 1, colours[1]), (1, 0, colours[2])):
+            part = np.s_[72 * rows : 72 * rows + 72, 72 * columns : 72 * columns + 72]
+            expected[part] = 0.45 * image[part] + 0.55 * np.array(colour)
+        assert np.abs(shown - expected).max() <= 1
 
 
 def test_given_classes_are_held_to(tmp_path, run):
@@ -229,6 +304,21 @@ def test_exit_status_of_the_command(good, tmp_path, monkeypatch, caplog):
     (tmp_path / "empty").mkdir()
     assert status(tmp_path / "empty") == 2
     assert "empty" in caplog.text and "train/images" in caplog.text and "train_npz" in caplog.text
+
+
+def test_raw_volumes_are_to_be_prepared(tmp_path):
+    for raw in ("img/a.nii.gz", "images/b.NII"):
+        folder = tmp_path / raw[0:3]
+        (folder / raw).parent.mkdir(parents=True)
+        (folder / raw).touch()
+        (folder / "masks").mkdir()
+        with pytest.raises((FileNotFoundError, ValueError), match=f"{raw}.*prepare_volumes --images IMAGES --labels"):
+            main(Check(folder=str(folder)))
+    (folder / "dataset.json").touch()
+    with pytest.raises(
+        (FileNotFoundError, ValueError), match=f"prepare_volumes --images {re.escape(str(folder))} --out"
+    ):
+        main(Check(folder=str(folder)))
 
 
 # ---- Synapse
