@@ -13,5 +13,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     # ISIC18: 82.45 ± 0.14, 90.38 ± 0.08.
     "stable": dict(lr=5e-4, sch="CosineWarmup", clip_grad_norm=1.0, rotation="sample", decay="weights_only"),
 }
+# Strong augmentation, averaged weights, no epoch selected: the scores are those of the last epoch. ISIC17: mIoU 82.56,
+# DSC 90.45; ISIC18: 82.62, 90.48 (seed 42 each). The last epochs of stable have 82.69 ± 0.10 and 81.54 ± 0.49.
+RECIPES["robust"] = RECIPES["stable"] | dict(augmentation="strong", ema=0.998, select="last")
 PUBLISHED_DATA = ("isic17", "isic18", "synapse", "demo")  # demo: made like the published ones
 DEFAULT_FOR_OWN_DATA = "stable"
