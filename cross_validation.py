@@ -16,7 +16,7 @@ from report.groups import SCORES
 from report.records import Record
 from report.run_index import can_be_resumed, find_runs, latest_run
 from utils import distributed
-from utils.files import RESULTS, write_rows
+from utils.files import RESULTS, first_few, write_rows
 from utils.runs.run_folder import stop_log
 
 log = logging.getLogger("vmunet")
@@ -45,6 +45,12 @@ def run_folds(main: Callable[[ISICConfig], Any], config: ISICConfig) -> dict[str
         return {}
     found = find_runs(work_dir)
     runs = [run for run in (latest_run(found, one) for one in folds) if run is not None]
+    pools: dict[str, list[str]] = {}
+    for run in runs:
+        pools.setdefault(run.facts.get("pool", ""), []).append(run.name)
+    if len(pools) > 1:
+        found = "; ".join(first_few(names) for names in pools.values())
+        raise ValueError(f"{work_dir}: found folds of different data: {found}; expected one pool, so train all anew")
     path = work_dir / f"cross_validation_{runs[0].name}.csv"
     rows = table(runs)
     write_rows(path, rows)

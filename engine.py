@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from models.shared_batch import share_batch
 from utils import distributed
 from utils.distributed import AsyncScalar
 from utils.errors import NonFiniteLossError
 from utils.machine.device import DTYPES
 from utils.metrics import class_counts_per_image, confusion_counts_per_image, summarize
 from utils.runs.batches import Batches
-from utils.runs.stopping import StopRequest
+from utils.runs.stopping import Stopped, StopRequest
 
+LOWEST_SCALE = 2.0**-24  # of fp16's loss scale; at this scale every number of fp16 would be 0
 Criterion = Callable[[Tensor, Tensor], Tensor]  # (logits, targets) of a batch -> scalar
 
 
@@ -33,16 +35,19 @@ class Compute:
     def __post_init__(self) -> None:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
-    def prefetch(self, batches: Iterable) -> Iterator[tuple]:
-        """Yield the batches of (images, targets, names) on the device. A GPU copies the next one while it computes."""
+    def prefetch(self, batches: Iterable, finish: Callable[..., tuple] = lambda *tensors: tensors) -> Iterator[tuple]:
+        """Yield the batches of (images, targets, names) on the device. A GPU copies the next one while it computes.
+
+        finish  changes images and targets on the device; it also gets the tensors that follow the names in a batch"""
         if self.device.type != "cuda":
-            for images, targets, names in batches:
-                yield images.to(self.device), targets.to(self.device), names
+            for images, targets, names, *drawn in batches:
+                yield *finish(*(tensor.to(self.device) for tensor in (images, targets, *drawn))), names
             return
         compute, copy, ready = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device), None
-        for images, targets, names in batches:
+        for images, targets, names, *drawn in batches:
             with torch.cuda.stream(copy):
-                batch = images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True), names
+                tensors = (tensor.to(self.device, non_blocking=True) for tensor in (images, targets, *drawn))
+                batch = *finish(*tensors), names
             if ready is not None:
                 yield ready
             compute.wait_stream(copy)
@@ -79,16 +84,18 @@ def train_one_epoch(
     clip_grad_norm      largest norm of the gradient of a step
     on_step             gets the loss and the images per second of each batch
 
-    In several processes each has its share of every batch; the loss is that of the whole batch.
+    With several processes, each has its share of every batch; the loss is that of the whole batch.
 
-    Raises NonFiniteLossError before a step that would spoil the weights, Stopped after a step if a signal asked for it
-    (in several processes, after the step that follows)."""
+    Raises NonFiniteLossError for a loss or a gradient that is not finite, before the step is taken. On a GPU a gradient
+    is found one step later, to avoid a wait, and no checkpoint is written in between. Raises Stopped after a step if a
+    signal asked for it (in several processes, after the next step)."""
     model.train()
     optimizer.zero_grad()
-    scaler = compute.scaler
+    scaler, gradients, group = compute.scaler, GradientCheck(), []  # group: names of the images of a step
     bar = progress_bar(batches, "train", "batch", len(batches), batches.done)
-    for images, targets, names in compute.prefetch(bar):
+    for images, targets, names in compute.prefetch(bar, batches.finish):
         start = time.perf_counter()
+        share_batch(batches.shares, distributed.rank())
         with compute.autocast():
             outputs = model(images)
         loss = total_loss(criterion, *distributed.gather_batch((outputs, targets), batches.shares))
@@ -97,24 +104,65 @@ def train_one_epoch(
         group_size = min(accumulation_steps, len(batches) - group_start)
         scaler.scale(loss / group_size).backward()
         value = arriving.item()
+        gradients.check()  # of the previous step
         batches.record(value)
         if not math.isfinite(value):
-            raise NonFiniteLossError(f"the loss is {value} at batch {batches.done} of the epoch: {', '.join(names)}")
+            raise not_finite("loss", value, batches.position, names)
+        group += names
         step_is_due = batches.done == group_start + group_size
         if step_is_due:
             distributed.all_reduce_gradients(model)
             if clip_grad_norm is not None:
                 scaler.unscale_(optimizer)
-                torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad_norm)
+                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad_norm)
+            elif not scaler.is_enabled():
+                norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+            if not scaler.is_enabled():  # the scaler skips such steps itself while it searches the largest scale
+                gradients.expect(norm, batches.position, group)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
+            group = []
         rate = len(images) / (time.perf_counter() - start)
         bar.set_postfix(loss=f"{value:.4f}", lr=f"{optimizer.param_groups[0]['lr']:.2e}", img_s=f"{rate:.1f}")
         on_step(value, rate)
         if step_is_due:
-            compute.stop.check_while_computing()
+            try:
+                compute.stop.check_while_computing()
+            except Stopped:  # the weights of this step are about to be saved
+                gradients.check()
+                raise
+    gradients.check()
+    if scaler.is_enabled() and scaler.get_scale() < LOWEST_SCALE:
+        found = f"found gradients that are not finite even at a loss scale of {scaler.get_scale():g}"
+        raise NonFiniteLossError(f"--precision fp16: {found}, in epoch {batches.epoch}")
     return batches.mean_loss
+
+
+class GradientCheck:
+    """Detects gradients that are not finite, by their norm. Reads a GPU's norm one step later, to avoid a wait."""
+
+    def __init__(self) -> None:
+        self.pending: tuple[AsyncScalar, str, list[str]] | None = None
+
+    def expect(self, norm: Tensor, position: str, names: list[str]) -> None:
+        """Begin to read the norm of a step on the images `names`. A norm on the CPU is checked at once."""
+        self.pending = AsyncScalar(norm), position, names
+        if not norm.is_cuda:
+            self.check()
+
+    def check(self) -> None:
+        """Raise NonFiniteLossError if the pending norm is not finite."""
+        if self.pending is not None:
+            norm, position, names = self.pending
+            self.pending = None
+            if not math.isfinite(value := norm.item()):
+                raise not_finite("norm of the gradient", value, position, names)
+
+
+def not_finite(what: str, value: float, position: str, names: list[str]) -> NonFiniteLossError:
+    """Return the error of a step on the images `names` of this process. Every process must call it."""
+    return NonFiniteLossError(f"the {what} is {value} in {position}: {', '.join(distributed.gather_rows(names))}")
 
 
 def total_loss(criterion: Criterion, outputs: Tensor | Sequence[Tensor], targets: Tensor) -> Tensor:
@@ -139,12 +187,14 @@ def evaluate(
     compute: Compute,
     threshold: float = 0.5,
     on_batch: Callable[..., None] = lambda images, targets, predictions, names: None,
+    ignore_label: int | None = None,
 ) -> tuple[dict, list]:
     """Return the scores over `loader` and the counts behind them: a dict with `loss` and the scores of
     `utils.metrics.summarize`, and a list of (name, confusion counts) for each image.
 
-    threshold  one class: pixels from this probability on are foreground. Of several the most probable class counts.
-    on_batch   gets every batch with its predictions: masks or class numbers, uint8 (B, H, W)
+    threshold     one class: pixels from this probability on are foreground. Of several the most probable class counts.
+    on_batch      gets every batch with its predictions: masks or class numbers, uint8 (B, H, W)
+    ignore_label  pixels of this class number are not counted; on_batch gets them as background
 
     Raises Stopped after a batch if a signal asked for it."""
     model.eval()
@@ -162,11 +212,12 @@ def evaluate(
             counts = confusion_counts_per_image(probs, targets, threshold)
         else:
             predictions = logits.softmax(1).argmax(1)
-            counts = class_counts_per_image(predictions, targets, logits.shape[1])
+            counts = class_counts_per_image(predictions, targets, logits.shape[1], ignore_label)
         # every image counts once, whatever the batches: the published validation runs images one by one
         losses = torch.stack([criterion(one[None], target[None]) for one, target in zip(logits, targets, strict=True)])
         results.append((names, losses, counts))
-        on_batch(images, targets, predictions.byte(), names)
+        shown = targets if ignore_label is None else targets.masked_fill(targets == ignore_label, 0)
+        on_batch(images, shown, predictions.byte(), names)
     compute.stop.check()
     rows = []
     for names, losses, counts in results:

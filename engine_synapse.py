@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -23,12 +24,14 @@ def evaluate(
     volume_resize: str = "labels",
     on_case: Callable[..., None] = lambda case, pred, scores: None,
     distances: bool = True,
+    ignore_label: int | None = None,
 ) -> tuple[dict[str, Any], list]:
     """Return the scores over `volumes`, which yields (image (S, H, W), label (S, H, W), name, spacing): the summary of
     `utils.volume.summarize_cases` and a list of (name, scores).
 
-    on_case    sees every prediction
-    distances  False leaves out HD95, which takes most of the time
+    on_case       sees every prediction
+    distances     False leaves out HD95, which takes most of the time
+    ignore_label  voxels of this label are in no score; on_case gets them as background
 
     Raises Stopped after a case if a signal asked for it."""
     model.eval()
@@ -45,9 +48,12 @@ def evaluate(
             break
         image, label, name, spacing = case
         pred = predict_volume(network, image, (image_size,) * 2, compute.device, batch_size, volume_resize)
-        scores = score_case(pred, label, num_classes, spacing, distances)
+        counted = pred
+        if ignore_label is not None:
+            label, counted = (np.where(label == ignore_label, v.dtype.type(0), v) for v in (label, pred))
+        scores = score_case(counted, label, num_classes, spacing, distances)
         rows.append((name, scores))
-        on_case(case, pred, scores)
+        on_case((image, label, name, spacing), pred, scores)
     compute.stop.check()
     rows = sorted(gather_rows(rows), key=lambda row: row[0])
     return summarize_cases([scores for _, scores in rows]), rows

@@ -12,6 +12,8 @@ The same command resumes where it stopped: finished runs are recognised by their
 killed ones are resumed. Don't start it while one of these runs is still in training elsewhere.
 """
 
+import utils.start
+
 import argparse
 import dataclasses
 import itertools
@@ -32,7 +34,8 @@ from configs.resolve import resolve
 from report.groups import SCORES, Group, group_runs
 from report.paper import ROWS, paper_number, row_name
 from report.run_index import can_be_resumed, find_runs, latest_run
-from utils.files import REPOSITORY, RESULTS, find_path, write_atomically
+from utils.files import REPOSITORY, RESULTS, write_atomically
+from utils.runs.run_folder import log_to_console
 
 log = logging.getLogger("vmunet")
 
@@ -44,10 +47,7 @@ DATA_SETS = ("isic17", "isic18", *VOLUMES)
 MORE = [("unet", "none"), ("unet", "imagenet"), ("ultralight", "none"), ("vmunetv2", "none"), ("vmunetv2", "vmamba-s")]
 NAMES = [*ROWS, "acdc-none", "acdc-vmamba-s"]
 NAMES += [f"{dataset}-{network}-{weights}" for dataset in DATA_SETS for network, weights in MORE]
-WEIGHTS = {  # the first existing file is used
-    "vmamba-s": ("vmamba_small_e238_ema.pth", "vssmsmall_dp03_ckpt_epoch_238.pth"),
-    "vmamba-t": ("vssmtiny_dp01_ckpt_epoch_292.pth", "vmamba_tiny_e292.pth"),
-}
+WEIGHTS = {"vmamba-s": "vmamba-small", "vmamba-t": "vmamba-tiny"}  # values of --load-ckpt-path
 COLUMNS = {False: ("miou", "dsc"), True: ("dice_transunet", "hd95_transunet")}  # scores, by Record.of_volumes
 Step = tuple[int, str, list[str] | None]  # seed; "finished in FOLDER" without a command, "resume" or "start" with one
 
@@ -60,7 +60,7 @@ def arguments_of(name: str, seed: int, work_dir: str, flags: list[str]) -> list[
     network, _, weights = rest.partition("-")
     if network not in dict(MORE):
         network, weights = "vmunet", rest
-    row = ["--dataset", dataset, "--network", network, "--load-ckpt-path", weights_file(weights)]
+    row = ["--dataset", dataset, "--network", network, "--load-ckpt-path", WEIGHTS.get(weights, weights)]
     return [*row, "--seed", str(seed), "--work-dir", work_dir, *flags]
 
 
@@ -74,12 +74,6 @@ def config_of(name: str, seed: int, work_dir: str, flags: list[str]) -> Any:
             "--resume and --test-only, and --load-ckpt-path only for a file whose name says small or tiny like the row"
         )
     return config
-
-
-def weights_file(weights: str) -> str:
-    """Return the value of load_ckpt_path for none, imagenet, vmamba-t or vmamba-s."""
-    paths = [f"pretrained_weights/{file}" for file in WEIGHTS.get(weights, ())]
-    return next((path for path in paths if find_path(path).is_file()), paths[0]) if paths else weights
 
 
 def plan(name: str, seeds: list[int], work_dir: str, flags: list[str]) -> list[Step]:
@@ -219,7 +213,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--work-dir", default=str(RESULTS), help="of runs and table.md (default: results/ of the code)")
     parser.add_argument("--dry-run", action="store_true", help="list what would be run")
     options, flags = parser.parse_known_args(arguments[len(names) :])
-    logging.basicConfig(format="%(message)s")
+    log_to_console()
     log.setLevel(logging.INFO)
     try:
         if flags and not names:

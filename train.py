@@ -4,10 +4,10 @@ python train.py --help
 torchrun --nproc_per_node=2 train.py
 """
 
+import utils.start
+
 import logging
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 
 from torch import Tensor
 
@@ -15,18 +15,19 @@ from configs.config_setting import ISICConfig
 from configs.resolve import resolve
 from datasets.loaders import build_isic_loader, build_isic_loaders, check_isic_parts, processes_here
 from engine import evaluate, train_one_epoch
-from training import Session
+from training import NO_SELECTION, Session
 from utils import distributed
 from utils.losses import build_loss
 from utils.machine.device import available_cpus
 from utils.metrics import counts_of_image, dice_of_classes, plain_scores, scores_of_image
+from utils.ordered_pool import OrderedPool
 from utils.plots import save_prediction
 from utils.runs.command_line import run
+from utils.runs.run_folder import scores_of_finished
 
 log = logging.getLogger("vmunet")
 
 PANELS = 4  # images of a set of prediction panels
-UNSAVED = 100  # the largest number of predictions that wait to be saved
 SELECTION = {
     "paper": "the best epoch has the lowest loss on val, which is also the reported set, as published",
     "holdout": "the best epoch has the lowest loss on val; test is reported and not used before",
@@ -39,6 +40,8 @@ def main(config: ISICConfig) -> dict[str, float]:
         from cross_validation import run_folds  # imports the report, which a training does not need
 
         return run_folds(main, config)
+    if scores := scores_of_finished(config):
+        return scores
     with Session(config) as session:
         if config.test_only is None:
             train(session)
@@ -52,18 +55,21 @@ def train(session: Session) -> None:
     if config.protocol == "holdout":
         check_isic_parts(config)
     train_loader, val_loader = build_isic_loaders(config, distributed.rank(), distributed.world_size())
-    log.info("%d images to train on, %d to select the best epoch", len(train_loader.dataset), len(val_loader.dataset))
-    log.info("protocol %s: %s", config.protocol, SELECTION[config.protocol])
-    if config.rotation == "run":
+    log.info("%d images to train on, %d to validate on", len(train_loader.dataset), len(val_loader.dataset))
+    selection = NO_SELECTION if config.select == "last" else SELECTION[config.protocol]
+    log.info("protocol %s: %s", config.protocol, selection)
+    if config.rotation == "run" and config.augmentation == "published":
         log.info("every rotated image is turned by %.2f degrees", train_loader.dataset.transform.angle)
-    criterion = build_loss(config)
-    with session.training(train_loader, [*train_loader.dataset.paths, *val_loader.dataset.paths]) as training:
+    criterion, files = build_loss(config), [*train_loader.dataset.paths, *val_loader.dataset.paths]
+    with session.training(train_loader, files, "val_loss") as training:
         for _ in training.epochs():
             loss = train_one_epoch(
                 session.model, training.batches, training.optimizer, criterion, compute, **training.step_options
             )
             samples: list[tuple] = []
-            scores, _ = evaluate(session.model, val_loader, criterion, compute, config.threshold, add_to(samples))
+            options = (config.threshold, add_to(samples), config.ignore_label)
+            with training.averaged():
+                scores, _ = evaluate(session.model, val_loader, criterion, compute, *options)
             row = {"train_loss": loss, "val_loss": scores.pop("loss"), **plain_scores(scores)}
             training.finish_epoch(row | dice_of_classes(scores, config.structures), row["val_loss"], samples)
 
@@ -76,21 +82,17 @@ def test(session: Session) -> dict[str, float]:
     log.info("testing on %d images of %s", len(loader.dataset), split)
     pictures.mkdir(exist_ok=True)
     samples: list[tuple] = []
-    saving: deque[Future] = deque()
-    with ThreadPoolExecutor(max(1, available_cpus() // processes_here())) as pool:
+    with OrderedPool(max(1, available_cpus() // processes_here()), lambda _, saved: saved.result()) as pool:
 
         def save(images: Tensor, targets: Tensor, predictions: Tensor, names: list[str]) -> None:
             add_to(samples)(images, targets, predictions, names)
             for name, *arrays in zip(names, *(t.cpu().numpy() for t in (images, targets, predictions)), strict=True):
                 colours = config.structure_colours if config.num_classes > 1 else None
-                saving.append(pool.submit(save_prediction, pictures / name, *arrays, colours))
-            while len(saving) > UNSAVED:
-                saving.popleft().result()
+                pool.submit(sum(a.nbytes for a in arrays), save_prediction, pictures / name, *arrays, colours)
 
-        scores, counts = evaluate(model, loader, build_loss(config), session.compute, config.threshold, save)
-        for saved in saving:
-            saved.result()
-    if config.protocol == "paper" and config.test_only is None:
+        options = (config.threshold, save, config.ignore_label)
+        scores, counts = evaluate(model, loader, build_loss(config), session.compute, *options)
+    if config.protocol == "paper" and config.select == "best" and config.test_only is None:
         log.info("note: the best epoch was selected on the reported set, as published (--protocol holdout does not)")
     log.info(", ".join(f"{name} {value:.4f}" for name, value in plain_scores(scores).items()))
     for name, value in dice_of_classes(scores, config.structures).items():

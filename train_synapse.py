@@ -4,6 +4,8 @@ python train_synapse.py --help
 torchrun --nproc_per_node=2 train_synapse.py
 """
 
+import utils.start
+
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -24,11 +26,12 @@ from datasets.volume_loaders import (
 )
 from engine import train_one_epoch
 from engine_synapse import evaluate
-from training import Session
+from training import NO_SELECTION, Session
 from utils import distributed
 from utils.files import first_few
 from utils.losses import build_loss
 from utils.runs.command_line import run
+from utils.runs.run_folder import scores_of_finished
 from utils.volume import SCORE_NAMES, case_row, describe_scores, dice_of_structures, unit_of_distances
 from utils.volume_plots import save_pictures
 
@@ -43,6 +46,8 @@ SELECTION = {
 
 def main(config: SynapseConfig) -> dict[str, Any]:
     """Train, unless only a checkpoint is to be tested; test. Return the scores."""
+    if scores := scores_of_finished(config):
+        return scores
     with Session(config) as session:
         if config.test_only is None:
             train(session)
@@ -62,9 +67,10 @@ def train(session: Session) -> None:
     if common:
         text = f"overlap: {len(common)} of the tested cases are also trained on: {first_few(common)}"
         session.run.note("overlap", text, logging.WARNING)
-    log.info("protocol %s: %s", config.protocol, SELECTION[config.protocol])
-    criterion = build_loss(config)
-    with session.training(loader, [*loader.dataset.files, *volumes.files]) as training:
+    selection = NO_SELECTION if config.select == "last" else SELECTION[config.protocol]
+    log.info("protocol %s: %s", config.protocol, selection)
+    criterion, files = build_loss(config), [*loader.dataset.files, *volumes.files]
+    with session.training(loader, files, "dice_transunet" if holdout else "train_loss") as training:
         for epoch in training.epochs():
             loss = train_one_epoch(
                 session.model, training.batches, training.optimizer, criterion, session.compute, **training.step_options
@@ -72,7 +78,8 @@ def train(session: Session) -> None:
             row, selected_by, samples = {"train_loss": loss}, loss, []
             due = epoch % config.val_interval == 0
             if due or holdout:  # which selects by Dice: HD95 in every epoch would take longer than the epoch
-                scores, _ = evaluate_share(session, session.model, volumes, add_to(samples), distances=due)
+                with training.averaged():
+                    scores, _ = evaluate_share(session, session.model, volumes, add_to(samples), distances=due)
                 row |= {name: scores[name] for name in SCORE_NAMES if due or not name.startswith("hd95")}
                 row |= dice_of_structures(scores, config.structures)
                 selected_by = 1 - scores["dice_transunet"] if holdout else loss
@@ -112,7 +119,7 @@ def evaluate_share(
     config = session.config
     share = Subset(volumes, range(distributed.rank(), len(volumes), distributed.world_size()))  # type: ignore[arg-type]
     options = (config.num_classes, config.image_size, config.batch_size, config.volume_resize)
-    return evaluate(model, share, session.compute, *options, on_case, distances)
+    return evaluate(model, share, session.compute, *options, on_case, distances, config.ignore_label)
 
 
 def add_to(samples: list[tuple]) -> Callable[..., None]:

@@ -1,16 +1,17 @@
 """What both training scripts share: device, process group, run folder, network, weights, and resuming."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader
+import torch
 
 from configs.build import (
     build_model,
     check_size,
+    check_smallest_batch,
     choose_backend,
     compile_ahead,
     count_cost,
@@ -20,18 +21,20 @@ from configs.build import (
 )
 from configs.optim import rows_of
 from configs.resolve import collapse_warning, log_checkpoint, remarks
-from datasets.loaders import data_fingerprint
+from datasets.loaders import Loader, data_fingerprint
 from engine import Compute
 from utils import distributed
 from utils.files import write_rows
 from utils.machine.device import choose_device
-from utils.optimizers import check_optimization, optimization_values
+from utils.optimizers import check_optimization, optimization_values, warm_up_warning
 from utils.runs.epoch_records import show_panels
 from utils.runs.named_weights import load_checkpoint_weights, read_checkpoint
 from utils.runs.run_folder import started_run
 from utils.runs.training_state import TrainingState
 
 log = logging.getLogger("vmunet")
+
+NO_SELECTION = "no epoch is selected: the weights of the last one are kept and tested (--select last)"
 
 
 class Session:
@@ -75,16 +78,28 @@ class Session:
         self.model = prepare(self.network, self.config, self.device)
         self._note_network()
 
-    def training(self, loader: DataLoader, files: Iterable[str | Path]) -> AbstractContextManager[TrainingState]:
+    def training(
+        self, loader: Loader, files: Sequence[str | Path], selected_by: str
+    ) -> AbstractContextManager[TrainingState]:
         """Return the state of the training, as a block that saves everything if a signal stops it.
 
-        files  the data files: a resumed run must have the same"""
+        files        the data files, which must be the same in a resumed run
+        selected_by  the loss or score that selects the best epoch, for messages"""
         config, rows = self.config, rows_of(self.config)
-        if (warning := collapse_warning(config)) and distributed.is_main():
-            log.warning("%s", warning)
-        self.run.note("optimization", optimization_values(config, *rows), level=None)
-        data = data_fingerprint(files)
-        self.state = TrainingState(self.run, config, self.model, loader, self.compute, rows, self.resumed, data)
+        check_smallest_batch(self.network, config, loader.batch_sampler)
+        built = optimization_values(config, *rows)
+        for warning in (collapse_warning(config), warm_up_warning(built["scheduler"], config.epochs)):
+            if warning and distributed.is_main():
+                log.warning("%s", warning)
+        self.run.note("optimization", built, level=None)
+        trained = len(loader.dataset)  # type: ignore[arg-type]  # the division into training and validation counts too
+        data = f"{data_fingerprint(files)}/{trained}", data_fingerprint(files, contents=False)
+        if getattr(config, "folds", 0):
+            pool = data_fingerprint(sorted(files, key=lambda file: Path(file).name))
+            self.run.note("pool", pool, level=None)  # of all folds, for `cross_validation`
+        self.state = TrainingState(
+            self.run, config, self.model, loader, self.compute, rows, self.resumed, data, selected_by
+        )
         return self.state.saved_when_stopped()
 
     def trained_model(self) -> Any:
@@ -108,6 +123,11 @@ class Session:
             report_at_end(folder)
 
     def _note_network(self) -> None:
+        before = self.run.facts() if self.config.resume and distributed.is_main() else {}
         self.run.note("device", describe_device(self.config, self.device))
+        self.run.note("torch", torch.__version__, level=None)
+        for name, fact in self.run.facts().items():
+            if name in ("device", "torch") and before.get(name, fact) != fact:
+                log.warning("the resumed run may round differently: found %s %s, before %s", name, fact, before[name])
         self.run.note("scan", choose_backend(self.config, self.device), level=None)
         self.run.note("network", self.cost.result())

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from datasets.loaders import EpochBatchSampler
 from models.baselines import Baseline
 from models.cost import measure_cost
 from models.cpu_settings import tune_cpu
@@ -19,18 +20,25 @@ from models.vmunet.pretrained import load_pretrained
 from models.weights.filling import check_fit, inner_weights
 from models.weights.reading import Checkpoint
 from utils import distributed
-from utils.files import find_path, reading
+from utils.files import reading
 from utils.machine.device import DTYPES, warn_of_slow_bf16
-from utils.runs.named_weights import SHIPPED, find_checkpoint
+from utils.runs.named_weights import find_initial_weights
 
 log = logging.getLogger("vmunet")
+
+OTHER_STARTS = (
+    "--load-ckpt-path none trains from random weights, vmamba-small and vmamba-tiny download those of VMamba for "
+    "vmunet and vmunetv2"
+)
 
 
 def build_model(config: Any) -> SegmentationNetwork:
     """Return the network of a config, with random weights. Raises ValueError if images of `image_size` don't fit it."""
     model = build_network(vars(config))
-    if isinstance(model, Baseline):  # only a forward pass can tell
-        describe_cost(model, config)
+    if isinstance(model, Baseline):
+        describe_cost(model, config)  # only a forward pass can tell
+        if distributed.rank() > 0:  # each process draws dropout for its own images
+            torch.manual_seed(config.seed + distributed.rank())
     return model
 
 
@@ -61,9 +69,11 @@ def load_initial_weights(model: SegmentationNetwork, config: Any) -> None:
         model.load_imagenet_encoder()
         log.info("training from the ImageNet weights of the encoder %s, the rest is random", model.encoder)
     else:
-        advice = model.weights_advice
-        path = config.load_ckpt_path  # one that the working directory does not have is in the repository
-        load_pretrained(model, find_checkpoint(path if path in SHIPPED else str(find_path(path)), advice), advice)
+        try:
+            load_pretrained(model, find_initial_weights(config.load_ckpt_path))
+        except (OSError, ValueError) as error:
+            kind = ValueError if isinstance(error, ValueError) else type(error)
+            raise kind(f"--load-ckpt-path {config.load_ckpt_path}: {error}; {OTHER_STARTS}") from error
 
 
 def check_size(config: Any, checkpoint: Checkpoint) -> None:
@@ -73,6 +83,23 @@ def check_size(config: Any, checkpoint: Checkpoint) -> None:
         with reading(checkpoint.path), torch.device("meta"):
             network = build_network(vars(config))
         check_fit(inner_weights(network), checkpoint.weights, checkpoint.path)
+
+
+def check_smallest_batch(model: SegmentationNetwork, config: Any, sampler: EpochBatchSampler) -> None:
+    """Raise ValueError if some step gives a process a single image, from which a BatchNorm layer gets one value per
+    channel and so no variance."""
+    has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if not has_batch_norm or 1 not in sampler.shares_of_epoch(config.batch_size):
+        return
+    shapes = copy.deepcopy(model).float().to("meta").train()  # computes nothing
+    try:
+        shapes(torch.zeros(1, config.input_channels, *[config.image_size] * 2, device="meta"))
+    except ValueError as error:
+        others = range(config.batch_size + 1, sampler.length + 1)
+        fits = next((size for size in others if 1 not in sampler.shares_of_epoch(size)), None)
+        found = f"found a batch of one image, of {sampler.length} to train on, and BatchNorm in {config.network}"
+        expected = "at least 2 images in each batch" + (f", as with --batch-size {fits}" if fits else "")
+        raise ValueError(f"--batch-size {config.batch_size}: {found}, expected {expected}") from error
 
 
 def compile_ahead(config: Any, device: torch.device, trains: bool = True, network: nn.Module | None = None) -> None:

@@ -1,5 +1,6 @@
 """Validate a config: types, ranges, and options that exclude each other."""
 
+import inspect
 import math
 import re
 import types
@@ -8,21 +9,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from configs.options import published_values
+from models import option_ranges
 from models.family import NETWORKS
 from models.network import STRIDE
 from utils.files import check_name
-from utils.losses import find_losses
+from utils.losses import find_losses, loss_name
 
 POSITIVE = 1e-12
+LOSS_OPTIONS = ("loss_weight", "class_weights", "ignore_label")
 LONGEST_CLASS_NAME = 60
-RANGES = {  # lowest and highest value; of a tuple, of each of its numbers
-    "num_classes": (1, 255),
-    "input_channels": (1, 1024),
-    "depths": (0, 64),
-    "depths_decoder": (0, 64),
-    "dims": (1, 4096),
-    "d_state": (1, 256),
-    "drop_path_rate": (0, 0.99),
+RANGES = option_ranges.RANGES | {  # lowest and highest value; of a tuple, of each of its numbers
+    "num_classes": (1, 255),  # masks have 8 bits
     "image_size": (STRIDE, 8192),
     "batch_size": (1, math.inf),
     "num_workers": (-1, 1024),
@@ -32,13 +29,18 @@ RANGES = {  # lowest and highest value; of a tuple, of each of its numbers
     "weight_decay": (0, 1e6),
     "accumulation_steps": (1, math.inf),
     "clip_grad_norm": (POSITIVE, math.inf),
+    "ema": (0, 1 - POSITIVE),
     "print_interval": (1, math.inf),
     "checkpoint_interval": (0, math.inf),
     "save_interval": (1, math.inf),
     "val_interval": (1, math.inf),
     "loss_weight": (0, 1e6),
+    "class_weights": (0, 1e6),
+    "ignore_label": (1, 255),
+    "early_stopping": (1, math.inf),
     "threshold": (0, 1),
     "z_spacing": (POSITIVE, 1e6),
+    "label_ids": (1, 2**32 - 1),
     "folds": (0, math.inf),
     "fold": (0, math.inf),
 }
@@ -62,11 +64,10 @@ def check_config(config: Any, names: Mapping[str, str] | None = None) -> None:
                 more = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
                 raise ValueError(f"{name}: found {number!r}, expected {more}")
     check_network(config, names)
-    losses = ("auto", *find_losses())
-    if config.loss not in losses:
-        name = names.get("loss", "--loss")
-        raise ValueError(f"{name}: found {config.loss!r}, expected a function of utils/losses.py: {', '.join(losses)}")
+    check_loss(config, names)
     check_classes(config)
+    if config.early_stopping is not None and config.select == "last":
+        raise ValueError("--early-stopping: found --select last, which has no best epoch; expected --select best")
     if config.resume is not None and config.test_only is not None:
         raise ValueError("--resume and --test-only: found both, expected one of them")
     folds = getattr(config, "folds", 0)
@@ -77,8 +78,29 @@ def check_config(config: Any, names: Mapping[str, str] | None = None) -> None:
         raise ValueError("--fold all --test-only: found both, expected the number of one fold")
     if not folds and getattr(config, "fold", 0) == "all":
         raise ValueError("--fold all: found no --folds, expected how many, such as --folds 5")
+
+
+def check_loss(config: Any, names: Mapping[str, str]) -> None:
+    """Raise ValueError for an unknown loss, for an option that the loss does not take, and for class weights or an
+    ignored label that do not fit the number of classes."""
+    losses, number, called = find_losses(), config.num_classes, {n: names.get(n, flag(n)) for n in LOSS_OPTIONS}
+    if config.loss not in ("auto", *losses):
+        expected = f"a function of utils/losses.py: {', '.join(('auto', *losses))}"
+        raise ValueError(f"{names.get('loss', '--loss')}: found {config.loss!r}, expected {expected}")
     if sum(config.loss_weight) == 0:
         raise ValueError(f"--loss-weight: found {config.loss_weight}, expected one of them above 0")
+    weights, ignored = config.class_weights, config.ignore_label
+    if weights and (len(weights) != max(2, number) or not any(weights)):
+        expected = f"{max(2, number)} for --num-classes {number}, background first, one of them above 0"
+        raise ValueError(f"{called['class_weights']}: found {weights}, expected {expected}")
+    if ignored is not None and not 1 < number <= ignored:
+        expected = "--num-classes 2 or more, and a label that is no class: at least as large"
+        raise ValueError(f"{called['ignore_label']}: found {ignored} for --num-classes {number}, expected {expected}")
+    name, published = loss_name(config), published_values(type(config))
+    for option, place in called.items():
+        if getattr(config, option) != published[option] and option not in inspect.signature(losses[name]).parameters:
+            able = [loss for loss, function in losses.items() if option in inspect.signature(function).parameters]
+            raise ValueError(f"{place}: found a value, which the loss {name} does not take, only {', '.join(able)}")
 
 
 def check_network(config: Any, names: Mapping[str, str]) -> None:
@@ -118,6 +140,9 @@ def check_classes(config: Any) -> None:
             if not name.isprintable() or len(name) > LONGEST_CLASS_NAME or name.strip() != name or name == "background":
                 expected = f"up to {LONGEST_CLASS_NAME} characters on one line, and not background, which is class 0"
                 raise ValueError(f"--class-names: found {name!r}, expected {expected}")
+    ids = getattr(config, "label_ids", ())
+    if ids and (len(ids) != number - 1 or len(set(ids)) < len(ids)):
+        raise ValueError(f"--label-ids: found {ids}, expected {number - 1} different ones for --num-classes {number}")
     if colours:
         if len(colours) != number - 1:
             expected = f"{number - 1} for --num-classes {number}, without one of the background"

@@ -25,19 +25,15 @@ class ISICConfig(RunOptions, MachineOptions, FoldOptions, DataOptions, NameOptio
     num_classes: int = 1  # 1: binary masks; more: class 0 is the background
     mask_values: tuple[str, ...] = ()  # several classes: grey value ("128") or colour ("#ff0000") of each, in order
     normalization: Literal["minmax", "imagenet"] = "minmax"  # minmax: each image to 0..255, as published
-    rotation: Literal["run", "sample"] = "run"  # run: one angle for the whole run, as published
+    augmentation: Literal["published", "strong"] = "published"  # strong: datasets/image_augmentation.py
+    rotation: Literal["run", "sample"] = "run"  # run: one angle for the whole run, as published; strong has its own
     mask_resize: Literal["bilinear", "nearest"] = "bilinear"  # bilinear: soft borders, as published
     antialias: bool = False  # when shrinking; published: off
 
     # --- model (paper section 3; the released configuration, 27.43 M parameters) ---
     network: str = "vmunet"  # vmunet, vmunetv2, ultralight, or a baseline: unet, smp:<architecture>[-<encoder>]
-    load_ckpt_path: str = "pretrained_weights/vmamba_small_e238_ema.pth"  # VMamba's; none; baselines: none, imagenet
-    depths: tuple[int, int, int, int] | None = (
-        2,
-        2,
-        2,
-        2,
-    )  # VSS blocks of each encoder stage; vmunetv2 2 2 9 2
+    load_ckpt_path: str = "vmamba-small"  # downloaded once; vmamba-tiny, a file, none; baselines: none, imagenet
+    depths: tuple[int, int, int, int] | None = (2, 2, 2, 2)  # VSS blocks of each encoder stage; vmunetv2 2 2 9 2
     depths_decoder: tuple[int, int, int, int] = (2, 2, 2, 1)  # VSS blocks of each decoder stage, deepest first
     dims: tuple[int, int, int, int] = (96, 192, 384, 768)  # channels of each encoder stage
     d_state: int = 16  # states of the selective scan
@@ -52,6 +48,8 @@ class ISICConfig(RunOptions, MachineOptions, FoldOptions, DataOptions, NameOptio
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # bf16, fp16: autocast, the scan's state stays in float32
     loss: str = "auto"  # a function of utils/losses.py; auto: bce_dice for one class, ce_dice for several
     loss_weight: tuple[float, float] = (1, 1)  # of cross-entropy and Dice
+    class_weights: tuple[float, ...] = ()  # of the classes 0, 1, ... in the loss, two for binary masks; none: equal
+    ignore_label: int | None = None  # mask value that counts in no loss and no score, such as 255; several classes only
 
     # --- optimizer and schedule (their other values: configs/optim.py) ---
     opt: Optimizer = "AdamW"
@@ -63,10 +61,13 @@ class ISICConfig(RunOptions, MachineOptions, FoldOptions, DataOptions, NameOptio
     sch: Scheduler = "CosineAnnealingLR"  # T_max 50, eta_min 1e-5, so the rate rises again (published)
     sch_args: dict[str, str] = field(default_factory=dict)  # replaces values of the row: --sch-args T_max 300
     warmup: Literal["from_first_step", "published"] = "from_first_step"  # WP_* rows; published: rate 0 in epoch 1
+    ema: float | None = None  # decay of a moving average of the weights, which is then validated, kept and tested
 
     # --- validation and test ---
     protocol: Literal["paper", "holdout"] = "paper"  # holdout: select on one set, report on another
+    select: Literal["best", "last"] = "best"  # the epoch whose weights are kept and tested; last: nothing is selected
     threshold: float = 0.5  # a pixel is lesion from this probability on
+    early_stopping: int | None = None  # end after this many epochs without a better one; none: never (published)
     val_interval: int = 30  # epochs between two sets of prediction panels; losses and metrics come every epoch
 
     of_volumes: ClassVar[bool] = False

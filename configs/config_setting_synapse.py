@@ -28,16 +28,12 @@ class SynapseConfig(RunOptions, MachineOptions, SplitOptions, VolumeDataOptions,
     scaling: Literal["window", "percentiles"] | None = None  # of prepared volumes, whose folder knows it; none: CT
     scaling_range: tuple[float, float] = (-125, 275)  # values, or percentiles of a volume's values, that became 0 and 1
     orientation: str = "LPS"  # where columns, rows and slices point to, or stored; prepared volumes know it too
+    label_ids: tuple[int, ...] = ()  # of the classes 1, 2, ... in files of labels; none: 1, 2, ...; likewise
 
     # --- model (paper section 3; the released configuration, 27.43 M parameters) ---
     network: str = "vmunet"  # vmunet, vmunetv2, ultralight, or a baseline: unet, smp:<architecture>[-<encoder>]
-    load_ckpt_path: str = "pretrained_weights/vmamba_small_e238_ema.pth"  # VMamba's; none; baselines: none, imagenet
-    depths: tuple[int, int, int, int] | None = (
-        2,
-        2,
-        2,
-        2,
-    )  # VSS blocks of each encoder stage; vmunetv2 2 2 9 2
+    load_ckpt_path: str = "vmamba-small"  # downloaded once; vmamba-tiny, a file, none; baselines: none, imagenet
+    depths: tuple[int, int, int, int] | None = (2, 2, 2, 2)  # VSS blocks of each encoder stage; vmunetv2 2 2 9 2
     depths_decoder: tuple[int, int, int, int] = (2, 2, 2, 1)  # VSS blocks of each decoder stage, deepest first
     dims: tuple[int, int, int, int] = (96, 192, 384, 768)  # channels of each encoder stage
     d_state: int = 16  # states of the selective scan
@@ -52,6 +48,8 @@ class SynapseConfig(RunOptions, MachineOptions, SplitOptions, VolumeDataOptions,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # bf16, fp16: autocast, the scan's state stays in float32
     loss: str = "auto"  # a function of utils/losses.py; auto: ce_dice
     loss_weight: tuple[float, float] = (1, 1)  # of cross-entropy and Dice
+    class_weights: tuple[float, ...] = ()  # of the classes 0, 1, ... in the loss; none: equal (published)
+    ignore_label: int | None = None  # voxels of this label count in no loss and no score; prepared volumes know it
 
     # --- optimizer and schedule (their other values: configs/optim.py) ---
     opt: Optimizer = "AdamW"
@@ -63,11 +61,14 @@ class SynapseConfig(RunOptions, MachineOptions, SplitOptions, VolumeDataOptions,
     sch: Scheduler = "CosineAnnealingLR"  # T_max 100, eta_min 1e-5, so the rate rises again (published)
     sch_args: dict[str, str] = field(default_factory=dict)  # replaces values of the row: --sch-args T_max 300
     warmup: Literal["from_first_step", "published"] = "from_first_step"  # WP_* rows; published: rate 0 in epoch 1
+    ema: float | None = None  # decay of a moving average of the weights, which is then validated, kept and tested
 
     # --- validation and test ---
     protocol: Literal["paper", "holdout"] = "paper"  # holdout: select on one set, report on another
+    select: Literal["best", "last"] = "best"  # the epoch whose weights are kept and tested; last: nothing is selected
     volume_resize: Literal["labels", "logits"] = "labels"  # labels: argmax, then nearest zoom, as published
     z_spacing: float = 1  # mm between slices in the NIfTI files where the volume does not say it
+    early_stopping: int | None = None  # end after this many epochs without a better one; none: never (published)
     val_interval: int = 100  # epochs between two evaluations of the volumes
 
     of_volumes: ClassVar[bool] = True

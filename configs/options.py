@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-ScanBackend = Literal[
-    "auto", "cuda", "triton", "mamba_ssm", "cpu", "torch", "reference"
-]  # models/cross_scan/backends.py
+ScanBackend = Literal["auto", "cuda", "triton", "mamba_ssm", "cpu", "torch", "reference"]  # of models/cross_scan
 
 
 class Table:
@@ -32,7 +30,7 @@ class NameOptions(Table):
     """Names and colours: they change no number."""
 
     # --- names ---
-    recipe: str = "published"  # a row of configs/recipes.py: published, stable; own data: stable
+    recipe: str = "published"  # a row of configs/recipes.py: published, stable, robust; own data: stable
     class_names: tuple[str, ...] = ()  # of the classes 1, 2, ...; none: the data folder's, else numbers
     class_colours: tuple[str, ...] = ()  # of the same classes, as "#ff0000"; none: those of mask_values or the masks
 

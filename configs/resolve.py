@@ -12,7 +12,6 @@ It reads files and changes nothing, so that every process of a run gets the same
 import difflib
 import inspect
 import itertools
-import json
 import logging
 import sys
 import typing
@@ -38,6 +37,7 @@ from datasets.classes import (
     DATA,
     ISIC_FOLDERS,
     SYNAPSE_FOLDERS,
+    check_kind,
     palette_colours,
     preparation,
     prepared_names,
@@ -46,10 +46,10 @@ from datasets.classes import (
 from models.family import NETWORKS
 from models.weights.reading import Checkpoint
 from models.weights.shape import shape_of_weights
-from utils.files import REPOSITORY, read_rows, reading
+from utils.files import REPOSITORY, read_json, read_rows, reading
 from utils.runs.command_line import parse_flags
 from utils.runs.named_weights import read_checkpoint
-from utils.runs.run_folder import find_run, of_volumes
+from utils.runs.run_folder import MAY_CHANGE, find_run, of_volumes
 
 log = logging.getLogger("vmunet")
 
@@ -239,7 +239,7 @@ def checkpoint_values(
         raise ValueError(f"--test-only {checkpoint.path}: its network is for {kind_of(stored)}: python {script}")
     left_out = fields_of(MachineOptions, RunOptions) | {"load_ckpt_path"}
     if given.keys() & fields_of(VolumeDataOptions):
-        left_out |= fields_of(VolumeDataOptions, FoldOptions)
+        left_out |= fields_of(VolumeDataOptions, FoldOptions) - {"dataset"}
     known = config_class.__dataclass_fields__.keys() - left_out  # type: ignore[attr-defined]
     inherited = {name: value for name, value in stored.items() if name in known}
     check_types(str(checkpoint.path), inherited, config_class)
@@ -263,17 +263,19 @@ def config_to_resume(config_class: Any, flags: Mapping[str, Any]) -> Any:
     """Return the configuration of the run `flags["resume"]`, with the flags that are allowed beside it.
 
     Raises ValueError for other flags, for fewer epochs than the run has done, and for a config.json of another kind."""
-    others = [flag(name) for name in flags if name not in fields_of(ResumeOptions) | {"epochs"}]
+    allowed = (*MAY_CHANGE, "num_workers", "cache")
+    allowed = tuple(name for name in allowed if name in config_class.__dataclass_fields__)  # type: ignore[attr-defined]
+    others = [flag(name) for name in flags if name not in fields_of(ResumeOptions) | set(allowed)]
     if others:
-        raise ValueError(f"--resume: found also {', '.join(others)}, expected only --epochs with its config.json")
+        expected = f"only {', '.join(map(flag, allowed))} with its config.json"
+        raise ValueError(f"--resume: found also {', '.join(others)}, expected {expected}")
     folder = find_run(flags["resume"])
-    path, done = folder / "config.json", len(read_rows(folder / "metrics.csv"))
+    path, done = folder / "config.json", len(read_rows(folder / "metrics.csv", "epoch"))
+    stored = read_json(path)
     with reading(path):
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(stored, dict):
-            raise ValueError(f"{path}: found {type(stored).__name__}, expected the values of a {config_class.__name__}")
         if of_volumes(stored) is not config_class.of_volumes:
-            raise ValueError(f"{path}: found a run of {kind_of(stored)}, expected the other kind")
+            script = "train_synapse.py" if of_volumes(stored) else "train.py"
+            raise ValueError(f"{path}: found a run of {kind_of(stored)}, expected the command {script} --resume")
         unknown = sorted(stored.keys() - config_class.__dataclass_fields__.keys())  # type: ignore[attr-defined]
         if unknown or not {"dataset", "network"} <= stored.keys():
             found = ", ".join(unknown) or f"only {len(stored)} values"
@@ -315,6 +317,7 @@ def folder_values(config: Any, fixed: set[str]) -> dict[str, Any]:
     folder = Path(config.data_path or folders.get(config.dataset, DATA / config.dataset))
     if not folder.is_dir():
         return {}
+    check_kind(folder, config, config.of_volumes)
     path, record = preparation(folder)
     values: dict[str, Any] = {}
     names, num_classes = prepared_names(path, record), config.num_classes
@@ -325,6 +328,8 @@ def folder_values(config: Any, fixed: set[str]) -> dict[str, Any]:
             expected = f"expected --num-classes {len(names) + 1} for the {len(names)} classes of {path}"
             raise ValueError(f"--num-classes {num_classes}: {expected} and the background")
         values["class_names"] = names
+    if config.of_volumes and config.ignore_label is None and record.get("ignore_label") is not None:
+        values["ignore_label"] = record["ignore_label"]
     if config.of_volumes and "intensities" in record:
         prepared = prepared_values(path, record)
         for name in sorted(prepared.keys() & fixed):

@@ -4,6 +4,7 @@ The same seed gives the same batches for any number of workers. The batches of s
 one process. A `config` is an ISICConfig for images, a SynapseConfig for volumes.
 """
 
+import dataclasses
 import hashlib
 import itertools
 import logging
@@ -20,18 +21,21 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from datasets.cache import CachedDataset
-from datasets.classes import DATA, ISIC_FOLDERS
+from datasets.classes import DATA, ISIC_FOLDERS, check_kind
 from datasets.folds import find_split
+from datasets.image_augmentation import StrongTransform
 from datasets.isic import ISICDataset
 from datasets.masks import parse_mask_values
 from datasets.transforms import ISICTransform, run_angle
 from utils.files import first_few
-from utils.machine.device import available_cpus, free_memory
+from utils.machine.device import available_cpus
+from utils.machine.memory import free_memory
 from utils.runs.stopping import leave_signals_to_main, signals_held
 
 log = logging.getLogger("vmunet")
 
 PREFETCH = 2  # batches that each worker keeps ready
+SAMPLES, SAMPLE_BYTES = 16, 1024  # of each file in a fingerprint: 5000 files take half a second
 
 
 @dataclass(eq=False)
@@ -78,6 +82,12 @@ class EpochBatchSampler(Sampler):
             random.Random(f"{self.seed}/{epoch}").shuffle(order)
         return [order[start : start + self.batch_size][self.rank :: self.world_size] for start in self.starts()]
 
+    def shares_of_epoch(self, batch_size: int) -> set[int]:
+        """Return how many samples the processes get in the steps of an epoch with batches of this size."""
+        sampler = dataclasses.replace(self, batch_size=max(batch_size, self.world_size))
+        sizes = {min(sampler.batch_size, self.length - start) for start in sampler.starts()}
+        return {len(range(rank, size, self.world_size)) for size in sizes for rank in range(self.world_size)}
+
     def starts(self) -> range:
         """Return the first position of each global batch in which this rank has a share."""
         needed = self.world_size if self.shuffle else self.rank + 1
@@ -103,15 +113,23 @@ def uses_cuda(device: str) -> bool:
 
 
 def choose_workers(num_workers: int, device: str, batch_bytes: int) -> int:
-    """Return the number of worker processes of a loader: `num_workers`, or the machine's for -1.
+    """Return the number of worker processes of a loader: `num_workers`, or for -1 a number that suits the machine.
+    The number is lower, with a warning, if the shared memory (64 MB in Docker) cannot hold all finished batches.
 
-    Without CUDA that is 0, because the network itself uses all cores. Otherwise it is one for each free core, at most
-    12, and at most as many as the shared memory (often 64 MB in containers) can hold finished batches for."""
-    if num_workers >= 0 or not uses_cuda(device):
-        return max(0, num_workers)
-    workers = min(12, max(1, available_cpus() // processes_here() - 1))
-    if Path("/dev/shm").is_dir():
-        workers = min(workers, int(shutil.disk_usage("/dev/shm").free // (2 * (PREFETCH + 1) * batch_bytes)))
+    Without CUDA that number is 0, because the network itself uses all cores. Otherwise it is one for each free
+    core, at most 12."""
+    workers = num_workers
+    if num_workers < 0:
+        workers = min(12, max(1, available_cpus() // processes_here() - 1)) if uses_cuda(device) else 0
+    if workers and Path("/dev/shm").is_dir():
+        free = shutil.disk_usage("/dev/shm").free
+        possible = int(free // (2 * (PREFETCH + 1) * batch_bytes))
+        if possible < workers:
+            found = (
+                f"{workers} processes to read data, but /dev/shm has {free / 1e6:.0f} MB free, enough for {possible}"
+            )
+            log.warning("--num-workers %d: found %s; docker's --shm-size 8g gives more", num_workers, found)
+        workers = min(workers, possible)
     return workers
 
 
@@ -125,20 +143,31 @@ def fill_cache(dataset: CachedDataset, cache: str) -> None:
         log.info("%d samples are decoded anew in each epoch: they need %.1f GB of memory", len(dataset), needed / 1e9)
 
 
-def check_foreground(dataset: CachedDataset, folder: str | Path) -> None:
-    """Raise ValueError if every mask is background. Stops at the first that is not."""
-    if not any(dataset.sample(index)[1].any() for index in range(len(dataset))):
+def check_foreground(dataset: CachedDataset, folder: str | Path, ignore_label: int | None = None) -> None:
+    """Raise ValueError if every mask is background or ignored. Stop at the first other mask."""
+    masks = (dataset.sample(index)[1] for index in range(len(dataset)))
+    if not any(((mask != 0) & (mask != (ignore_label or 0))).any() for mask in masks):
         raise ValueError(f"{folder}: found background only in all {len(dataset)} training masks, expected foreground")
 
 
-def data_fingerprint(files: Iterable[str | Path]) -> str:
-    """Return a hash of the names and sizes of files, in their order. It changes when the list of files changes."""
-    text = "".join(f"{path.name}\0{path.stat().st_size}\n" for path in map(Path, files))
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+def data_fingerprint(files: Iterable[str | Path], contents: bool = True) -> str:
+    """Return a hash of the names and sizes of files, in their order, and with `contents` of SAMPLES blocks of each.
+
+    The blocks are spread evenly from the first byte to the last; PNG, NPZ and gzip end with a checksum."""
+    digest = hashlib.sha256()
+    for path in map(Path, files):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\n".encode("utf-8", "surrogateescape"))
+        if contents:
+            with path.open("rb", buffering=0) as file:
+                for number in range(SAMPLES):
+                    file.seek(number * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
+                    digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def make_loader(dataset: CachedDataset, config: Any, shuffle: bool, rank: int, world_size: int) -> Loader:
-    """Return a Loader of (image, target, names) batches.
+    """Return a Loader of (image, target, names) batches, with the augmentation parameters of the samples last.
 
     A training loader (`shuffle`) is endless: an epoch is its next len(loader) batches, and
     loader.batch_sampler.set_epoch(e) sets the epoch that it starts with. Its workers live until the program ends."""
@@ -148,6 +177,10 @@ def make_loader(dataset: CachedDataset, config: Any, shuffle: bool, rank: int, w
     sampler = EpochBatchSampler(
         len(dataset), config.batch_size, config.seed, shuffle, rank, world_size, endless=shuffle
     )
+    rest = len(dataset) % config.batch_size
+    if shuffle and rank == 0 and rest < world_size and rest:
+        text = "--batch-size %d: the last %d of %d images of each epoch are left out, fewer than the %d processes"
+        log.warning(text, config.batch_size, rest, len(dataset), world_size)
     batch_bytes = 4 * 4 * config.image_size**2 * -(-config.batch_size // world_size)
     workers = choose_workers(config.num_workers, config.device, batch_bytes)
     return Loader(
@@ -179,6 +212,7 @@ def data_folder(config: Any, folders: dict[str, Path]) -> Path:
     if not folder.is_dir():
         help = "see data/README.md, or try --dataset demo, which needs no download"
         raise FileNotFoundError(f"{folder} is not a folder; {help}")
+    check_kind(folder, config, of_volumes=folders is not ISIC_FOLDERS)
     return folder
 
 
@@ -202,7 +236,9 @@ def build_isic_loader(config: Any, split: str, rank: int = 0, world_size: int = 
     once: for a single pass; the cache stays empty if workers decode. loader.dataset.transform.angle is the angle of the
     run's rotations in degrees (None with rotation "sample")."""
     folder = data_folder(config, ISIC_FOLDERS)
-    transform = ISICTransform(
+    train = split == "train"
+    strong = train and config.augmentation == "strong"
+    transform = (StrongTransform if strong else ISICTransform)(
         config.image_size,
         binary=config.num_classes == 1,
         angle=run_angle(config.seed) if config.rotation == "run" else None,
@@ -211,15 +247,16 @@ def build_isic_loader(config: Any, split: str, rank: int = 0, world_size: int = 
         antialias=config.antialias,
         channels=config.input_channels,
     )
-    train = split == "train"
     mask_values = parse_mask_values(config.mask_values, config.num_classes)
     pairs = find_split(folder, split, config)
-    dataset = ISICDataset(folder, split, transform, config.num_classes, mask_values, train, config.seed, pairs)
+    ignore_label = getattr(config, "ignore_label", None)
+    options = (config.num_classes, mask_values, train, config.seed, pairs, ignore_label)
+    dataset = ISICDataset(folder, split, transform, *options)
     loader = make_loader(dataset, config, train, rank, world_size)
     if not (once and loader.num_workers):
         fill_cache(dataset, config.cache)
     if train:
-        check_foreground(dataset, folder)
+        check_foreground(dataset, folder, ignore_label)
     return loader
 
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from utils.files import reading, write_atomically
+from utils.files import read_json, write_atomically
 
 RECORD = "preparation.json"
 
@@ -21,8 +21,7 @@ def claim_folder(out: str | Path, record: dict[str, Any]) -> Path:
     out = Path(out)
     path = out / RECORD
     if path.is_file():
-        with reading(path):
-            before = dict(json.loads(path.read_text(encoding="utf-8")))
+        before = read_json(path)
         other = [key for key in record if before.get(key) != record[key]]
         if other:
             changes = ", ".join(f"{key}: found {before.get(key)}, expected {record[key]}" for key in other)

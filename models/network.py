@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .hub import CARD, HubMixin
+from .option_ranges import check_options
 
 STRIDE = 32  # the deepest map is 32 times smaller than the image
 STAGE_OPTIONS = ("depths", "drop_path_rate", "dims", "d_state", "scan_backend", "use_checkpoint")  # of VSS blocks
@@ -21,11 +22,11 @@ class SegmentationNetwork(
     name: str  # as `--network` takes it, and in messages
     options: tuple[str, ...] = ()  # values of a config that it is built with, beside num_classes and input_channels
     depths_published: tuple[int, ...] | None = None  # VSS blocks of the encoder's stages
-    weights_advice: str = "train without with --load-ckpt-path none"  # for messages: how to get weights to start from
     classifier: tuple[str, ...] = ()  # prefixes of the weights whose shapes depend on the number of classes
 
     def __init__(self, num_classes: int, input_channels: int):
         super().__init__()
+        check_options(type(self).__name__, 0, num_classes=num_classes, input_channels=input_channels)
         self.num_classes = num_classes
         self.input_channels = input_channels
 

@@ -231,6 +231,11 @@ def test_all_folds_are_run_once_and_end_with_a_table(data, command, tmp_path, mo
     status, text = command(*flags)
     assert status == 0 and all(row["run"] in text for row in rows[:2]) and read_rows(path) == rows
 
+    facts = tmp_path / "runs" / rows[1]["run"] / "facts.json"  # as of a fold that was drawn from more images
+    facts.write_text(facts.read_text().replace(json.loads(facts.read_text())["pool"], 64 * "0"))
+    status, text = command(*flags)
+    assert status != 0 and all(row["run"] in text for row in rows[:2]) and "pool" in text
+
 
 # ---- what is said and shown
 

@@ -1,5 +1,6 @@
 """One epoch of training, and an evaluation: what a step does with a loss, and what an evaluation keeps."""
 
+import contextlib
 import weakref
 
 import pytest
@@ -22,6 +23,53 @@ def test_a_loss_that_is_not_finite_names_the_batch_and_leaves_the_weights():
     with pytest.raises(NonFiniteLossError, match=r"nan.*\b1\b.*ISIC_1, ISIC_2"):
         train_one_epoch(model, Batches(loader), optimizer, BceDiceWithLogitsLoss(), compute)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+class InfiniteGradient(torch.autograd.Function):
+    """The identity, whose gradient is infinite where an image is all ones."""
+
+    @staticmethod
+    def forward(ctx, images, weight):
+        ctx.bad = bool((images == 1).all((1, 2, 3)).any())
+        return images * weight
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, torch.full((1,), float("inf") if ctx.bad else 0.1)
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        return InfiniteGradient.apply(images, self.weight)
+
+
+@pytest.mark.parametrize("bad", [0, 2])  # the first batch, and the last of the epoch
+@pytest.mark.parametrize("options", [{}, {"clip_grad_norm": 1.0}, {"accumulation_steps": 2}])
+def test_a_gradient_that_is_not_finite_names_its_batch_and_leaves_the_weights(bad, options):
+    images = [torch.full((1, 1, 2, 2), 0.5) for _ in range(3)]
+    images[bad] = torch.ones(1, 1, 2, 2)
+    loader = [(image, image, [f"image{i}"]) for i, image in enumerate(images)]
+    model = Scaled()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    compute, batches = Compute(torch.device("cpu")), Batches(loader, epoch=7)
+    with pytest.raises(NonFiniteLossError, match=rf"inf.*epoch 7.*image{bad}"):
+        train_one_epoch(model, batches, optimizer, lambda x, y: x.mean(), compute, **options)
+    assert model.weight.isfinite().all()
+
+
+def test_fp16_skips_a_step_and_ends_where_every_step_is_skipped():
+    good, bad = torch.full((1, 1, 2, 2), 0.5), torch.ones(1, 1, 2, 2)
+    for images, finite in (([bad, good, good], True), ([bad] * 45, False)):
+        model, compute = Scaled(), Compute(torch.device("cpu"), "fp16")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        batches = Batches([(image, image, ["a"]) for image in images])
+        with contextlib.nullcontext() if finite else pytest.raises(NonFiniteLossError, match="fp16"):
+            train_one_epoch(model, batches, optimizer, lambda x, y: x.mean(), compute)
+        assert model.weight.isfinite().all() and (model.weight.item() != 1) is finite
 
 
 def test_accumulated_gradients_equal_those_of_the_whole_batch():

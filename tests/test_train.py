@@ -19,10 +19,12 @@ import train
 import train_synapse
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
+from configs.recipes import RECIPES
 from configs.resolve import resolve
 from datasets.demo import make_demo_isic, make_demo_synapse
 from datasets.transforms import run_angle
 from models.vmunet import VMUNet
+from report.records import Record
 from tests.tiny import NETWORK, ROOT, TRAINING, TRAINING_FLAGS
 from utils.runs import checkpoint, training_state
 from utils.runs.batches import USAGE
@@ -152,10 +154,21 @@ def test_the_published_numbers_of_volumes_do_not_move(tmp_path):
     assert scores["hd95_strict"] == pytest.approx(424.910, rel=1e-3)
 
 
-@pytest.mark.parametrize("script, kind, make", [(train, ISICConfig, isic), (train_synapse, SynapseConfig, synapse)])
-def test_a_stopped_run_goes_on_bit_for_bit(script, kind, make, data, tmp_path, monkeypatch):
+ROBUST = dict(RECIPES["robust"], recipe="robust")
+
+
+@pytest.mark.parametrize(
+    "script, kind, make, recipe",
+    [
+        (train, ISICConfig, isic, {}),
+        (train, ISICConfig, isic, ROBUST),
+        (train_synapse, SynapseConfig, synapse, {}),
+        (train_synapse, SynapseConfig, synapse, dict(ema=0.99)),
+    ],
+)
+def test_a_stopped_run_goes_on_bit_for_bit(script, kind, make, recipe, data, tmp_path, monkeypatch):
     """Two epochs and two resumed ones equal four: weights, losses, scores; with augmentation and stochastic depth."""
-    script.main(make(data, tmp_path / "whole", epochs=4, val_interval=2))
+    script.main(make(data, tmp_path / "whole", epochs=4, val_interval=2, **recipe))
     whole = the_run(tmp_path / "whole")
 
     finish_epoch = TrainingState.finish_epoch
@@ -167,7 +180,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(script, kind, make, data, tmp_path, m
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(TrainingState, "finish_epoch", stop_after_two)
-        script.main(make(data, tmp_path / "stopped", epochs=4, val_interval=2))
+        script.main(make(data, tmp_path / "stopped", epochs=4, val_interval=2, **recipe))
     stopped = the_run(tmp_path / "stopped")
     assert len(rows(stopped / "metrics.csv")) == 2
     script.main(resolve(kind(resume=str(stopped))))
@@ -177,6 +190,26 @@ def test_a_stopped_run_goes_on_bit_for_bit(script, kind, make, data, tmp_path, m
         for found, expected in zip(weights(stopped, name).values(), weights(whole, name).values(), strict=True):
             assert torch.equal(found, expected)
     assert (stopped / "metrics.json").read_text(encoding="utf-8") == (whole / "metrics.json").read_text()
+
+
+def test_the_robust_recipe_tests_the_average_of_the_last_epoch(data, tmp_path, monkeypatch):
+    finish_epoch = TrainingState.finish_epoch
+
+    def worse(training, scores, selected_by, samples):  # from epoch to epoch
+        finish_epoch(training, scores | {"val_loss": training.epoch}, training.epoch, samples)
+
+    monkeypatch.setattr(TrainingState, "finish_epoch", worse)
+    scores = train.main(isic(data, tmp_path / "run", epochs=3, **ROBUST))
+    run = the_run(tmp_path / "run")
+    best, latest = (torch.load(run / "checkpoints" / name, weights_only=True) for name in ("best.pth", "latest.pth"))
+    assert best["epoch"] == latest["best"]["epoch"] == Record(run).best_epoch == 3
+    assert latest["average"]["updates"] == 9  # of three batches an epoch
+    for name, weight in best["model"].items():
+        assert torch.equal(weight, latest["model"][name])
+    trained = latest["average"]["weights"].items()
+    assert any(not torch.equal(weight, best["model"][name]) for name, weight in trained)
+    config = resolve(isic(data, tmp_path / "test", test_only=str(run / "checkpoints/best.pth")))
+    assert train.main(config) == scores
 
 
 def test_checkpoints_wait_until_there_is_work_to_lose(data, tmp_path, monkeypatch):
@@ -251,20 +284,24 @@ def test_no_process_reads_the_best_weights_before_they_are_written(data, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script, kind", [("train.py", "isic"), ("train_synapse.py", "synapse")])
-def test_two_processes_follow_one_processs_losses(script, kind, data, tmp_path):
+@pytest.mark.parametrize(
+    "script, kind, recipe",
+    [("train.py", "isic", "published"), ("train.py", "isic", "robust"), ("train_synapse.py", "synapse", "published")],
+)
+def test_two_processes_follow_one_processs_losses(script, kind, recipe, data, tmp_path):
     """13 images, or 10 slices, in batches of 5, in double precision; without stochastic depth."""
     tables = {}
     for processes in (1, 2):
         work_dir = tmp_path / str(processes)
         flags = ["--dataset", "demo", "--data-path", str(data / kind), "--work-dir", str(work_dir), "--epochs", "2"]
-        flags += [*TRAINING_FLAGS, "--batch-size", "5", "--drop-path-rate", "0"]
+        flags += [*TRAINING_FLAGS, "--batch-size", "5", "--drop-path-rate", "0", "--recipe", recipe]
         flags += ["--val-interval", "1" if kind == "isic" else "3"]  # volumes go through the network in float32
         result = run_script("tests/run_in_float64.py", processes, [script, *flags])
         assert result.returncode == 0, result.stderr
         tables[processes] = without_time(rows(the_run(work_dir) / "metrics.csv"))
     assert len(tables[1]) == 2
+    tolerance = 1e-5 if recipe == "robust" else 1e-9  # the images of a batch are augmented in float32
     for one, two in zip(tables[1], tables[2], strict=True):
         assert one.keys() == two.keys()
         for name in one:
-            assert math.isclose(float(one[name]), float(two[name]), rel_tol=1e-9), name
+            assert math.isclose(float(one[name]), float(two[name]), rel_tol=tolerance), name

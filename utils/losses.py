@@ -3,8 +3,9 @@
     def my_loss(logits, target):        # (B, n, H, W); n 1: masks (B, 1, H, W) in 0..1; else class numbers (B, H, W)
         return F.cross_entropy(logits, target.long())
 
-Further parameters get the config's values of the same name, such as `loss_weight`. In training the function gets a
-batch, the whole one under torchrun too; in validation one image at a time. The losses of several outputs are added.
+Further parameters get the config's values of the same name: `loss_weight`, `class_weights`, `ignore_label`. In training
+the function gets a batch (under torchrun the whole batch); in validation it gets one image at a time. The losses of
+several outputs are added.
 """
 
 import functools
@@ -19,14 +20,80 @@ from torch import Tensor, nn
 from utils.errors import check_same_shape
 
 
-def bce_dice(logits: Tensor, target: Tensor, loss_weight: Sequence[float] = (1, 1)) -> Tensor:
-    """Return w0 * binary cross-entropy + w1 * soft Dice loss of sigmoid(logits): one class, (B, 1, H, W) twice."""
-    return BceDiceWithLogitsLoss(*loss_weight)(logits, target)
+def bce_dice(
+    logits: Tensor, target: Tensor, loss_weight: Sequence[float] = (1, 1), class_weights: Sequence[float] = ()
+) -> Tensor:
+    """Return w0 * binary cross-entropy + w1 * soft Dice loss of sigmoid(logits): one class, (B, 1, H, W) twice.
+
+    class_weights  of background and object, in the cross-entropy"""
+    if not class_weights:
+        return BceDiceWithLogitsLoss(*loss_weight)(logits, target)
+    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    dice = BceDiceWithLogitsLoss(0, loss_weight[1])(logits, target)
+    return loss_weight[0] * weighted_mean(bce, pixel_weights(target, class_weights)) + dice
 
 
-def ce_dice(logits: Tensor, target: Tensor, loss_weight: Sequence[float] = (1, 1)) -> Tensor:
-    """Return w0 * cross-entropy + w1 * soft Dice loss of softmax(logits): (B, n, H, W) and class numbers (B, H, W)."""
-    return CeDiceLoss(logits.shape[1], loss_weight)(logits, target)
+def ce_dice(
+    logits: Tensor,
+    target: Tensor,
+    loss_weight: Sequence[float] = (1, 1),
+    class_weights: Sequence[float] = (),
+    ignore_label: int | None = None,
+) -> Tensor:
+    """Return w0 * cross-entropy + w1 * soft Dice loss of softmax(logits): (B, n, H, W) and class numbers (B, H, W).
+
+    class_weights  of the classes 0, 1, ...: both parts are weighted means
+    ignore_label   pixels of this number, which is no class, are left out of both"""
+    n, target = logits.shape[1], target.long()
+    if not class_weights and ignore_label is None:
+        return CeDiceLoss(n, loss_weight)(logits, target)
+    pixels = F.cross_entropy(logits, target.clamp(max=n - 1), reduction="none")
+    ce = weighted_mean(pixels, pixel_weights(target, class_weights, ignore_label))
+    counted = pixel_weights(target, (), ignore_label)[:, None]
+    of_classes = [weight * n / sum(class_weights) for weight in class_weights] or None
+    return loss_weight[0] * ce + loss_weight[1] * nDiceLoss(n)(logits.softmax(1) * counted, target, of_classes)
+
+
+def focal(
+    logits: Tensor,
+    target: Tensor,
+    focal_gamma: float = 2,
+    class_weights: Sequence[float] = (),
+    ignore_label: int | None = None,
+) -> Tensor:
+    """Return the focal loss (Lin et al. 2017), the mean of (1 - p)^gamma * -log(p) with the probability p of the right
+    class: of one class, (B, 1, H, W) twice, or of several, (B, n, H, W) and class numbers (B, H, W).
+
+    class_weights, ignore_label  as in ce_dice; of one class two weights, of background and object"""
+    if logits.shape[1] == 1:
+        log_loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    else:
+        target = target.long()
+        log_loss = F.cross_entropy(logits, target.clamp(max=logits.shape[1] - 1), reduction="none")
+    missing = (1 - (-log_loss).exp()).clamp(min=1e-12)  # 1 - p
+    return weighted_mean(missing**focal_gamma * log_loss, pixel_weights(target, class_weights, ignore_label))
+
+
+def pixel_weights(target: Tensor, class_weights: Sequence[float] = (), ignore_label: int | None = None) -> Tensor:
+    """Return the weight of each pixel in the shape of `target`: that of its class, or 0 where the pixel is ignored.
+    `target` holds class numbers, or a floating mask 0..1, in which a soft outline has a weight between the two."""
+    if target.is_floating_point():
+        background, object = class_weights or (1, 1)
+        return background + (object - background) * target
+    counted = torch.ones_like(target, dtype=torch.float32) if ignore_label is None else (target != ignore_label).float()
+    if not class_weights:
+        return counted
+    return counted * _table(tuple(class_weights), target.device)[target.clamp(max=len(class_weights) - 1)]
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Return the mean of values with weights of the same shape; 0 where all weights are 0."""
+    return (values * weights).sum() / weights.sum().clamp(min=1e-6)
+
+
+@functools.cache  # sending the numbers to a GPU in each step would cause a wait
+def _table(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def find_losses() -> dict[str, Callable[..., Tensor]]:
@@ -35,10 +102,15 @@ def find_losses() -> dict[str, Callable[..., Tensor]]:
     return {name: f for name, f in found.items() if [*inspect.signature(f).parameters][:2] == ["logits", "target"]}
 
 
+def loss_name(config: Any) -> str:
+    """Return the name of a config's loss; "auto": bce_dice of one class, else ce_dice."""
+    automatic = "bce_dice" if config.num_classes == 1 else "ce_dice"
+    return automatic if config.loss == "auto" else config.loss
+
+
 def build_loss(config: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the function of (logits, target) that `config.loss` names; "auto": bce_dice of one class, else ce_dice."""
-    name = config.loss if config.loss != "auto" else "bce_dice" if config.num_classes == 1 else "ce_dice"
-    function = find_losses()[name]
+    """Return the function of (logits, target) that `config.loss` names, with the config's values of its parameters."""
+    function = find_losses()[loss_name(config)]
     parameters = [*inspect.signature(function).parameters][2:]
     options = {key: getattr(config, key) for key in parameters if hasattr(config, key)}
     return functools.partial(function, **options) if options else function

@@ -85,6 +85,15 @@ def optimization_values(config: Any, optimizers: Rows, schedulers: Rows) -> dict
     }
 
 
+def warm_up_warning(scheduler: Mapping[str, Any], epochs: int) -> str | None:
+    """Return a warning if the rate of a schedule, with the values of `optimization_values`, only rises; else None."""
+    warm_up = scheduler.get("warm_up_epochs", 0)
+    if warm_up < epochs:
+        return None
+    found = f"found warm_up_epochs {warm_up} in a run of {epochs}: the learning rate never falls"
+    return f"--sch {scheduler['name']}: {found}; --epochs gives more, --sch-args warm_up_epochs fewer"
+
+
 def _optimizer_row(config, rows, overrides):
     replaced = {name: getattr(config, name) for name in ("lr", "weight_decay") if getattr(config, name) is not None}
     return _row(rows, "opt", config.opt, replaced | (overrides or {}), getattr(torch.optim, config.opt, None))

@@ -83,3 +83,8 @@ def test_a_value_has_the_name_of_the_place_it_comes_from():
 def test_names_and_colours_of_classes_must_fit_their_number(changes, words):
     with pytest.raises(ValueError, match=words):
         check_config(ISICConfig(**{"num_classes": 3} | changes))
+
+
+def test_a_loss_weight_that_the_loss_does_not_take_is_an_error():
+    with pytest.raises(ValueError, match="--loss-weight.* focal .*bce_dice"):
+        check_config(ISICConfig(loss="focal", loss_weight=(3, 1)))

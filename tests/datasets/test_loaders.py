@@ -21,7 +21,8 @@ from datasets.loaders import (
 from datasets.transforms import run_angle
 from datasets.volume_loaders import build_synapse_loaders, synapse_folders
 from tests.tiny import ROOT, isic_config, synapse_config
-from utils.machine.device import available_cpus, free_memory
+from utils.machine.device import available_cpus
+from utils.machine.memory import free_memory
 from utils.runs.stopping import leave_signals_to_main
 
 # forking with threads about, and more workers than cores, are what these tests are for
@@ -289,7 +290,7 @@ def test_missing_lists_are_named(tmp_path):
 # ---- what the machine offers
 
 
-def test_workers_are_chosen_from_the_machine(monkeypatch):
+def test_workers_are_chosen_from_the_machine(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_workers(-1, "auto", 1) == 0
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -299,7 +300,8 @@ def test_workers_are_chosen_from_the_machine(monkeypatch):
         assert choose_workers(-1, "auto", 1) == expected
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=64 << 20))
     if Path("/dev/shm").is_dir():
-        assert choose_workers(-1, "auto", 32 << 20) == 0
+        assert choose_workers(-1, "auto", 32 << 20) == 0 and choose_workers(4, "cpu", 5 << 20) == 2
+        assert "--num-workers 4" in caplog.text and "--shm-size" in caplog.text and "67 MB" in caplog.text
     assert choose_workers(5, "cuda", 1) == 5
     assert choose_workers(-1, "cpu", 1) == 0
 

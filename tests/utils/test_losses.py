@@ -1,4 +1,6 @@
+import functools
 import json
+import math
 import sys
 
 import pytest
@@ -8,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
+from configs.resolve import resolve
 from datasets.loaders import EpochBatchSampler
 from engine import Compute, evaluate, train_one_epoch
 from tests.ranks import run_in_two_processes
@@ -128,7 +131,7 @@ def mean_error(logits, target):
 
 
 def test_a_config_chooses_a_function_by_its_name(monkeypatch):
-    assert find_losses() == {"bce_dice": bce_dice, "ce_dice": ce_dice}
+    assert find_losses() == {"bce_dice": bce_dice, "ce_dice": ce_dice, "focal": losses.focal}
     monkeypatch.setattr(losses, "mean_error", mean_error, raising=False)
     assert build_loss(ISICConfig(loss="mean_error")) is mean_error
 
@@ -289,3 +292,71 @@ def test_two_processes_train_a_network_with_batch_norm_like_one(ranks):
             assert not torch.equal(main_trained[name], other_trained[name])
         elif "num_batches" not in name:
             torch.testing.assert_close(tensor, weights[name], rtol=1e-10, atol=1e-14)
+
+
+# ---- class weights, an ignored label, focal loss
+
+
+@pytest.fixture
+def pixels():
+    torch.manual_seed(0)
+    return torch.randn(2, 3, 4, 5, requires_grad=True), torch.randint(0, 3, (2, 4, 5))
+
+
+def test_class_weights_and_an_ignored_label_are_those_of_the_cross_entropy(pixels):
+    logits, target = pixels
+    target[0, :2], target[1, 0] = 255, 255
+    weights, options = torch.tensor([1.0, 2.0, 5.0]), dict(class_weights=(1, 2, 5), ignore_label=255)
+    expected = F.cross_entropy(logits, target, weight=weights, ignore_index=255)
+    torch.testing.assert_close(ce_dice(logits, target, (1, 0), **options), expected)
+    torch.testing.assert_close(losses.focal(logits, target, focal_gamma=0, **options), expected)
+    for loss in (functools.partial(ce_dice, **options), functools.partial(losses.focal, **options)):
+        (gradient,) = torch.autograd.grad(loss(logits, target), logits)
+        assert (gradient.permute(0, 2, 3, 1)[target == 255] == 0).all() and gradient.isfinite().all()
+    nothing = torch.full_like(target, 255)
+    assert losses.focal(logits, nothing, ignore_label=255) == 0 and ce_dice(logits, nothing, **options).isfinite()
+
+
+def test_the_dice_of_the_pixels_that_count(pixels):
+    logits, target = pixels
+    part = ce_dice(logits[:, :, 1:], target[:, 1:], (0, 1))  # without the first row
+    target[:, 0] = 7
+    torch.testing.assert_close(ce_dice(logits, target, (0, 1), ignore_label=7), part)
+    torch.testing.assert_close(ce_dice(logits, target, (0, 1), (2, 2, 2), ignore_label=7), part)
+
+
+def test_focal_by_hand_and_binary_class_weights():
+    logits, target = torch.tensor([[[[0.0, 2.0]]]]), torch.tensor([[[[1.0, 0.0]]]])
+    wrong = [0.5, torch.sigmoid(torch.tensor(2.0)).item()]  # the probability of the wrong class
+    each = [-(w**2) * math.log(1 - w) for w in wrong]
+    assert losses.focal(logits, target).item() == pytest.approx(sum(each) / 2)
+    assert losses.focal(logits, target, class_weights=(1, 3)).item() == pytest.approx((3 * each[0] + each[1]) / 4)
+    bce = [-math.log(1 - w) for w in wrong]
+    assert bce_dice(logits, target, (1, 0), (1, 3)).item() == pytest.approx((3 * bce[0] + bce[1]) / 4)
+    torch.testing.assert_close(bce_dice(logits, target, (1, 1), (2, 2)), bce_dice(logits, target))
+
+
+@pytest.mark.parametrize(
+    "flags, found",
+    [
+        ("--class-weights 1", "--class-weights.* 2 "),
+        ("--class-weights 1 2 3 --num-classes 2", "--class-weights.* 2 "),
+        ("--class-weights 0 0", "--class-weights"),
+        ("--class-weights -1 1", "--class-weights.*-1"),
+        ("--ignore-label 255", "--ignore-label.*255.*--num-classes"),
+        ("--ignore-label 2 --num-classes 3", "--ignore-label.*2"),
+        ("--ignore-label 300 --num-classes 3", "--ignore-label.*300.*255"),
+        ("--early-stopping 0", "--early-stopping.*0"),
+        ("--loss focl", "--loss.*focl.*focal"),
+    ],
+)
+def test_wrong_values_are_named(flags, found):
+    with pytest.raises(ValueError, match=found):
+        resolve(ISICConfig, flags.split())
+
+
+def test_a_loss_that_does_not_take_an_option_is_an_error(monkeypatch):
+    monkeypatch.setattr(losses, "mine", lambda logits, target: logits.mean(), raising=False)
+    losses.mine.__name__ = "mine"
+    with pytest.raises(ValueError, match="--class-weights.*mine.*ce_dice"):
+        resolve(ISICConfig, "--loss mine --class-weights 1 2".split())

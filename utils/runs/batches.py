@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ class Batches:
     """
 
     def __init__(self, loader: Any, epoch: int = 1, losses: Iterable[float] = ()):
-        self.loader, self.losses = loader, list(losses)
+        self.loader, self.epoch, self.losses = loader, epoch, list(losses)
         if isinstance(loader, DataLoader):
             self.loader.batch_sampler.set_epoch(epoch, done=self.done)
         self.source: Iterator | None = None  # one for all epochs; making it starts the workers
@@ -38,6 +38,18 @@ class Batches:
     def done(self) -> int:
         """Batches of the present epoch that are done."""
         return len(self.losses)
+
+    @property
+    def finish(self) -> Callable[..., tuple]:
+        """Return the part of the augmentation that works on a whole batch: a function from images, targets and the
+        parameters of their samples to images and targets."""
+        transform = getattr(getattr(self.loader, "dataset", None), "transform", None)
+        return getattr(transform, "finish", lambda *tensors: tensors)
+
+    @property
+    def position(self) -> str:
+        """The batch that was recorded last, for messages."""
+        return f"epoch {self.epoch}, batch {self.done} of {len(self)}"
 
     @property
     def shares(self) -> list[int]:
@@ -71,7 +83,7 @@ class Batches:
         return sum(self.losses) / len(self.losses)
 
     def next_epoch(self) -> None:
-        self.losses = []
+        self.epoch, self.losses = self.epoch + 1, []
 
     def usage(self, device: torch.device) -> dict[str, float]:
         """Return the values of USAGE, but for `seconds`, of the pass that has just ended.

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch.optim import Optimizer
 
-from models.weights.archive import DIGEST_BYTES, MARK, ArchiveError, check_archive, has_checksum, verify_checksum
+from models.weights.archive import DIGEST_BYTES, MARK, ArchiveError, check_archive, has_checksum
 from utils import distributed
 from utils.errors import CheckpointError
 from utils.files import write_atomically
@@ -125,12 +125,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not has_checksum(content):
         raise CheckpointError(f"{path}: found no checksum at the end of the file, expected a complete checkpoint")
     try:
-        verify_checksum(content, path)
-    except ArchiveError as error:
-        raise CheckpointError(str(error)) from None
-    try:
         check_archive(content)
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except ArchiveError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     except Exception as error:  # whatever a hostile file with a right checksum provokes
         found = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: found {found}, expected tensors and plain values") from error

@@ -6,18 +6,19 @@ A comment behind a field is its help. --help has a box for each class that decla
 
 import contextlib
 import dataclasses
+import difflib
 import inspect
 import logging
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from utils.errors import LostProcessError, NonFiniteLossError, NotEnoughMemoryError
-from utils.runs.run_folder import stop_log
+from utils.runs.run_folder import log_to_console, stop_log
 from utils.runs.stopping import Stopped, stopped_at_once
 
 log = logging.getLogger("vmunet")
@@ -29,7 +30,10 @@ MEMORY = (
     "less is needed with a smaller --batch-size (--accumulation-steps makes up for it), --use-checkpoint, --precision "
     "bf16, a smaller --image-size, --cache off or fewer --num-workers"
 )
-WORKER = "the system ended a process that loads data, mostly for lack of memory; try fewer --num-workers, or 0"
+WORKER = (
+    "the processes that load data lack memory or shared memory (64 MB in Docker); try a lower --num-workers, such "
+    "as 0, or docker run --shm-size 8g"
+)
 Config = TypeVar("Config")
 
 SECTION = re.compile(r" +# --- (?P<title>.+?)(?: \(.*\))? ---")
@@ -57,9 +61,20 @@ def parse_flags(
         box.__doc__ = " "
         boxes.append((f"box_{len(boxes)}", Annotated[box, tyro.conf.arg(name=title)]))
     grouped = dataclasses.make_dataclass(config_class.__name__, boxes, kw_only=True)
+    check_names(sys.argv[1:] if arguments is None else arguments, helps)
     description = description or sys.modules[config_class.__module__].__doc__
     parsed = tyro.cli(grouped, prog=prog, args=arguments, description=description, config=(tyro.conf.OmitArgPrefixes,))
     return config_class(**{name: value for box in vars(parsed).values() for name, value in vars(box).items()})
+
+
+def check_names(arguments: Sequence[str], fields: Iterable[str]) -> None:
+    """End the program if a flag is misspelt, and suggest the closest flag, whatever else is wrong."""
+    known = ["--help", *(f"--{prefix}{field}".replace("_", "-") for field in fields for prefix in ("", "no-"))]
+    for text in arguments:
+        name = text.partition("=")[0].replace("_", "-")
+        if name.startswith("--") and name not in known and (close := difflib.get_close_matches(name, known, n=1)):
+            print(f"error: {name}: found no such option, expected {close[0]}", file=sys.stderr)
+            sys.exit(2)
 
 
 def places_of(config_class: Any) -> dict[str, tuple[str, str]]:
@@ -85,7 +100,7 @@ def run(main: Callable[[Any], Any], config_class: type, parse: Callable[[type], 
     What a user can mend (a wrong value, a missing file, too little memory) ends with one sentence and exit status 2; a
     loss that is not finite, or another process that is gone, with status 1. --debug shows the traceback. SIGTERM and
     Ctrl-C end with status 75 if --resume can continue from there, otherwise with 128 + the number of the signal."""
-    logging.basicConfig(format="%(message)s")  # until the run has its own log
+    log_to_console()  # until the run starts its own log
     config, status = None, 0
     try:
         with stopped_at_once(), advice():
@@ -118,8 +133,8 @@ def advice() -> Iterator[None]:
         text, kind = str(error), type(error).__name__
         if kind == "OutOfMemoryError" or "not enough memory" in text or "can't allocate memory" in text:
             raise NotEnoughMemoryError(f"the memory is not enough ({text.splitlines()[0]}); {MEMORY}") from error
-        if text.startswith("DataLoader worker (pid"):
-            raise NotEnoughMemoryError(f"{text.splitlines()[0]}: {WORKER}") from error
+        if text.startswith("DataLoader worker (pid") or "shared memory" in text or "</torch_" in text:
+            raise NotEnoughMemoryError(f"{sentence(error).splitlines()[0]}: {WORKER}") from error
         raise
 
 

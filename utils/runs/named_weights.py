@@ -3,6 +3,7 @@
 results/<run>/checkpoints/best.pth      a file
 results/<run>                           its checkpoints/best.pth
 isic17                                  a network that ships with the code, from any working directory
+vmamba-small, vmamba-tiny               ImageNet weights to start a training from, downloaded once
 ./isic17                                a file or folder of this name
 """
 
@@ -13,34 +14,58 @@ from pathlib import Path
 import h5py
 from torch import nn
 
+from models.hub import WEIGHTS
 from models.weights.filling import fill_network
 from models.weights.reading import Checkpoint, read_weights
-from utils.files import first_few
+from utils.download import Release, fetch
+from utils.files import find_path, first_few
 
 log = logging.getLogger("vmunet")
 
 FOLDER = Path(__file__).resolve().parents[2] / "pretrained_weights"
 SHIPPED = {"isic17": "vmunet_isic17.h5"}  # networks that ship with the code, and their files in FOLDER
-SUFFIXES = (".pth", ".pt", ".ckpt")  # of files with weights
+DOWNLOADS = "https://github.com/MzeroMiko/VMamba/releases/download/%23v0cls/"
+SMALL, TINY = "vssmsmall_dp03_ckpt_epoch_238.pth", "vssmtiny_dp01_ckpt_epoch_292.pth"
+RELEASED = {
+    "vmamba-small": Release(
+        DOWNLOADS + SMALL, 177_830_070, "8a9b3d3954bd28265405bd9a86768599d11491ba414ce04011db837d6c319e14"
+    ),
+    "vmamba-tiny": Release(
+        DOWNLOADS + TINY, 91_649_482, "dbc0cc4f5ec0e45db5fba7c939d2c7d9b617e891ac10766912a8d604c37c5e47"
+    ),
+}
+SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")  # of files with weights
 BEST = Path("checkpoints", "best.pth")  # in the folder of a run
+SAVED = WEIGHTS[0]  # in a folder of save_pretrained
 
 
-def find_checkpoint(named: str | os.PathLike[str], how_to_get: str = "") -> Path:
+def find_checkpoint(named: str | os.PathLike[str]) -> Path:
     """Return the file of a checkpoint by name. Only a text can be a shipped network's name; a Path is always a path.
 
-    Raises FileNotFoundError with what was found and expected and, where it is given, `how_to_get`."""
+    Raises FileNotFoundError with what was found and expected."""
     if isinstance(named, str) and named in SHIPPED:
         return _shipped(named)
     path = Path(named)
     if path.is_file():
         return path
-    if (path / BEST).is_file():
-        return path / BEST
-    advice = f"; {how_to_get}" if how_to_get else ""
+    for file in (path / BEST, path / SAVED):
+        if file.is_file():
+            return file
     raise FileNotFoundError(
         f"{path}: {_found(path)}, expected a file with weights, the folder of a run, such as results/<run>, with "
-        f"{BEST.as_posix()} in it, or the name of a network that ships with the code: {', '.join(SHIPPED)}{advice}"
+        f"{BEST.as_posix()} in it, or the name of a network that ships with the code: {', '.join(SHIPPED)}"
     )
+
+
+def find_initial_weights(named: str) -> Path:
+    """Return the file that --load-ckpt-path names, which may be one of RELEASED. A relative path that the working
+    directory lacks is one in the repository.
+
+    Raises what `find_checkpoint` and `fetch` do."""
+    if named not in RELEASED:
+        return find_checkpoint(named if named in SHIPPED else str(find_path(named)))
+    release = RELEASED[named]
+    return fetch(release, FOLDER / release.url.rsplit("/", 1)[1])
 
 
 def is_checkpoint(named: str) -> bool:
@@ -48,7 +73,7 @@ def is_checkpoint(named: str) -> bool:
     path = Path(named)
     suffix = path.suffix.lower()
     is_weights = path.is_file() and (suffix in SUFFIXES or (suffix == ".h5" and _is_packed(path)))
-    return named in SHIPPED or (path / BEST).is_file() or is_weights
+    return named in SHIPPED or (path / BEST).is_file() or (path / SAVED).is_file() or is_weights
 
 
 def _is_packed(path: Path) -> bool:
@@ -88,8 +113,8 @@ def load_checkpoint_weights(model: nn.Module, named: str | os.PathLike[str]) -> 
     return checkpoint.sha256
 
 
-def read_checkpoint(named: str | os.PathLike[str], how_to_get: str = "") -> Checkpoint:
-    """Read the checkpoint that `find_checkpoint` finds. `how_to_get` is advice for messages.
+def read_checkpoint(named: str | os.PathLike[str]) -> Checkpoint:
+    """Read the checkpoint that `find_checkpoint` finds.
 
     Raises FileNotFoundError, and ValueError for a file that is no checkpoint or has been altered."""
-    return read_weights(find_checkpoint(named, how_to_get), how_to_get)
+    return read_weights(find_checkpoint(named))

@@ -15,11 +15,12 @@ import dataclasses
 import itertools
 import json
 import logging
+import os
 import random
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,14 @@ import torch
 from tqdm import tqdm
 
 from utils import distributed
-from utils.files import RESULTS, read_rows, reading, write_atomically, write_rows
+from utils.files import RESULTS, print_any_text, printable, read_json, read_rows, reading, write_atomically, write_rows
 from utils.runs.checkpoint import latest_paths, load_latest
 from utils.runs.lock import locked_folder
 
 log = logging.getLogger("vmunet")
+
+LENGTH = ("epochs", "early_stopping")  # what a resumed run may change: its end
+MAY_CHANGE = (*LENGTH, "data_path", "list_dir", "volume_path")  # and the location of its data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Run:
         checkpoint is written: a row without a checkpoint is dropped on resuming, a checkpoint without a row would
         leave a gap."""
         if distributed.is_main():
-            before = [other for other in read_rows(self.metrics) if other["epoch"] != str(row["epoch"])]
+            before = [other for other in read_rows(self.metrics, "epoch") if other["epoch"] != str(row["epoch"])]
             write_rows(self.metrics, [*before, row])
 
     def resume(self) -> dict[str, Any] | None:
@@ -68,20 +72,27 @@ class Run:
         log.info("resuming %s after epoch %d%s", self.folder, epoch, begun)
         if distributed.is_main() and self.metrics.exists():
             with reading(self.metrics):
-                write_rows(self.metrics, [row for row in read_rows(self.metrics) if int(row["epoch"]) <= epoch])
+                rows = read_rows(self.metrics, "epoch")
+                write_rows(self.metrics, [row for row in rows if int(row["epoch"]) <= epoch])
         return state
 
     def extend(self, config: Any) -> None:
-        """Store config.epochs in config.json if the run is extended. Keep the scores of its earlier test under another
-        name: a run with metrics.json counts as finished."""
-        stored = self._read_json("config.json")
-        if stored["epochs"] == config.epochs:
-            return
-        if distributed.is_main() and (self.folder / "metrics.json").exists():
+        """Store in config.json what a resumed run changes. If it goes on for longer, keep the scores of an earlier test
+        under another name: a run with metrics.json counts as finished."""
+        stored, done = self._read_json("config.json"), len(read_rows(self.metrics))
+        changed = changes(stored, config)
+        for name, value in changed.items():
+            log.info("%s: %s instead of %s, after epoch %d", name, value, stored.get(name), done)
+        if changed.keys() & set(LENGTH) and distributed.is_main() and (self.folder / "metrics.json").exists():
             (self.folder / "metrics.json").rename(self.folder / f"metrics_{stored['epochs']}_epochs.json")
-        done = len(read_rows(self.metrics))
-        self.note("extended", f"after epoch {done}: a run of {config.epochs} epochs instead of {stored['epochs']}")
-        self.save_json("config.json", stored | {"epochs": config.epochs})
+        if "epochs" in changed:
+            self.note("extended", f"after epoch {done}: a run of {config.epochs} epochs instead of {stored['epochs']}")
+        if changed:
+            self.save_json("config.json", stored | changed)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the facts that `note` has stored."""
+        return self._read_json("facts.json")
 
     def is_empty(self) -> bool:
         """Return whether the run has no epoch, no checkpoint and no prediction yet."""
@@ -96,21 +107,39 @@ class Run:
         if level is not None:
             log.log(level, "%s", fact)
         if distributed.is_main():
-            self.save_json("facts.json", self._read_json("facts.json") | {name: fact})
+            self.save_json("facts.json", self.facts() | {name: fact})
 
     def _read_json(self, name: str) -> dict[str, Any]:
         """Return the content of <name> in the run folder, {} if the file does not exist."""
         path = self.folder / name
-        with reading(path):
-            values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-            if not isinstance(values, dict):
-                raise ValueError(f"{path}: found {type(values).__name__}, expected names and values")
-        return values
+        return read_json(path) if path.exists() else {}
 
     def save_json(self, name: str, content: dict[str, Any]) -> None:
         """Write plain values to <name> in the run folder."""
         if distributed.is_main():
             write_atomically(self.folder / name, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def changes(stored: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """Return the values of MAY_CHANGE that differ from a stored config."""
+    values = {name: getattr(config, name, None) for name in MAY_CHANGE}
+    return {name: value for name, value in values.items() if stored.get(name) != value}
+
+
+def scores_of_finished(config: Any) -> dict[str, Any] | None:
+    """Return the scores of the run that `config.resume` names, and log how to extend it, if nothing is left to do."""
+    if config.resume is None:
+        return None
+    run = Run(find_run(config.resume))
+    scores, stored = run._read_json("metrics.json"), run._read_json("config.json")
+    if not scores or changes(stored, config).keys() & set(LENGTH):
+        return None
+    if distributed.is_main():
+        done = f"finished after epoch {len(read_rows(run.metrics))} of {config.epochs}"
+        early = f" (with --early-stopping above {config.early_stopping})" if config.early_stopping else ""
+        more = f"a higher --epochs extends the run{early}, --test-only {run.folder} tests it again"
+        log.warning("%s is %s; %s", run.folder, done, more)
+    return scores
 
 
 def start_run(config: Any) -> Run:
@@ -187,11 +216,29 @@ def of_volumes(values: dict[str, Any]) -> bool:
     return "volume_resize" in values
 
 
+class LogFormatter(logging.Formatter):
+    """Write each message as one line: file names may contain line breaks and control sequences."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802, the name is logging's
+        return printable(super().formatMessage(record))
+
+
+def log_to_console() -> None:
+    """Write messages to stderr until `start_log`, and print any text."""
+    print_any_text()
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler])
+
+
 class _Console(logging.Handler):
     """Write above the progress bars instead of through them."""
 
     def emit(self, record):
-        tqdm.write(self.format(record), file=sys.stderr)
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except BrokenPipeError:  # nobody reads stderr any more, as after `| head`; log.txt continues
+            sys.stderr = open(os.devnull, "w")
 
 
 class _LogFile(logging.FileHandler):
@@ -210,7 +257,8 @@ def start_log(folder: str | Path, level: int = logging.INFO) -> None:
     if distributed.is_main():
         handlers, who = [_Console(), _LogFile(Path(folder, "log.txt"), encoding="utf-8", errors="backslashreplace")], ""
     for handler in handlers:
-        handler.setFormatter(logging.Formatter(f"%(asctime)s {who}%(message)s", "%Y-%m-%d %H:%M:%S"))
+        date = "%Y-%m-%d " * isinstance(handler, _LogFile)  # the console has few columns
+        handler.setFormatter(LogFormatter(f"%(asctime)s {who}%(message)s", f"{date}%H:%M:%S"))
         log.addHandler(handler)
     log.setLevel(level)
     log.propagate = False  # or a handler of the root logger would repeat every line on the console
@@ -226,10 +274,9 @@ def stop_log() -> None:
 
 
 def set_seed(seed: int) -> None:
-    """Seed Python, NumPy and PyTorch, differently in each process, and keep cuDNN to deterministic algorithms."""
-    seed += distributed.rank()
+    """Seed Python, NumPy and PyTorch, alike in each process, and keep cuDNN to deterministic algorithms."""
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)  # all devices
+    torch.manual_seed(seed)  # all devices; DropPath draws for the whole batch in each process
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True

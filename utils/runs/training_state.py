@@ -1,6 +1,7 @@
 """The state of a training: optimizer, schedule, epoch, step, best epoch; how it is saved and restored."""
 
 import contextlib
+import copy
 import dataclasses
 import logging
 import math
@@ -15,11 +16,12 @@ from torch.utils.data import DataLoader
 
 from models.weights.filling import unwrap
 from utils import distributed
+from utils.ema import WeightAverage
 from utils.errors import NonFiniteLossError
 from utils.files import read_rows
 from utils.optimizers import adopt_length, build_optimizer, build_scheduler, step_scheduler
 from utils.runs.batches import Batches
-from utils.runs.checkpoint import BackgroundSaver, copied, restore, save_checkpoint, save_latest, training_state
+from utils.runs.checkpoint import BackgroundSaver, restore, save_checkpoint, save_latest, training_state
 from utils.runs.collapse import CollapseDetector
 from utils.runs.epoch_records import EpochRecords
 from utils.runs.run_folder import Run
@@ -27,7 +29,8 @@ from utils.runs.stopping import Stopped, on_signals
 
 log = logging.getLogger("vmunet")
 
-ADVICE = "best.pth is from before; --recipe stable has not done this so far, --stop-when-lost ends such runs"
+MAIN_SCORES = ("dsc", "dice_transunet")  # shown in the line of an epoch; metrics.csv has all scores
+ADVICE = "no run of --recipe stable has collapsed so far; --stop-when-lost ends such runs"
 
 
 class TrainingState:
@@ -35,7 +38,8 @@ class TrainingState:
 
     rows   the tables of optimizers and schedulers
     state  a checkpoint to continue from, or None
-    data   a hash of the data files
+    data   hashes of the data files: the first is saved, a checkpoint may have any
+    selected_by  the name of the loss or score that selects the best epoch
 
     Raises ValueError if the data have changed since the checkpoint, unless config.accept_changed_data."""
 
@@ -48,15 +52,21 @@ class TrainingState:
         compute: Any,
         rows: tuple[dict, dict],
         state: dict[str, Any] | None = None,
-        data: str = "",
+        data: Sequence[str] = ("",),
+        selected_by: str = "val_loss",
     ) -> None:
         self.run, self.config, self.model, self.compute, self.data = run, config, model, compute, data
+        self.selected_by = selected_by
         optimizers, schedulers = rows
         self.optimizer = build_optimizer(model, config, optimizers, config.opt_args)
         self.scheduler = build_scheduler(self.optimizer, config, schedulers, config.sch_args)
         self.parts = dict(
             model=unwrap(model), optimizer=self.optimizer, scheduler=self.scheduler, scaler=compute.scaler
         )
+        self.average = WeightAverage(unwrap(model), config.ema) if config.ema else None
+        if self.average is not None:  # which is the model of all checkpoints
+            self.optimizer.register_step_post_hook(self.average.update)
+            self.parts |= dict(model=self.average.module, average=self.average)
         self.epoch, self.step, self.best = 0, 0, {"value": math.inf, "epoch": 0}
         self.best_weights: dict[str, Any] | None = None  # written together with the next latest.pth
         self.saved: tuple[int, int] | None = None  # the epoch and step of latest.pth
@@ -99,15 +109,29 @@ class TrainingState:
     def epochs(self) -> Iterator[int]:
         """Yield the epochs that remain, counted from 1."""
         for epoch in range(self.epoch + 1, self.config.epochs + 1):
-            if self.collapse.since is not None and self.config.stop_when_lost:
-                log.info("ended after epoch %d of %d (--stop-when-lost)", self.epoch, self.config.epochs)
+            if reason := self._why_to_end():
+                log.info("ended after epoch %d of %d (%s)", self.epoch, self.config.epochs, reason)
                 break
             self.epoch_start = time.perf_counter()
             yield epoch
         self._save()
         if self.collapse.since is not None:
             log.warning("note: this run %s", self.collapse.sentence)
-        log.info("best epoch: %d, with %.4f", self.best["epoch"], self.best["value"])
+        best = self.best["value"] if self.selected_by.endswith("loss") else 1 - self.best["value"]  # a score
+        log.info("%s epoch: %d, with %s %.4f", self.config.select, self.best["epoch"], self.selected_by, best)
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Return a block in which the model has the weights to evaluate: with config.ema, their moving average."""
+        return contextlib.nullcontext() if self.average is None else self.average.applied()
+
+    def _why_to_end(self):
+        """Return the reason why a run ends before its last epoch; None if the run continues."""
+        patience, best = self.config.early_stopping, self.best["epoch"]
+        if self.collapse.since is not None and self.config.stop_when_lost:
+            return "--stop-when-lost"
+        if patience is not None and self.epoch - best >= patience and best > 0:
+            return f"--early-stopping {patience}; the best {self.selected_by} is that of epoch {best}"
+        return None
 
     @property
     def step_options(self) -> dict[str, Any]:
@@ -134,7 +158,8 @@ class TrainingState:
         In this order, so that a run killed in between repeats the epochs since latest.pth and ends with the same files.
 
         scores       columns of metrics.csv, the training loss among them
-        selected_by  best.pth is of the epoch in which this is lowest
+        selected_by  a loss or 1 - score; best.pth is of the epoch in which this is lowest, or with select "last" of
+                     the last epoch
         samples      shown as prediction panels every val_interval epochs, and of the last
 
         Raises NonFiniteLossError instead of saving weights from which nothing can continue."""
@@ -147,7 +172,8 @@ class TrainingState:
         row = {"epoch": self.epoch, "lr": self.lr, **scores, **usage}
         self.batches.next_epoch()
         step_scheduler(self.scheduler, selected_by)
-        values = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
+        shown = dict.fromkeys(("epoch", "lr", "train_loss", self.selected_by, *MAIN_SCORES))
+        values = ", ".join(f"{name} {row[name]:.4g}" for name in shown if name in row)
         recent = self.seconds[1:][-20:] or self.seconds  # without the first, which compiles kernels
         left = timedelta(seconds=round(statistics.fmean(recent) * (self.config.epochs - self.epoch)))  # as h:mm:ss
         log.info("%s (of %d; %s left)", values, self.config.epochs, left)
@@ -156,13 +182,14 @@ class TrainingState:
             self.records.draw_panels(samples, self.class_names, self.config.structure_colours, self.step)
         self.records.add_epoch(row, self.step)
         if self.collapse.add_epoch(row):
-            log.warning("the run %s; %s", self.collapse.sentence, ADVICE)
+            kept = "best.pth is from before; " if self.config.select == "best" else ""
+            log.warning("the run %s; %s%s", self.collapse.sentence, kept, ADVICE)
             self.run.note("lost", self.collapse.sentence, level=None)
         if due:
             self.records.draw_curves(self.step)
-        if selected_by < self.best["value"]:
+        if self.config.select == "last" or selected_by < self.best["value"]:
             self.best = {"value": selected_by, "epoch": self.epoch}
-            self.best_weights = copied(self._weights()) if distributed.is_main() else None
+            self.best_weights = copy.deepcopy(self._weights()) if distributed.is_main() else None
         if self.epoch % self.config.save_interval == 0 and distributed.is_main():
             self.saver.submit(save_checkpoint, self.run.checkpoints / f"epoch_{self.epoch}.pth", self._weights())
         if distributed.broadcast_object(time.monotonic() >= self.saved_at + self.config.checkpoint_interval):
@@ -170,7 +197,7 @@ class TrainingState:
         self.compute.stop.check()
 
     def _compare_data(self, state):
-        if (state.get("data") or self.data) == self.data:  # the first checkpoints have no hash
+        if not state.get("data") or state["data"] in self.data:  # the first checkpoints have no hash
             return
         changed = f"the data have changed since epoch {state['epoch']}: files were added, removed or altered"
         if not self.config.accept_changed_data:
@@ -182,7 +209,7 @@ class TrainingState:
         finite = torch.stack([parameter.isfinite().all() for parameter in parameters]).tolist()  # one wait for a GPU
         spoilt = [name for name, good in zip(names, finite, strict=True) if not good]
         if spoilt or not math.isfinite(loss):
-            found = f"the loss that selects the best epoch is {loss}" if not spoilt else f"{spoilt[0]} is not finite"
+            found = f"{spoilt[0]} is not finite" if spoilt else f"{self.selected_by}, which selects epochs, is {loss}"
             raise NonFiniteLossError(f"{found} after epoch {epoch}, which is not saved")
 
     def _weights(self):
@@ -202,7 +229,7 @@ class TrainingState:
             self.saver.submit(save_checkpoint, self.run.checkpoints / "best.pth", self.best_weights)
             self.best_weights = None
         position = dict(epoch=self.epoch, step=self.step, losses=list(self.batches.losses), best=self.best)
-        state = training_state(self.parts, **position, config=dataclasses.asdict(self.config), data=self.data)
+        state = training_state(self.parts, **position, config=dataclasses.asdict(self.config), data=self.data[0])
         if distributed.is_main():
             self.saver.submit(save_latest, self.run.checkpoints, state)
         distributed.barrier()

@@ -53,6 +53,7 @@ WORKER = RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly\nmore")
         (OUT_OF_MEMORY, 2, ["9 bytes", "--batch-size", "--use-checkpoint"]),
         (WORKER, 2, ["12", "--num-workers"]),
         (ValueError("Caught ValueError in DataLoader worker\nTraceback\nValueError: a.png"), 2, ["error: a.png\n"]),
+        (RuntimeError("unable to allocate shared memory(shm) for file </torch_1>"), 2, ["--num-workers", "--shm-size"]),
         (NonFiniteLossError("nan at batch 3"), 1, ["nan at batch 3", "--lr", "--clip-grad-norm"]),
         (LostProcessError("process 1 of 2"), 1, ["process 1 of 2"]),
         (Stopped(signal.SIGTERM), 128 + signal.SIGTERM, ["SIGTERM"]),

@@ -74,3 +74,11 @@ def test_mistakes_end_with_status_2_and_name_the_choices(capsys):
         with pytest.raises(SystemExit) as end:
             parse_flags(Special, flags)
         assert end.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_misspelt_flag_gets_its_neighbours_name_although_another_is_missing(capsys):
+    with pytest.raises(SystemExit) as end:
+        parse_flags(Special, ["--sise", "3"])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and "--sise" in said and "--size" in said
+    assert parse_flags(Special, ["--no-flag", "--more", "a", "b", "--own=2"]).own == 2
