@@ -16,6 +16,8 @@ compared with this code; a difference above 1e-4 is an error. The last lines of 
 (models/weights/packed.py), with the configuration and the scores of the run. The log shows what the rounding changes.
 """
 
+import utils.start
+
 import dataclasses
 import io
 import json
@@ -40,11 +42,10 @@ from datasets.transforms import normalizer
 from inference.image_files import read_picture
 from inference.inputs import find_inputs
 from inference.trained import TrainedNetwork, describe, load_trained
-from models.cross_scan import backends
 from models.cross_scan.export import exportable
 from models.network import STRIDE, SegmentationNetwork
 from models.weights.packed import pack_weights, read_packed_weights
-from utils.files import reading, write_atomically
+from utils.files import RESULTS, read_json, write_atomically
 from utils.optional import optional
 from utils.runs.command_line import run
 from utils.runs.named_weights import BEST, SHIPPED, find_checkpoint
@@ -70,7 +71,7 @@ class ExportConfig:
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """a checkpoint, a run's folder, or isic17, which comes with this code"""
     format: Format = "onnx"  # onnx: ONNX Runtime and others; torch: PyTorch; weights: this code
-    output: str | None = None  # file to write; none: beside the checkpoint, with its name
+    output: str | None = None  # file to write; none: beside the checkpoint, of isic17 in results/
     images: tuple[str, ...] = ()  # image files or folders to compare the outputs on
     kind: Literal["images", "volumes"] | None = None  # what a checkpoint without a stored configuration is for
     image_size: int | None = None  # side of the network's input; none: from the checkpoint
@@ -100,6 +101,7 @@ def main(config: ExportConfig) -> None:
     output = output_of(config)
     if output.exists():
         raise ValueError(f"--output {output}: found such a file, expected none; remove it or name another")
+    output.parent.mkdir(parents=True, exist_ok=True)
     if config.format == "onnx":  # before anything is loaded
         for module in ("onnx", "onnxscript", "onnxruntime"):
             optional(module, "--format onnx")
@@ -134,12 +136,11 @@ def main(config: ExportConfig) -> None:
 
 
 def output_of(config: ExportConfig) -> Path:
-    """Return the file to write: --output, or a file beside the checkpoint, for a shipped network in the working
-    directory."""
+    """Return the file to write: --output, or a file beside the checkpoint, for a shipped network in results/."""
     if config.output:
         return Path(config.output)
     if config.checkpoint in SHIPPED:
-        return Path(config.checkpoint + ENDINGS[config.format])
+        return RESULTS / (config.checkpoint + ENDINGS[config.format])
     return find_checkpoint(config.checkpoint).with_suffix(ENDINGS[config.format])
 
 
@@ -156,14 +157,12 @@ def about(trained: TrainedNetwork) -> dict[str, Any]:
         facts["initial_weights"] = PurePosixPath(initial.replace("\\", "/")).name
     metrics = checkpoint.path.parents[1] / "metrics.json"
     if checkpoint.path.parts[-2:] == BEST.parts and metrics.is_file():
-        with reading(metrics):
-            facts["metrics"] = json.loads(metrics.read_text(encoding="utf-8"))
+        facts["metrics"] = read_json(metrics)
     return facts | checkpoint.about | describe(trained.config)
 
 
 def export(network: SegmentationNetwork, channels: int, format: Format, metadata: dict[str, Any]) -> bytes:
     """Return the file of a network in the format onnx or torch. Its scan, if it has one, is replaced."""
-    backends.resolve("exportable", "cpu", torch.float32)  # its self-test, before anything is traced
     for module in network.modules():
         if hasattr(module, "scan_backend"):
             module.scan_backend = "exportable"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .cross_scan import cross_selective_scan
 from .cross_scan.operator import recurrence_flops
 from .network import SegmentationNetwork
-from .vmunet.pretrained import WITHOUT_WEIGHTS
+from .option_ranges import check_options
 
 PARTS = 4  # of the channels, which share one Mamba block
 
@@ -142,7 +142,6 @@ class UltraLightVMUNet(SegmentationNetwork):
 
     name = "ultralight"
     options = ("d_state", "scan_backend")
-    weights_advice = f"{WITHOUT_WEIGHTS}, as published"
     classifier = ("final.",)
     encoder6: nn.Sequential
 
@@ -155,7 +154,8 @@ class UltraLightVMUNet(SegmentationNetwork):
         scan_backend: str = "auto",
     ):
         super().__init__(num_classes, input_channels)
-        if len(dims) != 6 or any(dim < PARTS or dim % PARTS for dim in dims):
+        check_options(self.name, 6, dims=dims, d_state=d_state)
+        if any(dim % PARTS for dim in dims):
             raise ValueError(f"{self.name}: found dims {list(dims)}; expected six multiples of {PARTS}")
 
         def block(dim: int, channels: int, mamba: bool) -> nn.Sequential:

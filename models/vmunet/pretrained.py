@@ -13,18 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from ..network import SegmentationNetwork
-from ..weights.filling import check_shapes, copy_weights, fill_network, first, inner_weights
+from ..weights.filling import check_tensors, copy_weights, fill_network, first, inner_weights
 from ..weights.reading import Checkpoint, read_weights
 
 log = logging.getLogger("vmunet")
 
-DOWNLOADS = "https://github.com/MzeroMiko/VMamba/releases/download/%23v0cls/"
-HOW_TO_GET_VMAMBA = (
-    f"download {DOWNLOADS}vssmsmall_dp03_ckpt_epoch_238.pth or {DOWNLOADS}vssmtiny_dp01_ckpt_epoch_292.pth (release "
-    "v0cls of MzeroMiko/VMamba)"
-)
-WITHOUT_WEIGHTS = "train without with --load-ckpt-path none"
-VMAMBA_ADVICE = f"{HOW_TO_GET_VMAMBA} and name it with --load-ckpt-path, or {WITHOUT_WEIGHTS}"
 ENCODER = ("patch_embed.", "layers.")  # names of its weights start so
 
 # Later versions of VMamba renamed the same modules.
@@ -41,25 +34,26 @@ LATER_NAMES = [
 V2_NAMES = re.compile(r"\.blocks\.\d+\.(mlp|norm2)\.|^patch_embed\.[57]\.|\.downsample\.3\.")
 
 
-def load_pretrained(model: SegmentationNetwork, path: str | Path, advice: str = HOW_TO_GET_VMAMBA) -> dict[str, Any]:
-    """Fill a fresh network from a file. `advice`, what can be done about a file that does not fit, is for messages.
+def load_pretrained(model: SegmentationNetwork, path: str | Path) -> dict[str, Any]:
+    """Fill a fresh network from a file.
 
     Return what was done: the numbers of tensors filled, `encoder` and `decoder` (with what follows it); `left`, the
     names that keep their initialisation; `sha256` of the file.
 
-    A VMamba v0 classification file fills the encoder of a VMUNet or a VMUNetV2 and, of the first, upside down the
-    decoder: stage i of the encoder also seeds stage 3 - i of the decoder. Surplus blocks and the classifier stay
-    unused, and all else keeps its initialisation, as in the originals (`load_from`).
+    A VMamba v0 classification file (small or tiny of github.com/MzeroMiko/VMamba/releases/tag/%23v0cls) fills the
+    encoder of a VMUNet or a VMUNetV2. In a VMUNet it also fills the decoder, in reverse: stage i of the encoder seeds
+    stage 3 - i of the decoder. Surplus blocks and the classifier stay unused, and all else keeps its initialisation, as
+    in the originals (`load_from`).
 
     A checkpoint of a network of the same kind fills everything, or all but the last layers if its number of classes
     differs.
 
     Raises FileNotFoundError, and ValueError for a file that does not fill all that it should, or holds more."""
-    checkpoint = read_weights(path, advice)
+    checkpoint = read_weights(path)
     own = [name for name in inner_weights(model) if not name.startswith(ENCODER)]  # VMamba has no such names
     if any(name in checkpoint.weights for name in own):
         return _fill_from_its_kind(model, checkpoint)
-    return _fill_from_vmamba(model, checkpoint, advice)
+    return _fill_from_vmamba(model, checkpoint)
 
 
 def _fill_from_its_kind(model: SegmentationNetwork, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -84,12 +78,11 @@ def shape_of_last_layer(model: SegmentationNetwork, weights: Mapping[str, Tensor
     return tuple(weights[names[0]].shape) if names else ()
 
 
-def _fill_from_vmamba(model: SegmentationNetwork, checkpoint: Checkpoint, advice: str) -> dict[str, Any]:
+def _fill_from_vmamba(model: SegmentationNetwork, checkpoint: Checkpoint) -> dict[str, Any]:
     path, weights = checkpoint.path, checkpoint.weights
     v2_name = next((name for name in weights if V2_NAMES.search(name)), None)
     if v2_name is not None:
-        found = f"VMamba v2 (it has {v2_name}), whose blocks differ"
-        raise ValueError(f"{path}: found {found}; expected VMamba v0: {advice}")
+        raise ValueError(f"{path}: found VMamba v2 (it has {v2_name}), whose blocks differ; expected VMamba v0")
     for later, original in LATER_NAMES:
         weights = {re.sub(later, original, name): tensor for name, tensor in weights.items()}
 
@@ -112,10 +105,10 @@ def _fill_from_vmamba(model: SegmentationNetwork, checkpoint: Checkpoint, advice
         raise ValueError(
             f"{path}: found {kind}{found[0]} of {len(encoder)} encoder and {found[1]} of {len(decoder)} decoder "
             f"tensors and {len(foreign)} foreign ones, expected {expected}; "
-            f"not found: {first(missing)}; foreign: {first(foreign)}; {advice}"
+            f"not found: {first(missing)}; foreign: {first(foreign)}"
         )
     filled = {target: weights[source] for target, source in sources.items()}
-    check_shapes(path, filled, state)
+    check_tensors(path, filled, state)
     copy_weights(model, filled)
 
     left = [name for name in state if name not in filled]

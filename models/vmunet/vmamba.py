@@ -9,11 +9,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..kernels.layer_norm import LayerNorm
+from ..shared_batch import whole_batch
 from .ss2d import SS2D
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, drops the whole residual branch of a sample with probability `drop_prob`."""
+    """Stochastic depth: in training, drops the whole residual branch of a sample with probability `drop_prob`.
+
+    Each of several processes draws for the whole batch and uses the values of its own samples."""
 
     def __init__(self, drop_prob: float):
         super().__init__()
@@ -22,7 +25,8 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.drop_prob == 0 or not self.training:
             return x
-        kept = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.drop_prob)
+        size, own = whole_batch(len(x))
+        kept = x.new_empty(size, *[1] * (x.ndim - 1)).bernoulli_(1 - self.drop_prob)[own]
         return x * kept.div_(1 - self.drop_prob)
 
     def extra_repr(self) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..network import STAGE_OPTIONS, SegmentationNetwork
-from .pretrained import VMAMBA_ADVICE
+from ..option_ranges import check_options
 from .vmamba import VSSM
 
 
@@ -27,7 +27,6 @@ class VMUNet(SegmentationNetwork):
     name = "vmunet"
     options = (*STAGE_OPTIONS, "depths_decoder", "skip_at_quarter")
     depths_published = (2, 2, 2, 2)
-    weights_advice = VMAMBA_ADVICE
     classifier = ("final_conv.",)
 
     def __init__(
@@ -44,12 +43,13 @@ class VMUNet(SegmentationNetwork):
         skip_at_quarter: bool = False,
     ):
         super().__init__(num_classes, input_channels)
-        dims = [dims * 2**i for i in range(4)] if isinstance(dims, int) else list(dims)
-        if len(depths) != 4 or len(depths_decoder) != 4 or [dims[0] * 2**i for i in range(4)] != dims or dims[0] % 4:
-            raise ValueError(
-                f"{self.name}: found depths {list(depths)}, depths_decoder {list(depths_decoder)}, dims {dims}; "
-                "expected four of each, dims doubling from stage to stage and the first a multiple of 4"
-            )
+        dims = [dims * 2**i for i in range(4)] if isinstance(dims, int) else dims
+        counts: dict = dict(depths=depths, depths_decoder=depths_decoder, dims=dims, d_state=d_state)
+        check_options(self.name, 4, **counts, drop_path_rate=drop_path_rate)
+        dims = list(dims)
+        if [dims[0] * 2**i for i in range(4)] != dims or dims[0] % 4:
+            expected = "dims doubling from stage to stage and the first a multiple of 4"
+            raise ValueError(f"{self.name}: found dims {dims}, expected {expected}")
         self.vmunet = VSSM(
             num_classes=num_classes,
             input_channels=input_channels,

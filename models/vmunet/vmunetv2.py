@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..network import STAGE_OPTIONS, SegmentationNetwork
-from .pretrained import VMAMBA_ADVICE
+from ..option_ranges import check_options
 from .vmamba import PatchEmbed2D, PatchMerging2D, VSSLayer, drop_path_rates, initialize_linear
 
 REDUCTION = 16  # of the channels inside channel attention
@@ -121,7 +121,6 @@ class VMUNetV2(SegmentationNetwork):
     name = "vmunetv2"
     options = STAGE_OPTIONS
     depths_published = (2, 2, 9, 2)
-    weights_advice = VMAMBA_ADVICE
     classifier = ("seg_outs.", "deconv6.")
     deconv2: nn.ConvTranspose2d
     deconv3: nn.ConvTranspose2d
@@ -141,12 +140,11 @@ class VMUNetV2(SegmentationNetwork):
         deep_supervision: bool = True,
     ):
         super().__init__(num_classes, input_channels)
+        check_options(self.name, 4, depths=depths, dims=dims, d_state=d_state, drop_path_rate=drop_path_rate)
         dims = list(dims)
-        if len(depths) != 4 or [dims[0] * 2**i for i in range(4)] != dims or dims[0] % (2 * REDUCTION):
-            raise ValueError(
-                f"{self.name}: found depths {list(depths)}, dims {dims}; expected four of each, dims doubling from "
-                f"stage to stage and the first a multiple of {2 * REDUCTION}"
-            )
+        if [dims[0] * 2**i for i in range(4)] != dims or dims[0] % (2 * REDUCTION):
+            expected = f"dims doubling from stage to stage and the first a multiple of {2 * REDUCTION}"
+            raise ValueError(f"{self.name}: found dims {dims}, expected {expected}")
         channels = dims[0] // 2
         self.deep_supervision = deep_supervision
         for level, dim in enumerate(dims, 1):  # numbered as in the original's checkpoints

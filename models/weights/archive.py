@@ -3,7 +3,6 @@
 import hashlib
 import io
 import zipfile
-from pathlib import Path
 
 # torch.save writes a zip archive, which ends with a comment and, before it, the comment's length in two bytes. Here the
 # comment is the checksum of everything before it; other programs can still read the file.
@@ -17,8 +16,14 @@ class ArchiveError(ValueError):
 
 
 def check_archive(content: bytes) -> None:
-    """Raise ArchiveError for an archive that would take more memory than the file: torch.save compresses nothing, and
-    compressed records may be a thousand times as large. Files from before PyTorch 1.6 are no archives and pass."""
+    """Raise ArchiveError if a checksum at the end does not match the bytes before it, and for an archive that would
+    take more memory than the file: torch.save compresses nothing, and compressed records may expand a thousand
+    times. Files from before PyTorch 1.6 are not archives and pass."""
+    if has_checksum(content):
+        expected = content[-DIGEST_BYTES:].decode("ascii", "replace")
+        found = hashlib.sha256(memoryview(content)[:-DIGEST_BYTES]).hexdigest()
+        if found != expected:
+            raise ArchiveError(f"found SHA-256 {found[:9]}..., expected {expected[:9]}...: the file was altered")
     if not content.startswith(b"PK"):
         return
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -33,11 +38,3 @@ def check_archive(content: bytes) -> None:
 def has_checksum(content: bytes) -> bool:
     """Return whether these bytes are a checkpoint of this project; those of other programs have no checksum."""
     return content[-len(MARK) - DIGEST_BYTES : -DIGEST_BYTES] == MARK
-
-
-def verify_checksum(content: bytes, path: str | Path) -> None:
-    """Raise ArchiveError if the checksum at the end is not that of the bytes before it."""
-    expected = content[-DIGEST_BYTES:].decode("ascii", "replace")
-    found = hashlib.sha256(memoryview(content)[:-DIGEST_BYTES]).hexdigest()
-    if found != expected:
-        raise ArchiveError(f"{path}: found SHA-256 {found[:9]}..., expected {expected[:9]}...: the file was altered")

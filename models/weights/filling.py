@@ -1,18 +1,43 @@
 """Fill a network with weights, which must match exactly: missing or extra tensors are an error.
 
-Names are compared without the prefixes of wrappers, which a file may have or not: `module.`, `_orig_mod.`, and
-`vmunet.`, in which VMUNet has all of its layers and VMUNetV2 its encoder.
+Names are compared without the prefixes of wrappers, which a file may have or not: those of PyTorch's own (`module.`,
+`_orig_mod.`) and of training programs (`model.`, `net.`, `network.`), and `vmunet.`, in which VMUNet has all of its
+layers and VMUNetV2 its encoder.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-WRAPPERS = re.compile(r"^((module|_orig_mod|vmunet)\.)+")
+WRAPPERS = re.compile(r"^((module|_orig_mod|model|net|network|vmunet)\.)+")
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 NAMES_SHOWN = 5
+MOST_REPEATED = 2**31  # bytes of tensors beyond the size of the file: a tensor can repeat a few numbers
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def fitted(
+    build: Callable[[], Network], weights: Mapping[str, Tensor], path: str | Path, config: str | Path
+) -> Network:
+    """Return the network that `build` makes of the values of the file `config`, filled with the weights of the file
+    `path`, in eval mode on the CPU.
+
+    Raises ValueError for values that make no network and for weights of another network, before it allocates memory,
+    because the values of a damaged file may ask for any amount."""
+    try:
+        with torch.device("meta"):
+            expected = inner_weights(build())
+    except (KeyError, TypeError, ValueError) as error:
+        found = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{config}: the configuration stored in it can't be used: {found}") from error
+    check_fit(expected, weights, path)
+    network = build()
+    copy_weights(network, weights)
+    return network.eval()
 
 
 def inner_name(name: str) -> str:
@@ -38,11 +63,7 @@ def fill_network(model: nn.Module, weights: Mapping[str, Tensor], path: str | Pa
     state = {name: tensor for name, tensor in inner_weights(model).items() if name not in left}
     weights = {name: tensor for name, tensor in weights.items() if name not in left}
     check_fit(state, weights, path)
-    try:
-        copy_weights(model, weights)
-    except RuntimeError as error:  # such as sparse tensors
-        reason = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{path}: found weights that can't be copied: {reason}") from error
+    copy_weights(model, weights)
 
 
 def copy_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -61,12 +82,12 @@ def check_fit(state: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: 
             f"{path}: found {len(state) - len(missing)} of this network's {len(state)} tensors and {len(foreign)} "
             f"foreign ones, expected exactly these; not found: {first(missing)}; foreign: {first(foreign)}"
         )
-    check_shapes(path, weights, state)
-    check_values(path, weights)
+    check_tensors(path, weights, state)
 
 
-def check_shapes(path: str | Path, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError that lists the weights whose shapes are not those of `state`."""
+def check_tensors(path: str | Path, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError that lists the weights whose shapes are not those of `state`, or names one that is not dense, is
+    of another kind of number, or holds a value that is not finite as a network holds it."""
     wrong = [
         f"{name} {list(tensor.shape)} instead of {list(state[name].shape)}"
         for name, tensor in weights.items()
@@ -74,15 +95,18 @@ def check_shapes(path: str | Path, weights: Mapping[str, Tensor], state: Mapping
     ]
     if wrong:
         raise ValueError(f"{path}: found {len(wrong)} tensors of another shape than the model's: {first(wrong)}")
-
-
-def check_values(path: str | Path, weights: Mapping[str, Tensor]) -> None:
-    """Raise ValueError that names a weight that is not dense, or holds a value that is not finite."""
+    repeated = 0
     for name, tensor in weights.items():
         if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
             kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else str(tensor.layout)
             raise ValueError(f"{path}: found {name} as a {kind} tensor, expected a dense one")
-        if not tensor.isfinite().all():
+        repeated += max(0, tensor.numel() * tensor.element_size() - tensor.untyped_storage().nbytes())
+        if repeated > MOST_REPEATED:
+            raise ValueError(f"{path}: found {name} {list(tensor.shape)} with few stored values, expected all of them")
+        if tensor.dtype not in FLOATS and (state[name].is_floating_point() or tensor.dtype.is_complex):
+            raise ValueError(f"{path}: found {name} in {tensor.dtype}, expected one of {first(map(str, FLOATS))}")
+        held = tensor.to(state[name].dtype) if state[name].is_floating_point() else tensor  # 1e300: inf in float32
+        if not held.isfinite().all():
             raise ValueError(f"{path}: found NaN or infinite values in {name}, expected weights that were trained")
 
 

@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,11 +75,12 @@ def read_packed_weights(content: bytes, path: str | Path) -> tuple[dict[str, tor
 
 
 def _read(content: bytes) -> tuple[dict[str, np.ndarray], dict, dict]:
+    _check_heaps(content)
     with h5py.File(io.BytesIO(content)) as file:
         found = [_text(file, "format"), file.attrs.get("version")]
         if found != [FORMAT, VERSION]:
             raise ValueError(f"found {found[0]!r} version {found[1]}, expected {FORMAT!r} version {VERSION}")
-        config, about = (_plain_dict(file, name) for name in ("config", "about"))
+        config, about = (named_values(_text(file, name), name) for name in ("config", "about"))
         datasets = _datasets(file)
         arrays = {name: dataset[()] for name, dataset in datasets.items()}
         if _digest(arrays) != _text(file, "sha256"):
@@ -89,20 +91,39 @@ def _read(content: bytes) -> tuple[dict[str, np.ndarray], dict, dict]:
     return arrays, config, about
 
 
+def _check_heaps(content: bytes) -> None:
+    """Raise ValueError for an altered heap of texts (from older versions) in which HDF5 would read for ever. HDF5 steps
+    from object to object by their sizes, and stays in place if an altered size is no step forward.
+
+    A heap: GCOL, version, 3 bytes, size; for each object: number, uses, 4 bytes, size, and as many bytes, rounded up to
+    8. The free space at the end is object 0, whose size includes these 16 bytes."""
+    for start in (match.start() for match in re.finditer(b"GCOL\x01", content)):
+        size = int.from_bytes(content[start + 8 : start + 16], "little")
+        place, end = start + 16, start + size
+        while place + 16 <= end <= len(content):  # HDF5 itself refuses a heap beyond the end
+            number = int.from_bytes(content[place : place + 2], "little")
+            size = int.from_bytes(content[place + 8 : place + 16], "little")
+            step = 16 + (size + 7) // 8 * 8 if number else size
+            if not 16 <= step <= end - place:
+                raise ValueError(f"found an altered heap at byte {start}, expected objects that fill it")
+            place += step
+
+
 def _text(file: h5py.File, name: str) -> str:
     """Return a text attribute, "" if there is none."""
     value = file.attrs.get(name, "")
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _plain_dict(file: h5py.File, name: str) -> dict:
+def named_values(text: str | bytes, place: str | Path) -> dict:
+    """Return the JSON of a text. Raises ValueError, which names the place, for JSON that is not names and values."""
     try:
-        value = json.loads(_text(file, name))
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name}: found no JSON, expected names and values") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{name}: found {type(value).__name__}, expected names and values")
-    return value
+        raise ValueError(f"{place}: found no JSON, expected names and values") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{place}: found {type(values).__name__}, expected names and values")
+    return values
 
 
 def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:

@@ -1,25 +1,30 @@
-"""Read the files of networks: checkpoints of this project, of the originals and of VMamba, and packed weights."""
+"""Read the files of networks: checkpoints of this project, of the originals, of VMamba and of training frameworks,
+packed weights, and safetensors with their config.json."""
 
 import hashlib
-import io
 import pickle
 import re
-from collections import OrderedDict
+import zipfile
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import safetensors.torch
 import torch
 
-from .archive import ArchiveError, check_archive, has_checksum, verify_checksum
-from .filling import inner_name
-from .packed import is_packed, read_packed_weights
+from .archive import ArchiveError, check_archive
+from .filling import first, inner_name
+from .foreign import StandIn, load_plain
+from .packed import is_packed, named_values, read_packed_weights
 
 HOW_TO_CONVERT = (
-    "if you trust where it comes from, convert it once: python -c \"import torch; c = torch.load('old.pth', 'cpu', "
-    "weights_only=False); torch.save(c.get('model_state_dict', c.get('model', c)), 'new.pth')\""
+    "in the program that wrote it, torch.save(network.state_dict(), 'new.pth') writes the weights alone; do this "
+    "only if you trust the file, because that program runs any code in it"
 )
-WRAPPINGS = ("model", "model_state_dict", "state_dict")  # entries under which training scripts keep the weights
+# Entries under which training programs keep the weights: state_dict of Lightning and mmseg, network_weights of nnU-Net.
+WRAPPINGS = ("model", "model_state_dict", "state_dict", "network_weights", "network", "net")
 THOP = ("total_ops", "total_params")  # what this package has left in the original's ISIC checkpoints
+CONFIG = "config.json"  # beside safetensors, as save_pretrained writes it
 
 
 class Checkpoint(NamedTuple):
@@ -32,39 +37,36 @@ class Checkpoint(NamedTuple):
     about: dict[str, Any]  # what else a packed file says, or the epoch of a training checkpoint
 
 
-def read_weights(path: str | Path, how_to_get: str = "") -> Checkpoint:
-    """Return the `Checkpoint` of a file, whose weights may be stored alone or under one of WRAPPINGS. `how_to_get` is
-    advice for messages.
+def read_weights(path: str | Path) -> Checkpoint:
+    """Return the `Checkpoint` of a file, whose weights may be stored alone or under one of WRAPPINGS.
 
     Raises FileNotFoundError, and ValueError for a file that is no checkpoint, or one of ours that has changed."""
     path = Path(path)
-    advice = f"; {how_to_get}" if how_to_get else ""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: found no such file, expected one with weights{advice}")
-    content, sha256 = _read(path, advice)
-    weights = {name: t for name, t in _unwrapped(content, path).items() if not name.endswith(THOP)}
-    config, about = ({} if not isinstance(content.get(key), dict) else content[key] for key in ("config", "about"))
-    if isinstance(content.get("epoch"), int):
-        about = about | {"epoch": content["epoch"]}
-    return Checkpoint(path, sha256, weights, config, about)
-
-
-def _read(path: Path, advice: str) -> tuple[Any, str]:
-    """Return the content of a checkpoint file and its SHA-256.
-
-    Reading executes nothing: the file is packed, or read with `weights_only=True`. VMamba's training settings, a yacs
-    node, become a dictionary that is not used."""
+        raise FileNotFoundError(f"{path}: found no such file, expected one with weights")
     content = path.read_bytes()
-    sha256 = hashlib.sha256(content).hexdigest()
+    found = _read(content, path)
+    weights = _unwrapped(found, path)
+    # files of other programs hold other things here: objects, text
+    config, about = ({} if type(found.get(key)) is not dict else found[key] for key in ("config", "about"))
+    if isinstance(found.get("epoch"), int):
+        about = about | {"epoch": found["epoch"]}
+    return Checkpoint(path, hashlib.sha256(content).hexdigest(), weights, config, about)
+
+
+def _read(content: bytes, path: Path) -> Any:
+    """Return the content of a checkpoint file. Reading executes nothing."""
     if is_packed(content):
         weights, config, about = read_packed_weights(content, path)
-        return {"model": weights, "config": config, "about": about}, sha256
-    if has_checksum(content):
-        verify_checksum(content, path)
+        return {"model": weights, "config": config, "about": about}
+    if _is_safetensors(content):
+        try:
+            return {"model": safetensors.torch.load(content), "config": read_config(path.with_name(CONFIG))}
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path}: found damaged safetensors ({error}), expected whole ones") from error
     try:
-        with torch.serialization.safe_globals([(OrderedDict, "yacs.config.CfgNode")]):
-            check_archive(content)
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), sha256
+        check_archive(content)
+        return load_plain(content)
     except ArchiveError as error:
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # whatever a damaged or hostile file provokes
@@ -72,17 +74,36 @@ def _read(path: Path, advice: str) -> tuple[Any, str]:
         if refused:
             expected = "tensors and plain values only, because a file with other objects can run code when it is read"
             raise ValueError(f"{path}: found {refused[1]}, expected {expected}; {HOW_TO_CONVERT}") from error
-        raise ValueError(f"{path}: found {_describe(content)}, expected a checkpoint{advice}") from error
+        raise ValueError(f"{path}: found {_describe(content)}, expected a checkpoint") from error
 
 
-def _unwrapped(weights: Any, path: str | Path) -> dict[str, torch.Tensor]:
+def _is_safetensors(content: bytes) -> bool:
+    """Return whether these bytes begin as safetensors do: with the length of a header in JSON, and the header."""
+    return content[8:9] == b"{" and int.from_bytes(content[:8], "little") < 2**27
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the values in a config.json, {} without one. Raises ValueError for JSON that is not names and values."""
+    return named_values(path.read_bytes(), path) if path.is_file() else {}
+
+
+def _unwrapped(found: Any, path: Path) -> dict[str, torch.Tensor]:
+    weights = found
     for key in WRAPPINGS:
-        if isinstance(weights, dict) and isinstance(weights.get(key), dict):
+        if isinstance(weights, dict) and isinstance(weights.get(key), dict | StandIn):
             weights = weights[key]
+    if isinstance(weights, StandIn):
+        raise ValueError(f"{path}: found an object, {weights.name}, expected named tensors; {HOW_TO_CONVERT}")
     named = isinstance(weights, dict) and all(isinstance(name, str) for name in weights)
     if not named or not weights or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
-        raise ValueError(f"{path}: found no weights, expected named tensors, alone or under {', '.join(WRAPPINGS)}")
-    return {inner_name(name): tensor for name, tensor in weights.items()}
+        entries = f" but {first(map(repr, weights))}" if isinstance(weights, dict) else ""
+        expected = f"named tensors, alone or under {', '.join(WRAPPINGS)}"
+        raise ValueError(f"{path}: found no weights{entries}, expected {expected}")
+    names: dict[str, str] = {}  # by the name without prefix
+    for name in (name for name in weights if not name.endswith(THOP)):
+        if (other := names.setdefault(inner_name(name), name)) != name:
+            raise ValueError(f"{path}: found both {other} and {name}, expected the weights of one network")
+    return {inner: weights[name] for inner, name in names.items()}
 
 
 def _describe(content: bytes) -> str:
@@ -90,4 +111,10 @@ def _describe(content: bytes) -> str:
         return "a Git LFS pointer instead of the file it stands for"
     if content.lstrip().startswith(b"<"):
         return "a web page"
+    try:
+        is_zip = zipfile.is_zipfile(BytesIO(content))
+    except zipfile.BadZipFile:  # for some damaged files
+        is_zip = False
+    if is_zip:
+        return "a zip archive that torch.save did not write, perhaps a compiled or exported program"
     return f"{len(content)} bytes that PyTorch can't read, perhaps of an incomplete download"

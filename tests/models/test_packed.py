@@ -215,6 +215,15 @@ def test_nothing_is_read_before_all_sizes_are_known(content, monkeypatch):
         read_packed_weights(altered(content, put_too_many), "a.h5")
 
 
+def test_an_altered_heap_of_texts_does_not_hang(content):
+    """HDF5 would read for ever and hold Python's lock."""
+    content = bytearray(altered(content, set_attribute(format=FORMAT)))
+    start = content.index(b"GCOL")
+    content[start + 16 : start + 32] = bytes(16)  # an object that is no step forward
+    with pytest.raises(ValueError, match=f"a.h5.* byte {start}"):
+        read_packed_weights(bytes(content), "a.h5")
+
+
 def test_texts_of_free_length_are_read_too(content):
     """As h5py writes them unasked."""
     found = read_packed_weights(altered(content, set_attribute(format=FORMAT, config='{"a": "ä"}')), "a.h5")

@@ -1,6 +1,9 @@
+import argparse
+import collections
 import json
 import logging
 import os
+import pathlib
 import sys
 import types
 
@@ -11,6 +14,7 @@ import torch
 from configs.build import load_initial_weights
 from configs.config_setting import ISICConfig
 from models.vmunet import VMUNet, pretrained
+from models.weights.reading import read_weights
 from tests.tiny import write_packed_weights
 from utils.runs import named_weights
 from utils.runs.checkpoint import save_checkpoint
@@ -29,8 +33,7 @@ RENAMED = [  # original, later
 
 def load_pretrained(model, named):
     """As --load-ckpt-path does it."""
-    advice = VMUNet.weights_advice
-    return pretrained.load_pretrained(model, find_checkpoint(named, advice), advice)
+    return pretrained.load_pretrained(model, find_checkpoint(named))
 
 
 def tagged(shapes):
@@ -167,8 +170,8 @@ def test_vmamba_names_shapes_that_differ(model, save):
 
 def test_a_missing_file_says_where_it_can_be_had_and_how_to_do_without(model, tmp_path):
     with pytest.raises(FileNotFoundError) as error:
-        load_pretrained(model, tmp_path / "vmamba_small_e238_ema.pth")
-    for part in ("vmamba_small_e238_ema.pth", "v0cls", "vssmsmall_dp03_ckpt_epoch_238.pth", "--load-ckpt-path none"):
+        load_initial_weights(model, ISICConfig(load_ckpt_path=str(tmp_path / "vmamba_small_e238_ema.pth")))
+    for part in ("vmamba_small_e238_ema.pth", "vmamba-small", "vmamba-tiny", "--load-ckpt-path none"):
         assert part in str(error.value)
 
 
@@ -294,13 +297,90 @@ class RunsCode:
         return os.mkdir, ("executed",)
 
 
-@pytest.mark.parametrize("hostile", [RunsCode(), np.float64(0.5)], ids=["code", "numpy scalar of an old latest.pth"])
-def test_a_file_with_more_than_weights_is_refused_and_never_run(model, save, monkeypatch, tmp_path, hostile):
+def test_a_file_that_calls_the_system_is_refused_and_never_run(model, save, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    path = save({"model_state_dict": model.state_dict(), "loss": hostile})
-    with pytest.raises(ValueError, match="found .*weights_only=False"):
+    path = save({"model_state_dict": model.state_dict(), "loss": RunsCode()})
+    with pytest.raises(ValueError, match=r"found .*mkdir.*network\.state_dict\(\)"):
         load_checkpoint_weights(model, path)
     assert not (tmp_path / "executed").exists()
+
+
+class SettingsDict(dict):
+    """A dictionary of a training framework's own class."""
+
+
+class CallsBack:
+    def __reduce__(self):
+        return exec, ("open('executed', 'w')",)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"min_loss": np.float64(0.5), "epoch": 3},  # the original's latest.pth
+        {"hyper_parameters": argparse.Namespace(lr=0.1), "callbacks": {"a": pathlib.PurePosixPath("a")}},  # Lightning
+        {"meta": {"seed": np.int64(1), "rng": np.random.RandomState(0).get_state()}, "settings": SettingsDict(a=[1])},
+        {"config": SettingsDict(network="resnet"), "seen": collections.defaultdict(list, a=[1])},
+        {"callback": CallsBack()},
+    ],
+    ids=["numpy scalar", "Namespace", "mmseg", "settings as config", "code"],
+)
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "network_weights"])
+def test_objects_beside_the_weights_are_neither_made_nor_needed(model, save, monkeypatch, tmp_path, key, others):
+    monkeypatch.chdir(tmp_path)
+    state = tagged({f"net.{name}": tensor.shape for name, tensor in model.state_dict().items()})
+    path = save({key: state} | others)
+    load_checkpoint_weights(model, path)
+    assert all(torch.equal(tensor, state[f"net.{name}"]) for name, tensor in model.state_dict().items())
+    assert read_weights(path).config == {}
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_whole_module_is_named(model, save):
+    for content in (torch.nn.Conv2d(1, 1, 3), {"model": torch.nn.Conv2d(1, 1, 3)}):
+        with pytest.raises(ValueError, match=r"weights.pth: found .*torch.nn.modules.conv.Conv2d.*state_dict\(\)"):
+            load_checkpoint_weights(model, save(content))
+
+
+def test_foreign_checkpoints_give_their_weights(shared):
+    files = [path for path in (shared / "cases/foreign-checkpoints").iterdir() if path.suffix != ".txt"]
+    assert len(files) == 6
+    for path in files:
+        if path.name == "whole-module.pth":
+            continue
+        assert set(read_weights(path).weights) == {
+            "patch_embed.proj.weight",
+            "patch_embed.proj.bias",
+            "patch_embed.norm.weight",
+        }
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda t: t.to(torch.int8), "torch.int8"),
+        (lambda t: t.to(torch.complex64), "torch.complex64"),
+        (lambda t: t.fill_(float("nan")), "NaN"),
+        (lambda t: t.double().fill_(1e300), "infinite"),
+    ],
+    ids=["int8", "complex", "NaN", "float64 beyond float32"],
+)
+@pytest.mark.parametrize("source", ["VM-UNet", "VMamba"])
+def test_weights_that_are_no_finite_floats_are_refused(model, save, source, change, words):
+    weights = vmamba() if source == "VMamba" else tagged({n: t.shape for n, t in model.vmunet.state_dict().items()})
+    weights["patch_embed.norm.bias"] = change(weights["patch_embed.norm.bias"].clone())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=f"weights.pth: found .*{words}") as error:
+        load_pretrained(model, save({"model": weights}))
+    assert "patch_embed.norm.bias" in str(error.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_weights_that_repeat_a_few_numbers_do_not_fill_the_memory(save):
+    network = torch.nn.Module()
+    network.a = torch.nn.Parameter(torch.empty(10**12, device="meta"))
+    with pytest.raises(ValueError, match=r"weights.pth: found a \[1000000000000\] with few"):
+        load_checkpoint_weights(network, save({"a": torch.ones(1).expand(10**12)}))
 
 
 def with_thop_buffers(state):
@@ -344,3 +424,10 @@ def test_our_own_checkpoint_is_verified(model, tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="best.pth: found SHA-256 .*expected"):
         load_checkpoint_weights(model, path)
+
+
+def test_two_networks_in_one_file_are_an_error(model, save):
+    state = model.state_dict()
+    path = save(state | {f"module.{name}": tensor for name, tensor in state.items()})
+    with pytest.raises(ValueError, match="weights.pth: found both (.*) and module.\\1"):
+        read_weights(path)
