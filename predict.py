@@ -7,44 +7,43 @@
 The network is isic17, which ships with the code, the folder of a run, or a file such as best.pth. List all networks
 before the inputs; the probabilities of several networks are averaged.
 
-As a library:
-
-    from inference import Predictor
-    result = Predictor("isic17").predict("photo.jpg")       # or an array, a NIfTI file, a DICOM folder ...
-    result.mask, result.structures()                        # class of each pixel of the input; areas and volumes
-    result.disagreement                                     # of several networks or views, 0 to 0.5 for each pixel
+As a library: inference.Predictor.
 
 Inputs are preprocessed as in the test of the training script. Images are normalised and resized to the network's size,
 and the probabilities are resized back. Volumes are brought to the axes of training and predicted slice by slice, as
 `volume_resize` in the checkpoint says. Hounsfield units are clipped and scaled, unless the values are within 0..1
-already. Results are in the input's own size and geometry.
+already. Results are in the input's own size and geometry; masks hold the labels that the network was trained on.
 
 Files in --output: masks/, overlays/, structures.csv, prediction.json (the networks and options), log.txt, with
 --probabilities probabilities/, with several networks or --tta disagreement/ (see inference/ensemble.py), and
 left_out.csv, which lists every file that was not used with the reason.
 
-Exit status 0: every input has its mask. 2: some inputs were left out and are listed, the others have their masks; or
-an error occurred before anything was predicted.
+Exit status 0: every input has its mask. 2: some inputs were left out and are listed, the others have their masks; a
+DICOM-SEG could not be written; or an error occurred before anything was predicted.
 """
+
+import utils.start
 
 import dataclasses
 import logging
 import os
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import tyro
-from tqdm import tqdm
 
+from datasets.masks import VOID
 from inference import Predictor
 from inference.formats.dicom_seg import NEEDED_BY, save_dicom_seg
-from inference.inputs import Exclusion, Input, describe_error, search, unique_names
+from inference.inputs import Exclusion, Input, describe_error, format_of, search, unique_names
 from inference.output_folder import Existing, OutputFolder, is_disk_error, log_exclusions
 from inference.prediction import Prediction
 from inference.prediction_options import PredictionOptions
+from inference.progress import Progress
 from inference.trained import describe
 from inference.truth import Truth, dice
 from utils.files import check_name, first_few, printable
@@ -73,21 +72,21 @@ class PredictConfig(PredictionOptions):
     existing: Existing = "refuse"  # if output holds files; skip: predict only what is missing
     overlays: bool = True  # pictures of the results
     dicom_seg: bool = False  # also a DICOM-SEG object of each DICOM series
-    truth: str | None = None  # images: folder of experts' masks to compare with; Dice goes to the log and the table
+    truth: str | None = None  # folder of experts' masks or labels to compare with; scores go to the log and the table
     debug: bool = False  # show the traceback of errors
 
 
 def main(config: PredictConfig) -> None:
     log.setLevel(logging.INFO)
     checkpoints, paths = split_arguments(config.checkpoint, config.inputs)
-    found = search(paths, config.output)
+    found = search(paths, config.output, config.insist)
     names = name_results(found.inputs, found.exclusions)
     if not names:
         reasons = first_few((f"{one.path} {one.reason}" for one in found.mistakes), 3)
         raise ValueError(f"INPUT: found none; {reasons or paths}")
     options = {f.name: getattr(config, f.name) for f in dataclasses.fields(PredictionOptions)}
     predictor = Predictor(checkpoints, **options)
-    output = OutputFolder(config.output, config.existing, names)
+    output = OutputFolder(config.output, config.existing, names, config.dicom_seg, config.truth is not None)
     output.exclusions, total = found.exclusions, len(output.todo) + len(found.mistakes)
     check_kind(output.todo, predictor)
     if config.dicom_seg:
@@ -106,54 +105,65 @@ def main(config: PredictConfig) -> None:
         log.info("%d inputs, %d at a time on %s", len(output.todo), predictor.network.batch_size, predictor.device)
         if not output.todo:
             log.info("nothing to do: all %d inputs have their masks", len(names))
-        predict_all(output, predictor, truth, config)
+        without_seg = predict_all(output, predictor, truth, config)
         if truth is not None:
             scores = [float(row["dice"]) for row in output.rows if row.get("dice") not in (None, "")]
-            log.info("mean Dice of %d structures: %.3f", len(scores), sum(scores) / max(1, len(scores)))
+            log.info("mean Dice of %d structures: %s", len(scores), f"{fmean(scores):.3f}" if scores else "none")
+    output.check_saved()
     mistakes = found.mistakes  # with those of predict_all
     log.info(
         "%d inputs predicted, %d left out, %d files and folders passed over; results are in %s",
         *(total - len(mistakes), len(mistakes), len(found.exclusions) - len(mistakes), output.path),
     )
+    problems = []
     if mistakes:
-        raise ValueError(f"{len(mistakes)} of {total} inputs were left out: {first_few(one.path for one in mistakes)}")
+        problems.append(f"{len(mistakes)} of {total} inputs were left out: {first_few(one.path for one in mistakes)}")
+    if without_seg:
+        problems.append(f"{len(without_seg)} DICOM-SEG could not be written: {first_few(without_seg)}")
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
-def predict_all(output: OutputFolder, predictor: Predictor, truth: Truth | None, config: PredictConfig) -> None:
-    """Predict the inputs and save their results. Inputs that fail are excluded; they do not affect the others.
+def predict_all(output: OutputFolder, predictor: Predictor, truth: Truth | None, config: PredictConfig) -> list[Path]:
+    """Predict the inputs and save their results. Inputs that fail are excluded; they do not affect the others. Return
+    the inputs whose results lack a requested DICOM-SEG.
 
     Threads draw, compress and write results while the next inputs are predicted; one thread for volumes, which are
     large."""
-    bar = tqdm(total=len(output.todo), desc="predict", unit="input", disable=None)  # none without a terminal
-    logged, done = time.monotonic(), 0
+    bar, without_seg = Progress(len(output.todo), "input"), list[Path]()
 
     def report(item: Input, error: Exception) -> None:
-        nonlocal done
         output.exclusions.append(Exclusion(item.path, str(error) or type(error).__name__))
         log.error("left out: %s", describe_error(item, error), exc_info=error if config.debug else None)
-        done += 1
         bar.update()
 
     def save(item: Input, result: Prediction) -> list[dict[str, Any]]:
-        """Save a result, and return its rows of the table."""
-        if config.dicom_seg and item.format == "dicom":
-            path = output.path / "dicom_seg" / f"{output.names[item]}.dcm"
-            save_dicom_seg(path, result, predictor.sha256[:12])
+        """Save a result, and return its rows of the table. The DICOM-SEG comes last, because it may fail."""
         rows, mask = result.structures(), None
         if truth is not None:
             mask = truth.read(item, result)
-            for row in rows:
-                row["dice"] = dice(result.mask, mask, row["class"])
+            for number, row in enumerate(rows, start=1):
+                row["dice"] = dice(result.classes, mask, number)
+            mask[mask == VOID] = 0  # so that it is not drawn
         result.save(output.path, output.names[item], config.overlays, mask)
+        if config.dicom_seg and item.format == "dicom":
+            path = output.path / "dicom_seg" / f"{output.names[item]}.dcm"
+            try:
+                save_dicom_seg(path, result, predictor.sha256[:12])
+            except Exception as error:  # any kind of error: the mask is kept
+                if is_disk_error(error):
+                    raise
+                path.unlink(missing_ok=True)  # from an earlier command
+                without_seg.append(item.path)
+                log.error("%s: %s; its mask is written", item.path, error, exc_info=config.debug)
         return rows
 
     def finished(arguments: tuple[Input, Prediction], saving: Future) -> None:
-        nonlocal logged, done
         item, _ = arguments
         try:
             rows = saving.result()
         except Exception as error:
-            if is_disk_error(error):
+            if is_disk_error(error) or not output.path.is_dir():
                 raise
             output.discard(item)
             report(item, error)
@@ -162,11 +172,7 @@ def predict_all(output: OutputFolder, predictor: Predictor, truth: Truth | None,
                 text = "in neither mask" if row["dice"] is None else f"Dice {row['dice']:.3f}"
                 log.info("%s, %s: %s", output.names[item], row["structure"], text)
             output.add(item, rows)
-            done += 1
             bar.update()
-        if bar.disable and time.monotonic() > logged + 60:
-            logged = time.monotonic()
-            log.info("%d of %d inputs", done, len(output.todo))
 
     threads = 1 if any(item.is_volume for item in output.todo) else available_cpus()
     try:
@@ -174,12 +180,13 @@ def predict_all(output: OutputFolder, predictor: Predictor, truth: Truth | None,
             for item, result in predictor.predict_all(output.todo, report):
                 saver.submit(result.nbytes, save, item, result)
     except KeyboardInterrupt:
-        log.error("stopped after %d of %d inputs; --existing skip predicts the others", done, len(output.todo))
+        log.error("stopped after %d of %d inputs; --existing skip predicts the others", bar.done, len(output.todo))
         raise SystemExit(130) from None
     finally:
         bar.close()
         output.save_table()
         output.save_exclusions()
+    return without_seg
 
 
 def split_arguments(checkpoint: str, others: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -194,6 +201,10 @@ def split_arguments(checkpoint: str, others: Sequence[str]) -> tuple[list[str], 
             raise ValueError(f"{name}: found a shipped network and a path of this name, expected ./{name} for the path")
     for name in filter(is_checkpoint, inputs):
         raise ValueError(f"{name} is a checkpoint; expected all checkpoints before the inputs")
+    path = Path(checkpoint)
+    if not is_checkpoint(checkpoint) and path.is_file() and format_of(path) in ("image", "nifti", "itk", "dicom"):
+        expected = f"{', '.join(SHIPPED)}, the folder of a run or a file of weights, and then the inputs"
+        raise ValueError(f"CHECKPOINT: found {checkpoint}, which is an input, as the network; expected {expected}")
     if not inputs:
         raise ValueError("INPUT: found none after the checkpoint, expected images, volumes or folders of them")
     return checkpoints, inputs

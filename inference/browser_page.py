@@ -1,8 +1,10 @@
-"""The content of app.py's page: the results of a browser tab, their measurements, pictures and downloads."""
+"""The content of app.py's page: the results of browser tabs, their measurements, pictures, downloads and files."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -11,20 +13,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image, ImageOps
 
 from datasets.array_checks import MAX_VALUES
 from inference.inputs import Input, describe_error, search, unique_names
 from inference.prediction import Prediction
+from inference.prediction_options import PredictionOptions
 from inference.predictor import Predictor
 from inference.trained import describe
 from inference.volume_inputs import Volume
-from utils.files import MAX_PIXELS, write_rows
+from utils.files import MAX_PIXELS, REPOSITORY, first_few, write_rows
 from utils.plots import PREDICTION, Colour, class_colours
+from utils.runs.lock import HOLDER, LOCK
 from utils.runs.named_weights import SHIPPED
 from utils.volume_plots import draw_slice
 
-LARGEST_SESSION = 2**32  # bytes of the results of one tab
+TABS = 8  # browser tabs with results
+LARGEST_SESSION = 2**32  # bytes of the results of all tabs, and of the files of the page
+GONE = "The earlier results of this tab were removed by a restart or to make room for other tabs: drop the files again"
+SAMPLES = tuple(sorted((REPOSITORY / "data/samples/images").glob("*.jpg")))
+FOLDER = "vmunet-page-"  # prefix of the name of a server's folder
+FLAGS = "|".join(f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(PredictionOptions))
+ADVICE = re.compile(rf" ?\([^()]*({FLAGS})\b[^()]*\)|[;,][^;,(]*({FLAGS})\b.*")  # advice that only applies to commands
 BYTES_PER_NUMBER = 8  # at most, in a file; limits uploads to the largest input that is read, uncompressed
 SMALLEST_SIDE, LARGEST_SIDE = 768, 2048  # pixels of the longer side of a picture on the page
 SERIES = "series"  # the name of the only DICOM series of an upload
@@ -39,7 +50,7 @@ class PageResult:
     result: Prediction
 
 
-@dataclass
+@dataclass(eq=False)
 class PageSession:
     """The uploads of one browser tab."""
 
@@ -56,6 +67,11 @@ class PageSession:
         """Return the result of this name, else the first; None if there is none."""
         return next((one for one in self.results if one.name == name), self.results[0] if self.results else None)
 
+    def forget(self) -> None:
+        """Remove the results, and tell the user."""
+        self.results.clear()
+        self.rejections = [GONE]
+
     def decide(self, threshold: float, pixel_size: float | None) -> None:
         """Update all masks and areas, without running the network again."""
         self.threshold, self.pixel_size = threshold, pixel_size
@@ -65,18 +81,66 @@ class PageSession:
     def decided(self, result: Prediction) -> Prediction:
         """Apply the threshold to a prediction of one class, as `Predictor` does, and the pixel size to an image."""
         if len(result.class_names) == 1 and result.probabilities is not None:
-            mask = (result.probabilities[0] >= np.float32(self.threshold)).astype(np.uint8)
-            result = dataclasses.replace(result, mask=mask)
+            classes = (result.probabilities[0] >= np.float32(self.threshold)).astype(np.uint8)
+            result = dataclasses.replace(result, classes=classes)
         if isinstance(result.source, Volume):
             return result
         mm = self.pixel_size
         return dataclasses.replace(result, spacing=np.full(2, mm) if mm and mm > 0 else None)
 
 
+class PageSessions:
+    """The sessions with results, the most recently used one last.
+
+    Beyond TABS of them, or LARGEST_SESSION bytes, the oldest ones lose their results."""
+
+    def __init__(self) -> None:
+        self.sessions: list[PageSession] = []
+
+    @property
+    def nbytes(self) -> int:
+        return sum(one.nbytes for one in self.sessions)
+
+    def use(self, session: PageSession) -> None:
+        self.remove(session)
+        self.sessions.append(session)
+        while len(self.sessions) > 1 and (len(self.sessions) > TABS or self.nbytes > LARGEST_SESSION):
+            self.sessions.pop(0).forget()
+
+    def remove(self, session: PageSession) -> None:
+        self.sessions = [one for one in self.sessions if one is not session]
+
+
+def remove_oldest(folder: Path) -> None:
+    """Remove the oldest uploads and downloads of a server until the others have at most LARGEST_SESSION bytes."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in (LOCK, HOLDER)]
+    kept = 0
+    for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+        kept += path.stat().st_size
+        if kept > LARGEST_SESSION:
+            path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the folders of killed servers beside `folder`: those of the same user whose lock no process holds."""
+    for path in folder.parent.glob(f"{FOLDER}*"):
+        if path.is_symlink() or not (path / LOCK).is_file() or path.stat().st_uid != folder.stat().st_uid:
+            continue
+        with contextlib.suppress(OSError), FileLock(path / LOCK, timeout=0, fallback_to_soft=False):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def largest_upload(predictor: Predictor) -> int:
     """Return the size in bytes of the largest file that `Predictor` would read."""
     volumes = predictor.volumes or predictor.options.insist
     return BYTES_PER_NUMBER * (MAX_VALUES if volumes else MAX_PIXELS)
+
+
+def purpose(predictor: Predictor) -> str:
+    """Return one sentence on what the page does."""
+    found = "skin lesions" if predictor.config.dataset.startswith("isic") else first_few(predictor.class_names)
+    what = "a volume" if predictor.volumes else "a photograph, or click a sample,"
+    return f"Drop {what} to see where a neural network finds {found}, to measure them and to download the masks."
 
 
 def about(predictor: Predictor, names: Sequence[str]) -> str:
@@ -104,7 +168,8 @@ def add_uploads(
     A file that can't be used adds a sentence to `rejections`. `folder` holds links to the files meanwhile."""
     with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as temporary:
         together = Path(temporary).resolve() / SERIES
-        _link_together(uploads, together)
+        missing = _link_together(uploads, together)
+        session.rejections += [f"{name} was removed before it was predicted; drop it again" for name in missing]
 
         def without_folder(text: str) -> str:
             """Remove this process's folder from a message to the user."""
@@ -127,22 +192,29 @@ def add_uploads(
                 used = {one.name.casefold() for one in session.results}
                 more = (f"{names[item]}_{number}" for number in itertools.count(2))
                 name = next(one for one in itertools.chain([names[item]], more) if one.casefold() not in used)
-                session.results.append(PageResult(name, without_folder(str(item.path)), session.decided(result)))
+                file = without_folder(str(item.path))
+                file += f" ({name})" if any(one.file == file for one in session.results) else ""
+                session.results.append(PageResult(name, file, session.decided(result)))
             progress(number, total)
     return session.results[before:]
 
 
-def _link_together(uploads: Iterable[Path], folder: Path) -> None:
-    """Link files into one folder; a file whose name is taken goes into a folder below it."""
+def _link_together(uploads: Iterable[Path], folder: Path) -> list[str]:
+    """Link files into one folder; a file whose name is taken goes into a subfolder. Return the missing files."""
     folder.mkdir()
+    missing = []
     for path in uploads:
+        if not path.is_file():
+            missing.append(path.name)
+            continue
         places = itertools.chain([folder], (folder / str(number) for number in itertools.count(2)))
-        place = next(one for one in places if not (one / path.name).exists())
+        place = next(one for one in places if not one.is_file() and not (one / path.name).exists())
         place.mkdir(exist_ok=True)
         try:
             os.link(path, place / path.name)
         except OSError:  # another file system, or one without links
             shutil.copyfile(path, place / path.name)
+    return missing
 
 
 def colours_of(result: Prediction) -> list[Colour]:
@@ -155,7 +227,7 @@ def colours_of(result: Prediction) -> list[Colour]:
 def draw(result: Prediction, number: int = 0) -> Image.Image:
     """Draw an image, with its EXIF orientation applied, or one slice of a volume."""
     if isinstance(result.source, Volume):
-        volume = result.source.slices, result.mask, number
+        volume = result.source.slices, result.classes, number
         return Image.fromarray(draw_slice(*volume, colours_of(result), result.spacing, SMALLEST_SIDE))
     picture = result.overlay()
     picture.getexif().load(result.source.exif)

@@ -3,6 +3,7 @@
 A member is a network, or with test-time augmentation one view of a network.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from datasets.image_reading import stretched_rgb
 from datasets.transforms import grey
 from inference.ensemble_member import EnsembleMember, ViewAverage, join
 from inference.prediction_options import PredictionOptions
-from inference.trained import CT_DATASETS
+from inference.trained import CT_DATASETS, mask_values
 from utils.volume import predict_volume
 
 Tensors = Sequence[torch.Tensor]
@@ -125,6 +126,14 @@ def combine(answers: Sequence[ViewAverage], views: int) -> tuple[torch.Tensor, t
     return outputs.mean(0), (total.clamp(min=0) / (views * len(answers))).sqrt().amax(1)
 
 
+def check_distinct(networks: Sequence[torch.nn.Module], names: Sequence[str]) -> None:
+    """Raise ValueError if two networks have the same weights."""
+    weights = [network.state_dict() for network in networks]
+    for (first, a), (second, b) in itertools.combinations(zip(names, weights, strict=True), 2):
+        if a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a):
+            raise ValueError(f"{second}: found the weights of {first} again, expected each network once")
+
+
 def check_compatible(members: Sequence[EnsembleMember], names: Sequence[str]) -> None:
     """Raise ValueError unless the networks share input kind, classes, intensities and threshold."""
     first, *others = (_shared_values(member.config) for member in members)
@@ -142,6 +151,7 @@ def _shared_values(config: Any) -> dict[str, Any]:
         "kind": "volumes" if config.of_volumes else "images",
         "num_classes": config.num_classes,
         "class names": config.structures,
+        "labels": mask_values(config) or tuple(range(config.num_classes)),
         "intensities": intensities if config.of_volumes else "of images",
         "--threshold": None if config.num_classes > 1 else config.threshold,
     }

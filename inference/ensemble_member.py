@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
@@ -14,7 +15,8 @@ from configs.build import prepare
 from datasets.transforms import normalizer, resize
 from engine import Compute
 from inference.prediction_options import PredictionOptions
-from utils.machine.device import free_memory
+from inference.progress import Progress
+from utils.machine.memory import free_memory
 from utils.optional import optional
 from utils.volume import zoom_cubic
 
@@ -131,10 +133,15 @@ class EnsembleMember:
         """
 
         def network(windows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return tuple(tensor for tensor in self(windows) if tensor is not None)
+            answer = self(windows)
+            bar.update(len(windows))
+            return tuple(tensor for tensor in answer if tensor is not None)
 
         slide, size = optional("monai.inferers", "--sliding-window").sliding_window_inference, self.config.image_size
-        answer = slide(image[None], (size, size), self.batch_size, network, overlap=self.overlap, mode="gaussian")
+        step = max(1, int(size * (1 - self.overlap)))
+        count = math.prod(math.ceil(max(0, side - size) / step) + 1 for side in image.shape[1:])
+        with Progress(count, "window") as bar:
+            answer = slide(image[None], (size, size), self.batch_size, network, overlap=self.overlap, mode="gaussian")
         return (ViewAverage(*answer) if self.spread else ViewAverage(answer)).activated()
 
     def _batch_that_fits(self) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import fnmatch
 import json
 import logging
 from collections.abc import Sequence
@@ -10,7 +11,16 @@ from typing import Any, Literal
 
 from inference.inputs import ABOUT, RESULTS, Exclusion, Input
 from inference.prediction_options import ResultOptions
-from utils.files import first_few, printable, read_rows, reading, write_atomically, write_rows
+from utils.files import (
+    TEMPORARY_NAME,
+    first_few,
+    printable,
+    read_json,
+    read_rows,
+    reading,
+    write_atomically,
+    write_rows,
+)
 from utils.runs.lock import HOLDER, LOCK
 
 log = logging.getLogger("vmunet")
@@ -26,26 +36,42 @@ class OutputFolder:
     path      a new or empty folder, or one of earlier results
     existing  what to do with earlier results
     names     {input: the name of its results}
+    dicom_seg whether DICOM series get a DICOM-SEG too
+    scored    whether the table gets Dice scores; inputs of an earlier table without them are predicted again
 
     Raises ValueError if results would be mixed with others, or with files that predict.py did not write."""
 
-    def __init__(self, path: str | Path, existing: Existing, names: dict[Input, str]):
-        self.path, self.existing, self.names = Path(path), existing, names
+    def __init__(
+        self,
+        path: str | Path,
+        existing: Existing,
+        names: dict[Input, str],
+        dicom_seg: bool = False,
+        scored: bool = False,
+    ):
+        self.path, self.existing, self.names, self.dicom_seg = Path(path), existing, names, dicom_seg
         self.table = self.path / "structures.csv"
         self.todo = list(names)  # inputs that remain to be predicted
         self.rows: list[dict[str, Any]] = []
         self.exclusions: list[Exclusion] = []  # of left_out.csv
-        self.unsaved = 0  # inputs
+        self.saved: list[Input] = []  # by this command
+        self.unsaved = 0  # results that are not in the table yet
         present = sorted({p.name for p in self.path.iterdir()} - {LOCK, HOLDER}) if self.path.is_dir() else []
+        if torn := fnmatch.filter(present, TEMPORARY_NAME):  # `locked_folder` removes them
+            log.warning("--output %s: a command was killed while it wrote %s", path, first_few(torn))
+            present = [name for name in present if name not in torn]
         if self.path.exists() and (not self.path.is_dir() or (present and existing == "refuse")):
             advice = "--existing skip predicts what is missing, --existing overwrite everything"
             raise ValueError(f"--output {path}: found files, expected a new or empty folder; {advice}")
         if present and ABOUT not in present and present != ["log.txt"]:  # a run that is stopped at once leaves its log
             raise ValueError(f"--output {path}: found {first_few(present, 3)}, expected a new folder or one of results")
         if existing == "skip":
-            self.rows = read_rows(self.table)
-            done, used = {row["input"] for row in self.rows}, {row["name"] for row in self.rows}
-            self.todo = [item for item in names if printable(item.path) not in done]
+            rows = read_rows(self.table, "name", "input")
+            done = {row["input"]: row["name"] for row in rows if "dice" in row or not scored}
+            self.todo = [i for i in names if not self.has_results(i, done.get(printable(i.path), ""))]
+            again = {printable(item.path) for item in self.todo}
+            self.rows = [row for row in rows if row["input"] not in again]
+            used = {row["name"] for row in self.rows}
             others = [names[item] for item in self.todo if names[item] in used]
             if others:
                 raise ValueError(f"--output {path}: found results of other inputs of these names: {first_few(others)}")
@@ -57,7 +83,7 @@ class OutputFolder:
         path, text = self.path / ABOUT, json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         if self.existing == "skip" and path.exists():
             with reading(path):
-                before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
+                before, now = read_json(path), json.loads(text)
                 options, members = before["options"], before.get("members", [before])
                 fields = dataclasses.fields(ResultOptions)
                 different = [f.name for f in fields if options.get(f.name, f.default) != now["options"][f.name]]
@@ -68,14 +94,32 @@ class OutputFolder:
                 raise ValueError(f"--existing skip: found results of another {names} in {self.path}, expected the same")
         write_atomically(path, text.encode())
         if self.existing == "overwrite":
-            earlier = {row["name"] for row in read_rows(self.table)} - set(self.names.values())
+            earlier = {row["name"] for row in read_rows(self.table, "name")} - set(self.names.values())
             if earlier:
                 count, shown = len(earlier), first_few(sorted(earlier))
                 log.warning("%s keeps earlier results of %d other inputs: %s", self.path, count, shown)
 
+    def mask_of(self, item: Input, name: str) -> Path:
+        return self.path / "masks" / f"{name}{'.nii.gz' if item.is_volume else '.png'}"
+
+    def has_results(self, item: Input, name: str) -> bool:
+        """Return whether the mask of an input and, if it gets one, its DICOM-SEG exist under this name."""
+        without_seg = not self.dicom_seg or item.format != "dicom"
+        segmentation = self.path / "dicom_seg" / f"{name}.dcm"
+        return self.mask_of(item, name).is_file() and (without_seg or segmentation.is_file())
+
+    def check_saved(self) -> None:
+        """Raise FileNotFoundError if masks that this command wrote have disappeared."""
+        gone = [self.names[item] for item in self.saved if not self.mask_of(item, self.names[item]).is_file()]
+        if gone:
+            advice = "--existing skip predicts them again" if (self.path / ABOUT).is_file() else "expected a new folder"
+            found = f"{len(gone)} of {len(self.saved)} new masks are gone, which something removed: {first_few(gone)}"
+            raise FileNotFoundError(f"--output {self.path}: {found}; {advice}")
+
     def add(self, item: Input, rows: list[dict[str, Any]]) -> None:
         """Add the rows of an input. The table is saved now and then, and by `save_table`."""
         self.rows += [{"name": self.names[item], "input": printable(item.path), **row} for row in rows]
+        self.saved.append(item)
         self.unsaved += 1
         if self.unsaved >= max(50, len(self.rows) // 20):  # a fraction, as the whole file is rewritten
             try:
@@ -109,6 +153,7 @@ def log_exclusions(exclusions: Sequence[Exclusion]) -> None:
         by_reason.setdefault((one.mistake, one.reason), []).append(one.path)
     for (mistake, reason), paths in by_reason.items():
         level, prefix = (logging.ERROR, "left out") if mistake else (logging.INFO, "passed over")
+        prefix += f" {len(paths)} files" * (len(paths) > 1)
         log.log(level, "%s: %s %s", prefix, first_few(paths), reason)
 
 

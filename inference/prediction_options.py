@@ -16,7 +16,8 @@ class ResultOptions:
     normalization: Literal["minmax", "imagenet"] | None = None  # images
     window: tuple[float, float] | None = None  # volumes: values that become 0 and 1; for CT -125 275 (Hounsfield units)
     orientation: str | None = None  # volumes: where columns, rows and slices of the training data point to; or stored
-    insist: bool = False  # also volumes by a network of images, slice by slice, and images by one of volumes
+    channel: int | None = None  # volumes: of NIfTI files with several, counted from 0
+    insist: bool = False  # also volumes by a network of images, and images by one of volumes; label maps; any modality
 
     # --- inference ---
     tta: Literal["none", "flips", "flips_rotations"] = "none"  # average over 4 or 8 views of each image

@@ -1,6 +1,7 @@
 """A trained network, ready for images and volumes of any size."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
@@ -9,24 +10,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from datasets.array_checks import checked_spacing
-from datasets.image_reading import stretched_rgb
+from datasets.image_reading import check_alpha, stretched_rgb
 from datasets.intensities import Scaling, to_unit, without_nan
 from datasets.nifti import STORED, affine_of_slices
 from datasets.synapse import ORIENTATION
-from inference.ensemble import ImageEnsemble, Segmentation, VolumeEnsemble, check_compatible
+from inference.ensemble import ImageEnsemble, Segmentation, VolumeEnsemble, check_compatible, check_distinct
 from inference.ensemble_member import EnsembleMember, apply, join
 from inference.image_files import Picture, read_picture
 from inference.inputs import Input, find_inputs
 from inference.prediction import Prediction
 from inference.prediction_options import PredictionOptions
+from inference.progress import Progress
 from inference.read_ahead import LARGEST_PICTURES, read_ahead
-from inference.trained import CT_DATASETS, load_trained
+from inference.trained import CT_DATASETS, load_trained, mask_values
 from inference.volume_inputs import Volume, read_volume
 from utils.machine.device import choose_device
 from utils.optional import optional
+
+log = logging.getLogger("vmunet")
 
 READ_AHEAD = 16  # images that are read while others are predicted, in addition to the next batch
 LARGEST_IMAGE_BATCH = 32  # images predicted at once; limited so that reading and saving overlap
@@ -67,8 +70,14 @@ class Predictor:
         self.config = trained[0].config
         self.volumes: bool = self.config.of_volumes
         self.class_names: list[str] = self.config.structures  # of the classes 1, 2, ...
+        check_distinct([one.network for one in trained], [str(name) for name in names])
         if o.sliding_window:
             optional("monai.inferers", "--sliding-window")
+            log.warning(
+                "--sliding-window: this network was trained on whole %s, each resized to %d x %d pixels. Windows "
+                "show it parts at another scale, which it has not learned: expect wrong masks of much larger images",
+                *("slices" if self.volumes else "images", self.config.image_size, self.config.image_size),
+            )
         self._check_options(len(names))
         self.device = choose_device(o.device)
         spread = len(trained) > 1 or o.tta != "none"
@@ -86,7 +95,7 @@ class Predictor:
         An array is an image (H, W), (H, W, 3) or (H, W, 4), or for a network of volumes (S, H, W) in the orientation of
         training; `spacing` gives the mm of its axes. Values other than 8-bit are stretched as those of image files."""
         if isinstance(source, str | os.PathLike):
-            found = find_inputs([source])
+            found = find_inputs([source], self.options.insist)
             if len(found) > 1:
                 raise ValueError(f"{source}: found {len(found)} inputs, expected one (`predict_all` takes many)")
             return self._predict([self._read_and_prepare(found[0])])[0]
@@ -95,6 +104,8 @@ class Predictor:
             if array.ndim != 2 and array.shape[2:] not in ((3,), (4,)):
                 expected = "an image (H, W), (H, W, 3) or (H, W, 4)"
                 raise ValueError(f"found an array of shape {array.shape}, expected {expected}")
+            if array.shape[2:] == (4,):
+                check_alpha(array[..., 3])
             pixels = stretched_rgb(array if array.ndim == 2 else array[..., :3])
             picture = Picture(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
             return self._predict([(picture, self.ensemble.prepare(picture.pixels))], mm)[0]
@@ -156,7 +167,7 @@ class Predictor:
         if not item.is_volume:
             picture = read_picture(item)
             return picture, self.ensemble.prepare(picture.pixels)
-        volume = read_volume(item, self.orientation)
+        volume = read_volume(item, self.orientation, self.options.channel)
         if self.volumes:
             return self._scaled(volume, item.path), []
         return dataclasses.replace(volume, slices=without_nan(volume.slices, item.path)), []
@@ -165,7 +176,10 @@ class Predictor:
         """Scale the values of a volume as in training, see `to_unit`."""
         window = self.options.window
         if self.config.scaling and window is None and not volume.prepared:
-            slices = Scaling(self.config.scaling, *self.config.scaling_range)(volume.slices, name)
+            scaling = Scaling(self.config.scaling, *self.config.scaling_range)
+            if not self.options.insist:
+                scaling.check_kind(volume.slices, volume.modality, name)
+            slices = scaling(volume.slices, name)
         elif volume.modality not in (None, "CT") and window is None:
             found = f"modality {volume.modality}, whose scaling in {self.config.dataset!r} is not in the checkpoint"
             raise ValueError(f"{name}: found {found}, expected --window with the values that become 0 and 1")
@@ -202,17 +216,17 @@ class Predictor:
             segmentations = [apply(itemgetter(0), segmentation) for segmentation in pictures]
             if spacing is None and self.options.pixel_size is not None:
                 spacing = np.full(2, self.options.pixel_size)
-        names, colours = self.class_names, self.config.structure_colours
+        names, colours, values = self.class_names, self.config.structure_colours, mask_values(self.config)
         results = []
-        for source, (mask, probabilities, disagreement) in zip(sources, segmentations, strict=True):
+        for source, (classes, probabilities, disagreement) in zip(sources, segmentations, strict=True):
             probabilities = None if probabilities is None else np.moveaxis(probabilities, -3, 0)
-            results.append(Prediction(mask, probabilities, names, source, spacing, colours, disagreement))
+            results.append(Prediction(classes, probabilities, names, source, spacing, colours, disagreement, values))
         return results
 
     def _segment_volume(self, slices: np.ndarray) -> Segmentation:
         """Segment slices in groups, to save memory."""
         group, parts = min(self.network.batch_size, LARGEST_GROUP), []
-        with tqdm(total=len(slices), unit="slice", leave=False, disable=len(slices) < 2 or None) as bar:
+        with Progress(len(slices), "slice") as bar:
             for start in range(0, len(slices), group):
                 parts.append(self.ensemble.segment_slices(slices[start : start + group]))
                 bar.update(len(parts[-1].mask))

@@ -7,7 +7,9 @@ from typing import Any, Literal, NamedTuple
 from configs.build import build_model, check_size
 from configs.resolve import config_of_checkpoint, kind_of
 from datasets.intensities import HU_WINDOW
+from datasets.masks import MaskValue, parse_mask_values
 from datasets.synapse import ORGANS
+from models.hub import describe_images
 from models.network import SegmentationNetwork
 from models.weights.filling import fill_network
 from models.weights.reading import Checkpoint
@@ -45,6 +47,8 @@ def load_trained(name: str | os.PathLike[str], kind: Kind | None = None, **chang
     """
     checkpoint = read_checkpoint(name)
     path = checkpoint.path
+    if not checkpoint.config.get("deep_supervision", True):
+        raise ValueError(f"{path}: found deep_supervision off, which only models.load can build; expected it on")
     found: str | None
     if checkpoint.config:
         values, found = checkpoint.config, kind_of(checkpoint.config)
@@ -63,6 +67,14 @@ def load_trained(name: str | os.PathLike[str], kind: Kind | None = None, **chang
     return TrainedNetwork(network.eval(), config, checkpoint)
 
 
+def mask_values(config: Any) -> tuple[MaskValue, ...]:
+    """Return the values of the classes 0, 1, ... in masks: the numbers, or colours (r, g, b), of the labels that the
+    network was trained on. () stands for class numbers, the only values of binary images."""
+    if config.of_volumes:
+        return (0, *config.label_ids) if config.label_ids else ()
+    return parse_mask_values(config.mask_values, config.num_classes) if config.num_classes > 1 else ()
+
+
 def describe(config: Any) -> dict[str, Any]:
     """Return what is needed to call the network without this code, as plain values."""
     if config.of_volumes:
@@ -77,11 +89,7 @@ def describe(config: Any) -> dict[str, Any]:
         preprocessing = f"{values}; {axes}; cubic zoom of each slice to the input size"
         normalization, threshold = None, None
     else:
-        colour = "grey (0.299 R + 0.587 G + 0.114 B)" if config.input_channels == 1 else "RGB"
-        preprocessing = {
-            "minmax": f"{colour}; stretch each image over all channels to 0..255; bilinear resize to the input size",
-            "imagenet": f"{colour} / 255, minus ImageNet's mean, divided by its standard deviation; bilinear resize",
-        }[config.normalization] + (" with antialiasing" if config.antialias else "")
+        preprocessing = describe_images(vars(config))
         normalization = config.normalization
         threshold = config.threshold if config.num_classes == 1 else None
     return {
@@ -93,6 +101,7 @@ def describe(config: Any) -> dict[str, Any]:
         "normalization": normalization,
         "num_classes": config.num_classes,
         "class_names": (["background"] if config.num_classes > 1 else []) + config.structures,
+        "mask_values": list(mask_values(config)),  # of the classes 0, 1, ...; none: class numbers
         "class_colours": list(config.structure_colours),  # of the classes 1, 2, ...; none where the user gave none
         "threshold": threshold,
         "output": "sigmoid probability" if config.num_classes == 1 else "softmax probabilities",

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import sys
 import threading
 
@@ -209,3 +210,31 @@ def test_a_table_that_is_open_elsewhere_is_saved_at_the_end(tmp_path, monkeypatc
     monkeypatch.setattr(OutputFolder, "save_table", save)
     output.save_table()
     assert len(read_rows(tmp_path / "structures.csv")) == 60
+
+
+@pytest.mark.parametrize("existing", ["refuse", "skip", "overwrite"])
+def test_the_torn_file_of_a_killed_command_is_no_obstacle(binary, images, tmp_path, existing, caplog):
+    torn = tmp_path / "out" / f".{16 * '0'}.tmp"
+    torn.parent.mkdir()
+    for name in (torn.name, ".lock", ".lock.process"):
+        (torn.parent / name).touch()
+    run(binary, images / "a.png", output=tmp_path / "out", existing=existing)
+    assert predicted(tmp_path / "out") == {"a"} and not torn.exists() and torn.name in caplog.text
+
+
+@pytest.mark.parametrize("removed", ["masks", ""])
+def test_results_that_are_removed_meanwhile_are_an_error(binary, images, tmp_path, monkeypatch, removed):
+    out, save = tmp_path / "out", Prediction.save
+
+    def save_then_remove(self, folder, name, *options):
+        save(self, folder, name, *options)
+        if name == "b":
+            shutil.rmtree(out / removed)
+
+    monkeypatch.setattr(Prediction, "save", save_then_remove)
+    monkeypatch.setattr(predict, "available_cpus", lambda: 1)
+    with pytest.raises(OSError, match=str(out)):
+        run(binary, images, output=out)
+    monkeypatch.undo()
+    run(binary, images, output=out, existing="skip")
+    assert predicted(out) == set("abc") and len(read_rows(out / "structures.csv")) == 3

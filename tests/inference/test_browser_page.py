@@ -1,5 +1,6 @@
 """What the page of app.py keeps and shows, without its server."""
 
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -7,12 +8,27 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 import inference.browser_page
 import utils.files
-from inference.browser_page import PageSession, about, draw, largest_upload, measurements, middle_slice, save_masks
+from inference.browser_page import (
+    FOLDER,
+    PageSession,
+    PageSessions,
+    about,
+    draw,
+    largest_upload,
+    measurements,
+    middle_slice,
+    purpose,
+    remove_leftovers,
+    remove_oldest,
+    save_masks,
+)
 from inference.predictor import Predictor
+from utils.runs.lock import LOCK
 
 
 @pytest.fixture
@@ -175,3 +191,77 @@ def test_a_line_says_what_the_network_is(predictor):
     line = about(predictor, ["isic17"])
     assert "Not a medical device" in line and "trained on images of the data set demo" in line
     assert "pretrained_weights/vmunet_isic17.md" in line and "on this computer" in line
+
+
+def test_files_of_one_name_beside_one_named_like_their_folder(add_uploads, predictor, photo, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "photo.png").write_bytes(photo.read_bytes())
+    (tmp_path / "2").write_bytes(photo.read_bytes())
+    session = PageSession(0.5)
+    add_uploads(session, predictor, [tmp_path / "2", tmp_path / "a" / "photo.png", tmp_path / "b" / "photo.png"])
+    add_uploads(session, predictor, [tmp_path / "a" / "photo.png"])
+    assert len({one.file for one in session.results}) == len(session.results) >= 3
+
+
+def test_an_upload_that_is_gone_costs_only_itself(add_uploads, predictor, photo, tmp_path):
+    session = PageSession(0.5)
+    add_uploads(session, predictor, [tmp_path / "gone.png", photo])
+    assert [one.file for one in session.results] == ["photo.png"] and session.rejections[0].startswith("gone.png ")
+
+
+def test_the_oldest_tabs_make_room(add_uploads, predictor, photo, monkeypatch):
+    sessions, tabs = PageSessions(), [PageSession(0.5) for _ in range(3)]
+    for tab in tabs:
+        add_uploads(tab, predictor, [photo])
+    size = tabs[0].nbytes
+    monkeypatch.setattr(inference.browser_page, "LARGEST_SESSION", 2 * size)
+    for tab in (tabs[0], tabs[1], tabs[0], tabs[2]):
+        sessions.use(tab)
+    assert [len(tab.results) for tab in tabs] == [1, 0, 1] and tabs[1].rejections == [inference.browser_page.GONE]
+    monkeypatch.setattr(inference.browser_page, "TABS", 1)
+    sessions.use(tabs[0])
+    assert [len(tab.results) for tab in tabs] == [1, 0, 0] and sessions.nbytes == size
+    sessions.remove(tabs[0])
+    assert sessions.nbytes == 0 and tabs[0].results
+
+
+def test_the_oldest_files_make_room(tmp_path, monkeypatch):
+    for age, name in enumerate(("new", "middle", "old", LOCK)):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    monkeypatch.setattr(inference.browser_page, "LARGEST_SESSION", 250)
+    remove_oldest(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "middle", LOCK}
+
+
+def test_only_folders_of_dead_servers_are_removed(tmp_path):
+    folders = {name: tmp_path / f"{FOLDER}{name}" for name in ("own", "alive", "dead", "without_lock")}
+    folders["other"] = tmp_path / "other"
+    for name, folder in folders.items():
+        folder.mkdir()
+        (folder / "upload.png").write_bytes(b"x")
+        if name != "without_lock":
+            (folder / LOCK).touch()
+    (tmp_path / f"{FOLDER}link").symlink_to(folders["other"])
+    with FileLock(folders["own"] / LOCK), FileLock(folders["alive"] / LOCK):
+        remove_leftovers(folders["own"])
+    assert {name for name, folder in folders.items() if (folder / "upload.png").exists()} == folders.keys() - {"dead"}
+
+
+@pytest.mark.parametrize(
+    "sentence, shown",
+    [
+        ("a.png is MR; expected CT as in training (--insist predicts it)", "a.png is MR; expected CT as in training"),
+        ("x: found -9 to 3, expected --window with the values that become 0 and 1", "x: found -9 to 3"),
+        ("x: no units. Give them; in Hounsfield units --window -125 275", "x: no units. Give them"),
+        ("a (--other).png, --b; c", "a (--other).png, --b; c"),
+    ],
+)
+def test_advice_for_the_command_line_is_not_for_the_page(sentence, shown):
+    assert inference.browser_page.ADVICE.sub("", sentence) == shown
+
+
+def test_a_sentence_says_what_the_page_does(predictor, predictor_of_volumes):
+    assert re.match("Drop a photograph, or click a sample, .* foreground, .*masks", purpose(predictor))
+    assert purpose(predictor_of_volumes).startswith("Drop a volume to ")

@@ -39,6 +39,8 @@ def test_a_mistake_is_one_sentence_and_leaves_no_folder(monkeypatch, capsys, cap
         (("isic17", photo), ["--output"]),
         ((tmp_path / "no.pth", photo, *out), ["no.pth", "no such file"]),
         (("isic17", *out), ["INPUT"]),
+        ((photo, *out), ["CHECKPOINT", "photo.jpg", "isic17"]),
+        ((photo, photo, *out), ["CHECKPOINT", "photo.jpg", "isic17"]),
         (("isic17", tmp_path / "nowhere.png", *out), ["INPUT", "nowhere.png", "no such file"]),
         (("isic17", photo, "--output", tmp_path), [f"--output {tmp_path}", "--existing skip"]),
     ):

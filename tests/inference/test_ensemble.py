@@ -78,13 +78,11 @@ def test_the_disagreement_of_views_is_the_standard_deviation_over_them(binary, c
     np.testing.assert_allclose(result.disagreement, np.std(probs, 0), atol=1e-5)
 
 
-def test_one_network_twice_is_that_network_and_agrees(organs, binary, colours):
-    volume = np.random.default_rng(0).random((3, 40, 36)).astype(np.float32)
-    for checkpoint, source in ((organs, volume), (binary, colours)):
-        one = Predictor(checkpoint, device="cpu", probabilities=True, volume_resize=None).predict(source)
-        two = Predictor([checkpoint, checkpoint], device="cpu", probabilities=True).predict(source)
-        np.testing.assert_allclose(two.probabilities, one.probabilities, atol=1e-6)
-        assert two.disagreement.shape == one.mask.shape and two.disagreement.max() < 1e-6
+def test_one_network_twice_is_a_mistake(binary, folder, tmp_path):
+    copy = tmp_path / "copy.pth"
+    save_checkpoint(copy, torch.load(binary) | {"epoch": 2})
+    with pytest.raises(ValueError, match=rf"{copy}: .*{binary}"):
+        Predictor([binary, copy], device="cpu")
 
 
 def test_volumes_of_several_networks(tmp_path):

@@ -167,7 +167,7 @@ def test_images_of_every_kind_and_size_get_a_mask_of_their_own_size(binary, colo
     grey, images = colours[..., 0], tmp_path / "images"
     images.mkdir()
     Image.fromarray(colours).save(images / "rgb.png")
-    Image.fromarray(np.dstack([colours, grey])).save(images / "rgba.png")
+    Image.fromarray(np.dstack([colours, np.full_like(grey, 255)])).save(images / "rgba.png")
     Image.fromarray(colours).save(images / "colour.bmp")
     Image.fromarray(grey).save(images / "grey.tif")
     Image.fromarray(grey.astype(np.uint16) * 257).save(images / "deep.png")
@@ -267,10 +267,13 @@ def test_views_make_the_prediction_turn_with_the_image(binary):
         assert np.abs(plain.predict(image).probabilities - undo(plain.predict(turned).probabilities)).max() > 1e-4
 
 
-def test_windows_see_the_image_at_its_own_scale(binary, colours):
+def test_windows_see_the_image_at_its_own_scale(binary, colours, caplog, monkeypatch):
     pytest.importorskip("monai")
     whole = Predictor(binary, device="cpu", probabilities=True)
+    assert "--sliding-window" not in caplog.text
     windows = Predictor(binary, device="cpu", probabilities=True, sliding_window=True)
+    assert re.search(f"--sliding-window: .*whole images.*{SIZE}", caplog.text)
+    monkeypatch.setattr("inference.progress.INTERVAL", -1)  # a line for each batch of windows
     small = np.ascontiguousarray(colours[:SIZE, :SIZE])
     np.testing.assert_allclose(windows.predict(small).probabilities, whole.predict(small).probabilities, atol=1e-5)
     # a network that looks at single pixels gives the same wherever the windows lie
@@ -278,6 +281,8 @@ def test_windows_see_the_image_at_its_own_scale(binary, colours):
     result = windows.predict(colours)
     expected = torch.sigmoid(torch.tensor((colours - colours.min()) / np.ptp(colours) - 0.5))[..., 0]
     np.testing.assert_allclose(result.probabilities[0], expected, atol=1e-5)
+    counts = re.findall(r"(\d+) of (\d+) windows", caplog.text)
+    assert int(counts[-1][0]) == int(counts[-1][1]) > 4  # 50 x 70 pixels
 
 
 def test_without_memory_the_batches_shrink(binary, folder, monkeypatch):

@@ -8,8 +8,7 @@ from PIL import Image
 import predict
 from configs.build import build_model
 from configs.config_setting import ISICConfig
-from configs.config_setting_synapse import SynapseConfig
-from datasets.masks import read_mask
+from datasets.masks import VOID, read_mask
 from inference.inputs import find_inputs
 from inference.truth import Truth, dice
 from predict import PredictConfig, Predictor
@@ -54,9 +53,8 @@ def run(checkpoint, folder, **options):
                 checkpoint=str(checkpoint),
                 inputs=(str(folder / "images"),),
                 output=str(folder / "out"),
-                truth=str(folder / "masks"),
                 device="cpu",
-                **options,
+                **{"truth": str(folder / "masks")} | options,
             )
         )
     finally:
@@ -68,6 +66,35 @@ def test_dice_of_masks_by_hand():
     assert dice(prediction, truth, 1) == pytest.approx(2 / 3)
     assert dice(prediction, truth, 2) == 0
     assert dice(prediction, truth, 3) is None
+
+
+def test_pixels_without_a_truth_count_for_nothing():
+    prediction, truth = np.array([[1, 1, 1, 0]]), np.array([[1, 0, VOID, VOID]])
+    assert dice(prediction, truth, 1) == pytest.approx(2 / 3)
+
+
+def test_masks_are_compared_and_paired_in_any_unicode_form(checkpoint, tmp_path):
+    write_images(tmp_path, [40, 40], [(40, 20), (40, 10)])
+    (tmp_path / "images" / "b.png").rename(tmp_path / "images" / "\u00e4.png")
+    (tmp_path / "masks" / "b_segmentation.png").rename(tmp_path / "masks" / "a\u0308_segmentation.png")
+    run(checkpoint, tmp_path)
+    rows = read_rows(tmp_path / "out" / "structures.csv")
+    assert [float(row["dice"]) for row in rows] == pytest.approx([2 / 3, 2 * 400 / 2000])
+    (path, other) = (tmp_path / "masks").iterdir()
+    for file, colours in ((path, (0, 0, 0, 255, 0, 0)), (other, (255, 0, 0, 0, 0, 0))):
+        mask = Image.fromarray(np.asarray(Image.open(file)) // 255 ^ (file == other))
+        mask.putpalette(colours)  # in another order, of which the colours tell
+        mask.save(file)
+    run(checkpoint, tmp_path, existing="overwrite")
+    assert read_rows(tmp_path / "out" / "structures.csv") == rows
+
+
+def test_inputs_without_dice_are_predicted_again_for_a_truth(checkpoint, tmp_path):
+    write_images(tmp_path, [40, 40], [(40, 20), (40, 40)])
+    run(checkpoint, tmp_path, truth=None)
+    run(checkpoint, tmp_path, existing="skip")
+    rows = read_rows(tmp_path / "out" / "structures.csv")
+    assert [float(row["dice"]) for row in rows] == pytest.approx([2 * 800 / (1600 + 800), 1])
 
 
 def test_dice_stands_in_the_table_and_both_outlines_in_the_overlay(checkpoint, tmp_path):
@@ -97,9 +124,13 @@ def test_an_image_without_a_mask_is_named_before_anything_is_written(checkpoint,
     assert not (tmp_path / "out").exists()
 
 
-def test_volumes_have_no_masks_to_compare_with(tmp_path):
-    with pytest.raises(ValueError, match="--truth .*volumes"):
-        Truth(tmp_path, [], SynapseConfig())
+def test_a_file_is_the_truth_of_one_input_only(tmp_path):
+    write_images(tmp_path, [40, 40], [(40, 20), (40, 40)])
+    first, second = find_inputs([tmp_path / "images"])
+    file = tmp_path / "masks" / "b_segmentation.png"
+    assert Truth(file, [first], ISICConfig()).files == {first: file}
+    with pytest.raises(ValueError, match="--truth .*b_segmentation"):
+        Truth(file, [first, second], ISICConfig())
 
 
 def test_the_shipped_network_finds_the_sample_lesions_as_the_readme_says():
