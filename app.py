@@ -9,6 +9,9 @@ predictions in memory. Files are read, or rejected, as by predict.py, and the fl
 Needs gradio (requirements-extra.txt).
 """
 
+import utils.start
+
+import contextlib
 import dataclasses
 import html
 import logging
@@ -25,7 +28,12 @@ import tyro
 
 from inference import Predictor
 from inference.browser_page import (
+    ADVICE,
+    FOLDER,
+    GONE,
+    SAMPLES,
     PageSession,
+    PageSessions,
     about,
     add_uploads,
     colours_of,
@@ -33,6 +41,9 @@ from inference.browser_page import (
     largest_upload,
     measurements,
     middle_slice,
+    purpose,
+    remove_leftovers,
+    remove_oldest,
     save_masks,
     slices_of,
 )
@@ -40,12 +51,13 @@ from inference.prediction_options import PredictionOptions
 from utils.optional import optional
 from utils.plots import Colour
 from utils.runs.command_line import run
+from utils.runs.lock import locked_folder
 from utils.runs.stopping import Stopped
 
 log = logging.getLogger("vmunet")
 
 HOST = "127.0.0.1"
-TABS = 8  # browser tabs with results; a further tab replaces the oldest
+NAMES = (HOST, "localhost")  # hosts of the page; other computers reach it by ssh -L, at any port
 CHECK_INTERVAL, LONGEST_UPLOAD = 600, 3600  # seconds between checks for old uploads, and their longest age
 STYLE = """
 .results { overflow-x: auto } .results table { border-collapse: collapse; width: 100% }
@@ -72,12 +84,15 @@ def main(config: AppConfig) -> None:
     log.setLevel(logging.INFO)
     if not 0 <= config.port <= 65535:
         raise ValueError(f"--port: found {config.port}, expected a number from 0 to 65535")
-    with tempfile.TemporaryDirectory(prefix="vmunet-page-", ignore_cleanup_errors=True) as temporary:
+    with contextlib.ExitStack() as stack:
+        temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True))
         folder = Path(temporary).resolve()
+        stack.enter_context(locked_folder(folder, "app.py"))
+        remove_leftovers(folder)
         # Gradio reads these when it is imported. They prevent analytics, and a proxy for the page's own address.
         os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
-        for name in ("NO_PROXY", "no_proxy"):
-            os.environ[name] = ",".join(filter(None, (os.environ.get(name), HOST)))
+        for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+            del os.environ[name]
         gradio = optional("gradio", "app.py")
         options = {f.name: getattr(config, f.name) for f in dataclasses.fields(PredictionOptions)}
         predictor = Predictor(config.networks, **options)
@@ -94,6 +109,8 @@ def main(config: AppConfig) -> None:
 
 def serve(page: Any, predictor: Predictor, port: int) -> str:
     """Serve a page on localhost, and return its address. Raises OSError for a port in use."""
+    from starlette.middleware import Middleware  # gradio installs it
+
     try:
         _, address, _ = page.launch(
             server_name=HOST,
@@ -104,7 +121,7 @@ def serve(page: Any, predictor: Predictor, port: int) -> str:
             show_error=True,
             prevent_thread_lock=True,
             max_file_size=largest_upload(predictor),
-            state_session_capacity=TABS,
+            app_kwargs={"middleware": [Middleware(OwnPage)]},
             footer_links=[],
             run_history=False,  # the browser would keep it
             enable_monitoring=False,
@@ -118,6 +135,25 @@ def serve(page: Any, predictor: Predictor, port: int) -> str:
     return address
 
 
+class OwnPage:
+    """An ASGI application that passes on requests of the page itself.
+
+    It refuses requests with another Host, because a foreign name may have been bound to this address, and with another
+    Origin, because another web page that is open in the browser may have sent them."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        from starlette.responses import PlainTextResponse  # gradio installs it
+
+        headers = {name.lower(): value.decode("latin-1").lower() for name, value in scope.get("headers", ())}
+        host = headers.get(b"host", "")
+        own = host.partition(":")[0] in NAMES and headers.get(b"origin", f"http://{host}") == f"http://{host}"
+        refusal = PlainTextResponse(f"found another page or address, expected {' or '.join(NAMES)}", 403)
+        await (self.app if scope["type"] != "http" or own else refusal)(scope, receive, send)
+
+
 def make_page(gr: Any, predictor: Predictor, config: AppConfig, folder: Path) -> Any:
     """Build the page, a gradio.Blocks; `gr` is gradio, `folder` is for its files."""
     one_class = predictor.config.num_classes == 1
@@ -128,6 +164,10 @@ def make_page(gr: Any, predictor: Predictor, config: AppConfig, folder: Path) ->
 
     def show(session: PageSession, name: str | None, number: int | None = None) -> list[Any]:
         """Return the values of `outputs` for the file of this name; by default the slice with the most foreground."""
+        if session.results:
+            sessions.use(session)
+        elif name is not None:
+            session.forget()
         chosen = session.find(name)
         slices = slices_of(chosen.result) if chosen else 0
         if chosen and slices and number is None:
@@ -145,33 +185,52 @@ def make_page(gr: Any, predictor: Predictor, config: AppConfig, folder: Path) ->
         ]
 
     def add(uploads: list[str], session: PageSession, progress: Any = gr.Progress()) -> list[Any]:  # noqa: B008
-        added = add_uploads(session, predictor, map(Path, uploads), folder, lambda *count: progress(count))
+        def report(*count: int) -> None:
+            sessions.use(session)
+            progress(count)
+
+        added = add_uploads(session, predictor, map(Path, uploads), folder, report)
+        remove_oldest(folder)
         return [None, *show(session, added[0].name if added else None)]
+
+    def add_sample(number: int, session: PageSession) -> list[Any]:
+        return add([str(SAMPLES[number])], session)[1:]
 
     def decide(session: PageSession, name: str, number: int, threshold: float, mm: float | None) -> list[Any]:
         session.decide(threshold, mm)
         return show(session, name, number)
 
     def start_over(session: PageSession) -> list[Any]:
+        sessions.remove(session)
         return show(PageSession(session.threshold, session.pixel_size), None)
 
     def turn_to(session: PageSession, name: str, number: int) -> Any:
         chosen = session.find(name)
+        if not chosen:
+            gr.Warning(GONE)
         return draw(chosen.result, number) if chosen else None
 
     def save(session: PageSession) -> Any:
         if not session.results:
+            gr.Warning(GONE)
             return gr.File(value=None, visible=False)
         path = save_masks(session.results, Path(tempfile.mkdtemp(dir=folder)), config.probabilities)
+        remove_oldest(folder)
         return gr.File(value=str(path), visible=True)
 
+    sessions = PageSessions()
     start = PageSession(predictor.config.threshold if one_class else 0.5, config.pixel_size)
+    gr.set_static_paths(SAMPLES)
     with gr.Blocks(title="VM-UNet", analytics_enabled=False, delete_cache=(CHECK_INTERVAL, LONGEST_UPLOAD)) as page:
-        state = gr.State(start)  # a copy for each tab
-        gr.HTML(escaped(about(predictor, config.networks)))
+        state = gr.State(start, delete_callback=sessions.remove)  # a copy for each tab
+        gr.HTML(f"<h1>VM-UNet</h1><p>{escaped(purpose(predictor))}</p>")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 files = gr.File(label=accepted, file_count="multiple", height=160)
+                samples = gr.Dataset(
+                    **dict(label="Samples", components=["image"], samples=[[str(path)] for path in SAMPLES]),
+                    **dict(type="index", visible=not predictor.volumes),
+                )
                 threshold = gr.Slider(
                     *(0, 1, start.threshold),
                     **dict(step=0.01, label="Threshold of the probability", buttons=[], visible=one_class),
@@ -189,10 +248,12 @@ def make_page(gr: Any, predictor: Predictor, config: AppConfig, folder: Path) ->
                 button = gr.Button("Masks to download", visible=False)
                 download = gr.File(label="Masks", interactive=False, visible=False)
                 restart = gr.Button("Start over")
+        gr.HTML(escaped(about(predictor, config.networks)), elem_classes="about")
         outputs = [state, chooser, number, picture, areas, missing, button, download]
         often: dict[str, Any] = dict(trigger_mode="always_last", show_progress="hidden", api_visibility="undocumented")
         seldom: dict[str, Any] = dict(api_visibility="undocumented")
         files.upload(add, [files, state], [files, *outputs], **seldom)
+        samples.click(add_sample, [samples, state], outputs, api_name="sample", **seldom)
         chooser.input(show, [state, chooser], outputs, **often)
         number.input(turn_to, [state, chooser, number], picture, **often)
         for control in (threshold, mm):
@@ -221,8 +282,8 @@ def table(rows: Sequence[dict[str, str]], colours: Sequence[Colour]) -> str:
 
 
 def rejections(sentences: Sequence[str]) -> str:
-    """Format the files that were not used as an HTML list."""
-    items = "".join(f"<li>{escaped(sentence)}</li>" for sentence in sentences)
+    """Format the files that were not used as an HTML list, without advice for the command line."""
+    items = "".join(f"<li>{escaped(ADVICE.sub('', sentence))}</li>" for sentence in sentences)
     return f"<b>Left out</b><ul>{items}</ul>" if items else ""
 
 

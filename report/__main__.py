@@ -1,14 +1,16 @@
 """The command `python -m report`."""
 
+import utils.start
+
 import argparse
 import glob
 import sys
 from pathlib import Path
 
 from report.compare_page import write_comparison
-from report.record_copy import copy_record
 from report.records import Record
 from report.run_page import write_report
+from utils.files import print_any_text, printable, reading
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -21,6 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("-o", "--output", help="compare the runs in this HTML file")
     parser.add_argument("--keep", metavar="FOLDER", help="copy the small records of one run into this new folder")
     options = parser.parse_args(arguments)
+    print_any_text()
     try:
         runs, damaged = select_runs(options.runs)
         if not runs:
@@ -28,15 +31,15 @@ def main(arguments: list[str] | None = None) -> None:
         if options.keep is not None:
             if len(runs) > 1 or damaged or options.output is not None:
                 raise ValueError(f"--keep {options.keep}: found several runs or --output, expected one run alone")
-            paths = [copy_record(runs[0], options.keep)]
+            paths = [runs[0].copy(options.keep)]
         elif options.output is not None:
             paths = [write_comparison(runs, options.output)]
         else:
             paths = [write_report(run) for run in runs]
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         sys.exit(2)
-    print("\n".join(map(str, paths)))
+    print("\n".join(map(printable, paths)))
     if damaged:
         sys.exit(2)
 
@@ -45,7 +48,10 @@ def select_runs(paths: list[str]) -> tuple[list[Record], int]:
     """Return the runs that paths and patterns match, and the number of damaged ones. Of several only finished runs are
     selected, as `results/*` matches more than runs; a line for each of the others is printed."""
     # Windows leaves patterns to the program
-    found = [Path(name) for path in paths for name in (not Path(path).exists() and sorted(glob.glob(path)) or [path])]
+    found: list[Path] = []
+    for path in paths:
+        with reading(path):  # a pattern may be too deep
+            found += map(Path, not Path(path).exists() and sorted(glob.glob(path)) or [path])
     if len(found) == 1:
         return [Record(found[0])], 0
     runs, damaged = [], 0
@@ -59,7 +65,7 @@ def select_runs(paths: list[str]) -> tuple[list[Record], int]:
         except (ValueError, OSError) as error:
             reason = str(error)
             damaged += not isinstance(error, FileNotFoundError)
-        print(f"skipped {reason}", file=sys.stderr)
+        print(f"skipped {printable(reason)}", file=sys.stderr)
     return runs, damaged
 
 

@@ -93,7 +93,7 @@ def comparison_contents(runs: list[Record]) -> Contents:
 
 
 def group_row(group: Group, unit: str, folds: bool) -> list[TableCell]:
-    of_folds = f"{', '.join(map(str, group.folds))} of 0..{group.config['folds'] - 1}" if group.folds else ""
+    of_folds = f"{', '.join(map(str, group.folds))} of 0..{group.runs[0].folds - 1}" if group.folds else ""
     return [
         ("", group.letter),
         ("network", group.config["network"], TEXT),
@@ -126,7 +126,7 @@ def notes(groups: list[Group]) -> list[str]:
     if len({group.config["image_size"] for group in groups}) > 1 and not groups[0].runs[0].of_volumes:
         lines.append("Scores are computed at the network's input size, which differs between the groups.")
     for group in groups:
-        missing = [str(fold) for fold in range(group.config.get("folds", 0)) if fold not in group.folds]
+        missing = [str(fold) for fold in range(group.runs[0].folds) if fold not in group.folds]
         if group.folds and missing:
             folds = ", ".join(missing)
             lines.append(f"{group.letter}: no run of fold {folds} is among these; its images are missing too.")

@@ -14,6 +14,7 @@ from PIL import Image
 
 from report.paper import initial_weights
 from report.records import Record
+from utils.files import open_image
 
 Contents = dict[str, Any]  # what a template shows
 
@@ -57,6 +58,11 @@ def training_length(run: Record) -> str:
 
 def css_colour(colour: tuple[int, int, int]) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    with open_image(path) as file:
+        return np.array(file.convert("RGB"))
 
 
 def data_uri(pixels: np.ndarray) -> str:

@@ -20,6 +20,7 @@ from utils.files import check_name, first_few, list_duplicates
 MAX_DEPTH = 8  # of nested lists and dicts
 MAX_NUMBER = 10.0**15  # measured values are far below it
 MAX_COLUMNS = 20 * 256  # of a table: 20 scores of each of the most classes
+MAX_FOLDS = 1000
 REQUIRED = {"dataset", "network", "load_ckpt_path", "seed", "epochs", "test_only", "protocol"}  # fields of config.json
 TEXT_FACTS = ("recipe", "network", "device", "scan", "overlap", "lost", "extended", "changed_data")
 UNIT_SCORES = ("miou", "dsc", "accuracy", "sensitivity", "specificity", "dice")  # prefixes of scores from 0 to 1
@@ -69,6 +70,9 @@ def stored_config(values: Mapping[str, Any], config_class: type, where: Path) ->
         numbers = [part for part in (value if isinstance(value, tuple) else (value,)) if isinstance(part, int | float)]
         require(fits(value, kinds[name]), where, value, name, describe(kinds[name]))
         require(all(low <= number <= high for number in numbers), where, value, name, f"{low:g} to {high:g}")
+    folds, fold = getattr(config, "folds", 0), getattr(config, "fold", 0)
+    require(folds <= MAX_FOLDS, where, folds, "folds", f"at most {MAX_FOLDS}")
+    require(not folds or (isinstance(fold, int) and fold < folds), where, fold, "fold", f"one of 0..{folds - 1}")
     try:
         check_classes(dataclasses.replace(config, class_colours=config.structure_colours))
     except ValueError as error:
@@ -112,8 +116,7 @@ def parse_numbers(rows: Iterable[Mapping[Any, Any]], where: Path, but: Collectio
     """Return the rows of a table as numbers, without empty cells and the columns `but`."""
     result = []
     for line, row in enumerate(rows, 2):
-        if None in row or len(row) > MAX_COLUMNS:
-            raise ValueError(f"{where}: found more cells in line {line} than expected of its header")
+        require(len(row) <= MAX_COLUMNS, where, len(row), "columns", f"at most {MAX_COLUMNS}")
         numbers = {}
         for name, text in row.items():
             if name not in but and text:

@@ -1,8 +1,10 @@
 """What a run left in its folder, read back: the source of every number in reports and tables."""
 
+import contextlib
 import dataclasses
-import json
 import re
+import shutil
+import statistics
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,12 @@ from configs.optim import rows_of
 from configs.options import published_values
 from configs.resolve import config_class_of, kind_of
 from report import paper, record_checks
-from utils.files import check_name, read_rows, reading
+from utils.files import check_name, read_json, read_rows
 
 TIME = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
 MAX_BYTES = 2**27  # of a file
+TABLES = ("metrics.csv", "test_images.csv", "test_volumes.csv")
+SMALL_FILES = ("config.json", "facts.json", "metrics.json", *TABLES, "curves.png")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +81,12 @@ class Record:
     @property
     def fold(self) -> int | None:
         """The fold of a cross-validation, None without one."""
-        return self.values["fold"] if self.values.get("folds") else None
+        return self.checked_config.fold if self.folds else None
+
+    @property
+    def folds(self) -> int:
+        """The number of folds of the cross-validation, 0 without one."""
+        return getattr(self.checked_config, "folds", 0)  # volumes have no folds
 
     @property
     def class_names(self) -> list[str]:
@@ -100,7 +109,9 @@ class Record:
     @property
     def best_epoch(self) -> int | None:
         """The selected epoch, None without one."""
-        if self.of_volumes and self.config["protocol"] == "holdout":
+        if self.config.get("select") == "last":
+            best = self.epochs[-1] if self.epochs else None
+        elif self.of_volumes and self.config["protocol"] == "holdout":
             best = max(self.epochs, key=lambda row: row.get("dice_transunet", -1), default=None)
         else:
             name = "train_loss" if self.of_volumes else "val_loss"
@@ -122,10 +133,17 @@ class Record:
         return scores
 
     def score(self, name: str, number: int | None = None) -> float:
-        """Return a score of metrics.json, or with `number` that of one of its `classes`. Raises ValueError without."""
+        """Return a score of metrics.json, or with `number` that of one of its `classes`. Raises ValueError if
+        the score is missing.
+
+        Means over images come from the test's table, because earlier runs scored a correct empty mask with 0."""
         scores = self.scores if number is None else self.scores.get("classes", [{}] * self.num_classes)[number]
         if name not in scores:
             raise ValueError(f"{self.folder / 'metrics.json'}: found no {name!r}, expected it among the scores")
+        if name.endswith("_per_image") and self.test_rows:
+            with contextlib.suppress(KeyError):  # of a table without this score
+                rows = self.test_rows.values()
+                return statistics.fmean(score_of_image(row, name.removesuffix("_per_image")) for row in rows)
         return scores[name]
 
     @cached_property
@@ -198,6 +216,17 @@ class Record:
             raise ValueError(f"{path}: found {path.stat().st_size} bytes, expected at most {MAX_BYTES}")
         return path
 
+    def copy(self, folder: str | Path) -> Path:
+        """Copy the records behind the run's numbers into a new folder: no pictures of data, no weights, and no
+        log, which names the machine and its folders."""
+        target = Path(folder)
+        if target.exists():
+            raise FileExistsError(f"--keep {target}: found a folder or file there, expected a new one")
+        target.mkdir(parents=True)
+        for path in filter(None, map(self.file, SMALL_FILES)):
+            shutil.copyfile(path, target / path.name)
+        return target
+
     def _rows(self, name):
         path = self.file(name)
         return read_rows(path) if path else []
@@ -205,26 +234,31 @@ class Record:
     def _json(self, name):
         """Return the content of a file of named values, {} if it is missing."""
         path = self.file(name)
-        if path is None:
-            return {}
-        with reading(path):
-            content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"{path}: found {type(content).__name__}, expected named values")
-        record_checks.check_depth(content, path)
+        content = read_json(path) if path else {}
+        record_checks.check_depth(content, self.folder / name)
         return content
 
 
 def mean_dice(row: dict[str, float]) -> float:
     """Return the Dice score of one image or case from its row of the test's table."""
-    if "dsc" in row:
-        return row["dsc"]
     structures = [value for name, value in row.items() if name.startswith("dice_transunet ")]
-    classes = [name.removeprefix("dsc_class") for name in row if name.startswith("dsc_class")]
-    dice = structures or [row[f"dsc_class{c}"] for c in classes if c != "0" and occurs(row, c)]
-    return sum(dice) / len(dice) if dice else 0.0
+    return statistics.fmean(structures) if structures else score_of_image(row, "dsc")
 
 
-def occurs(row: dict[str, float], c: str) -> bool:
-    """Return whether an image or its prediction has class `c`; True if the run stored no counts."""
-    return row.get(f"tp_class{c}", 1) + row.get(f"fp_class{c}", 0) + row.get(f"fn_class{c}", 0) > 0
+def score_of_image(row: dict[str, float], score: str) -> float:
+    """Return a score of the foreground of one image, for several classes their mean, as `utils.metrics.summarize` does.
+
+    A correct empty mask scores 1, also in runs that stored 0. Raises KeyError if the row does not have the score."""
+    if score in row:
+        return row[score] if occurs(row) else 1.0
+    suffixes = [name.removeprefix(score) for name in row if name.startswith(f"{score}_class")]
+    if not suffixes:
+        raise KeyError(score)
+    values = [row[score + suffix] for suffix in suffixes if suffix != "_class0" and occurs(row, suffix)]
+    return statistics.fmean(values) if values else 1.0
+
+
+def occurs(row: dict[str, float], suffix: str = "") -> bool:
+    """Return whether an image or its prediction has the foreground, or the class of a column's suffix; True if the run
+    stored no counts."""
+    return any(row.get(name + suffix, 1) for name in ("tp", "fp", "fn"))

@@ -5,18 +5,29 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from configs.options import published_values
 from report import charts
-from report.page import TEXT, Contents, css_colour, page_bytes, percent, table, training_length, weights_of
+from report.page import (
+    TEXT,
+    Contents,
+    css_colour,
+    data_uri,
+    page_bytes,
+    percent,
+    read_rgb,
+    table,
+    training_length,
+    weights_of,
+)
 from report.paper import DOUBT, TESTED, UNCONFIRMED, format_value
-from report.pictures import overlay_pictures
 from report.records import Record
 from report.sections import DIFFERENCE_MARK, class_keys, distribution, extremes, paper_cells
 from report.volume_page import volumes_part
-from utils.files import write_atomically
-from utils.plots import DICE_OF_CLASS, PREDICTION, TRUTH
+from utils.files import open_image, reading, write_atomically
+from utils.plots import DICE_OF_CLASS, PREDICTION, TRUTH, draw_class_outlines
 
 LABELS = {"miou": "mIoU", "dsc": "DSC"} | {name: name for name in ("accuracy", "specificity", "sensitivity")}
 MEASURES = ("seconds", "images_per_second", "waiting_share", "memory_gb")  # columns of metrics.csv: time and memory
@@ -82,6 +93,25 @@ def images_part(run: Record) -> Contents:
         ],
         "keys": class_keys(run) if several else [("truth", css_colour(TRUTH)), ("prediction", css_colour(PREDICTION))],
     }
+
+
+def overlay_pictures(run: Record, name: str) -> list[str]:
+    """Return the overlay that the test saved of an image, for several classes with the true outlines; [] without it."""
+    overlay, truth = (run.file("predictions", f"{name}_{kind}.png") for kind in ("overlay", "truth"))
+    if overlay is None:
+        return []
+    pixels = read_rgb(overlay)
+    if truth is not None:
+        with open_image(truth) as file:
+            labels = np.array(file)
+        highest, shape = max(1, run.num_classes - 1), pixels.shape[:2]
+        if labels.shape != shape:
+            raise ValueError(f"{truth}: found labels of shape {labels.shape}, expected {shape} as its image")
+        if labels.min() < 0 or labels.max() > highest or not np.array_equal(labels, np.round(labels)):
+            raise ValueError(f"{truth}: found {labels.min()} to {labels.max()}, expected classes 0 to {highest}")
+        pixels = draw_class_outlines(pixels.transpose(2, 0, 1), labels, run.checked_config.structure_colours)
+    with reading(overlay):
+        return [data_uri(pixels)]
 
 
 def scores_table(run: Record) -> Contents:

@@ -6,8 +6,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from report.page import Contents, TableCell, data_uri, percent, table
-from report.pictures import case_file, read_rgb
+from report.page import Contents, TableCell, data_uri, percent, read_rgb, table
 from report.records import Record
 from report.sections import class_keys, distribution, extremes, paper_cells
 from utils.volume import SCORE_NAMES, describe_hd95, is_missed
@@ -71,7 +70,7 @@ def cases_table(run: Record, dice: dict[str, float]) -> Contents:
     """Return the Dice of each case. Its name is a link to the picture of its slices if the test saved one."""
     rows = []
     for case, row in run.test_rows.items():
-        picture, link = case_file(run, case, "slices"), Markup('<a href="predictions/{}">{}</a>')
+        picture, link = run.file("predictions", f"{case}_slices.png"), Markup('<a href="predictions/{}">{}</a>')
         name = case if picture is None else link.format(quote(picture.name), case)
         structures = [(structure, percent(row[f"dice_transunet {structure}"])) for structure in run.class_names]
         rows.append([("", name), ("mean", percent(dice[case])), *structures])
@@ -80,6 +79,6 @@ def cases_table(run: Record, dice: dict[str, float]) -> Contents:
 
 def case_figures(run: Record, case: str, score: float) -> list[Contents]:
     """Return the pictures of a case, or a figure without a picture, for which the page shows a sentence."""
-    paths = [case_file(run, case, kind) for kind in ("planes", "slices")]
+    paths = [run.file("predictions", f"{case}_{kind}.png") for kind in ("planes", "slices")]
     images = [[data_uri(read_rgb(path))] for path in paths if path is not None] or [[]]
     return [{"name": case, "images": image, "text": f"Dice of the case {score:.3f}"} for image in images]

@@ -1,12 +1,16 @@
 """The page of app.py as its user meets it: the command line, the server, and in a browser if there is one."""
 
+import contextlib
+import http.client
 import importlib.util
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import urllib.parse
 
 import numpy as np
 import pytest
@@ -109,6 +113,53 @@ def test_text_of_files_is_shown_as_it_is(tmp_path):
     page = Page(tmp_path / "page.html")
     assert not {"script", "img"} & set(page.tags) and page.text.count(" ".join(written.split())) == 3
     assert not set("$`{}") & set((tmp_path / "page.html").read_text(encoding="utf-8"))
+
+
+def status(server, path="/config", method="GET", read=bytes.decode, **headers):
+    """The status of a request with these headers, and the text of the answer."""
+    with contextlib.closing(
+        http.client.HTTPConnection(server.address.removeprefix("http://"), timeout=60)
+    ) as connection:
+        connection.putrequest(method, path, skip_host=True)
+        for name, value in headers.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        answer = connection.getresponse()
+        return answer.status, read(answer.read())
+
+
+@needs_gradio
+def test_the_server_answers_to_its_own_page_and_names_only(server):
+    port = server.address.rpartition(":")[2]
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"LOCALHOST:{port}", "localhost:9000"):  # 9000: ssh -L
+        assert status(server, Host=host)[0] == 200
+        assert status(server, Host=host, Origin=f"http://{host}")[0] == 200
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "localhost.evil.example", ""):
+        assert status(server, Host=host)[0] in (400, 403)
+    for origin in ("http://evil.example", "null", "http://localhost:3000", f"https://evil.example:{port}", ""):
+        for path, method in (("/gradio_api/upload", "POST"), ("/gradio_api/queue/join", "POST"), ("/config", "GET")):
+            assert status(server, path, method, Host=f"127.0.0.1:{port}", Origin=origin)[0] == 403
+
+
+@needs_gradio
+def test_a_click_on_a_sample_gives_its_mask(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    gradio_client = pytest.importorskip("gradio_client")
+    client = gradio_client.Client(server.address, download_files=str(tmp_path), verbose=False)
+    try:
+        for number, path in enumerate(sorted((ROOT / "data/samples/images").glob("*.jpg"))):
+            picture, areas = client.predict(number, api_name="/sample")[2:4]
+            assert read(picture).shape == (768, 768, 3) and path.name in areas
+    finally:
+        client.close()
+    text = json.loads(status(server, Host="localhost")[1])
+    (samples,) = (part["props"]["samples"] for part in text["components"] if part["type"] == "dataset")
+    for ((sample,),) in zip(samples, strict=True):
+        path = urllib.parse.urlsplit(sample["url"]).path
+        assert status(server, path, Host="localhost", read=bytes)[0] == 200
+    assert len(samples) == 6
+    shown = [part["props"].get("value") or "" for part in text["components"] if part["type"] == "html"]
+    assert "<h1>" in shown[0] and "Not a medical device" in shown[-1] and "--" not in "".join(shown)
 
 
 @needs_gradio

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from scipy.stats import wilcoxon
 
 from report import compare_page as compare
@@ -13,6 +14,7 @@ from report.records import Record
 from tests.report.html_page import HOSTILE, Page, assert_self_contained
 from tests.report.made_runs import make_run
 from utils.files import read_rows, write_rows
+from utils.metrics import class_counts_per_image, counts_of_image, scores_of_image, summarize
 
 
 def compared(runs):
@@ -218,3 +220,39 @@ def test_the_page_is_self_contained_and_escaped(tmp_path, capsys):
     assert_self_contained(page)
     assert "2 runs in 2 groups" in page.text and "A − B" in page.text and page.text.count("<script>") == 3
     assert page.tags.count("svg") == 4  # boxes, two losses, DSC
+
+
+def make_run_of_counts(folder, images, score, **config):
+    """A run whose images have these counts and scores, as train.py stored them."""
+    run = make_run(folder, score, **config)
+    names = ("tp", "fp", "fn", "tn")
+    rows = [
+        {"name": f"image{i}", "dsc": dsc, **dict(zip(names, counts, strict=True))}
+        for i, (counts, dsc) in enumerate(zip(images, score, strict=True))
+    ]
+    write_rows(run / "test_images.csv", rows)
+    return run
+
+
+def test_a_right_empty_mask_counts_the_same_in_earlier_runs_and_today(tmp_path):
+    images = [[0, 0, 0, 9], [2, 0, 0, 7], [0, 0, 0, 9]]
+    before = make_run_of_counts(tmp_path / "before", images, [0.0, 1.0, 0.0], lr=0.1)
+    today = make_run_of_counts(tmp_path / "today", images, [1.0, 1.0, 1.0])
+    page = compared([before, today])
+    assert [row["Dice, mean of images %"] for row in rows(page["groups"])] == ["100.00", "100.00"]
+    (pair,) = page["pairs"]
+    assert pair["mean"] == 0 and pair["p"] is None
+    assert Record(before).dice() == Record(today).dice() == {"image0": 1, "image1": 1, "image2": 1}
+
+
+def test_the_dice_of_the_pairs_are_those_of_the_mean_over_images(tmp_path):
+    """One definition for the scores of a run and for the paired test, with several classes too."""
+    counts = class_counts_per_image(
+        torch.tensor([[0, 0, 0], [0, 1, 2], [0, 0, 1]]), torch.tensor([[0, 0, 0], [0, 1, 1], [0, 2, 1]]), 3
+    )
+    run = make_run(tmp_path / "run", [0.5], num_classes=3)
+    table = [{"name": str(i), **scores_of_image(one), **counts_of_image(one)} for i, one in enumerate(counts)]
+    write_rows(run / "test_images.csv", table)
+    dice = Record(run).dice()
+    assert sum(dice.values()) / 3 == pytest.approx(summarize(counts)["dsc_per_image"])
+    assert dice == pytest.approx({"0": 1, "1": (2 / 3 + 0) / 2, "2": (1 + 0) / 2})

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from PIL import Image
 
 from report import charts
 from report.__main__ import main
-from report.record_copy import copy_record
 from report.records import Record
 from report.run_page import write_report
 from tests.report.html_page import Page
@@ -141,7 +141,7 @@ def test_links_that_lead_out_of_the_folder_are_refused(inside, run, tmp_path):
     assert f"{run / inside}: found a link " in refused(run)
     if inside == "facts.json":
         with pytest.raises(ValueError, match="facts.json: found a link "):
-            copy_record(Record(run), tmp_path / "kept")
+            Record(run).copy(tmp_path / "kept")
 
 
 def test_a_linked_folder_of_predictions_is_refused_and_a_link_within_is_not(run, tmp_path):
@@ -179,6 +179,7 @@ def test_a_pipe_in_place_of_a_table_is_refused(run):
         ("config.json", "epochs", "ten", "int"),
         ("config.json", "depths", nested(900), "8 levels"),
         ("config.json", "class_names", ["a", "b"], "--num-classes 1"),
+        ("config.json", "folds", 10**9, "at most 1000"),
         ("config.json", "class_colours", ["red"], "--num-classes 1"),
         ("metrics.json", "dsc", None, "'dsc'"),
         ("metrics.json", "dsc", 7, "7 as 'dsc'"),
@@ -259,6 +260,25 @@ def said_or_done(run, file, capsys):
 def test_text_without_utf8_is_written_nevertheless(run):
     change(run / "config.json", "dataset", "\ud800")
     assert "\\ud800" in write_report(Record(run)).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("folds, fold", [(3, 3), (3, "all"), (2, -1)])
+def test_a_fold_is_one_of_its_cross_validation(folds, fold, run):
+    change(run / "config.json", "folds", folds)
+    change(run / "config.json", "fold", fold)
+    assert re.search("config.json: .*'fold'", refused(run))
+
+
+@pytest.mark.parametrize("value", ["x", [1], 0.5, 10**9, None])
+def test_fields_that_the_config_of_a_run_does_not_have_are_only_shown(value, run_of_volumes, tmp_path, capsys):
+    for name in ("folds", "fold", "threshold", "mask_values"):
+        change(run_of_volumes / "config.json", name, value)
+    assert write_report(Record(run_of_volumes)).is_file()
+    other = tmp_path / "runs" / "other"
+    shutil.copytree(run_of_volumes, other)
+    change(other / "config.json", "seed", 5)
+    main([str(run_of_volumes), str(other), "-o", str(tmp_path / "compare.html")])
+    assert capsys.readouterr().out.strip() == str(tmp_path / "compare.html")
 
 
 def test_a_run_that_is_whole_has_no_objection(run, run_of_volumes):

@@ -11,6 +11,7 @@ from utils.metrics import (
     confusion_counts_per_image,
     counts_of_image,
     scores,
+    scores_of_image,
     summarize,
 )
 
@@ -91,3 +92,45 @@ def test_counts_of_an_image_are_named():
     assert counts_of_image(torch.tensor([1, 2, 3, 4])) == {"tp": 1, "fp": 2, "fn": 3, "tn": 4}
     by_class = counts_of_image(torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]))
     assert by_class["tp_class0"] == 1 and by_class["tn_class1"] == 8 and len(by_class) == 8
+
+
+def test_ignored_pixels_are_not_counted():
+    labels, pred = torch.tensor([[[0, 1, 2, 255]]]), torch.tensor([[[0, 1, 1, 2]]])
+    counts = class_counts_per_image(pred, labels, 3, ignore_label=255)
+    assert torch.equal(counts, class_counts_per_image(pred[..., :3], labels[..., :3], 3))
+    assert counts.sum(-1).eq(3).all()
+
+
+EMPTY, FOUND, ALL = [0, 0, 0, 16], [4, 0, 0, 12], [16, 0, 0, 0]
+FALSE_ALARM, MISSED = [0, 3, 0, 13], [0, 0, 3, 13]
+
+
+@pytest.mark.parametrize(
+    "counts, dice, sensitivity, specificity",
+    [(EMPTY, 1, 1, 1), (FOUND, 1, 1, 1), (ALL, 1, 1, 1), (FALSE_ALARM, 0, 1, 13 / 16), (MISSED, 0, 0, 1)],
+)
+def test_a_right_empty_mask_scores_1_as_in_the_challenge(counts, dice, sensitivity, specificity):
+    got = scores_of_image(torch.tensor(counts))
+    assert got["dsc"] == got["miou"] == dice
+    assert (got["sensitivity"], got["specificity"]) == (sensitivity, specificity)
+
+
+@pytest.mark.parametrize("images", [[EMPTY, MISSED], [EMPTY, EMPTY], [FALSE_ALARM, FOUND, ALL, EMPTY], [MISSED]])
+def test_one_class_and_two_have_the_same_means_over_images(images):
+    one = torch.tensor(images)
+    two = torch.stack([one[:, [3, 2, 1, 0]], one], dim=1)  # the background counts the other way round
+    single, double = summarize(one), summarize(two)
+    assert {n: v for n, v in single.items() if n.endswith("_per_image")} == pytest.approx(
+        {n: v for n, v in double.items() if n.endswith("_per_image")}
+    )
+    expected = [scores_of_image(image)["dsc"] for image in one]
+    assert single["dsc_per_image"] == pytest.approx(sum(expected) / len(expected))
+    assert single["dsc"] == double["dsc"] and (single["dsc"] > 0) == any(image[0] for image in images)  # as published
+
+
+def test_several_classes_are_a_mean_over_those_of_the_image():
+    nothing = [EMPTY, EMPTY]
+    counts = torch.tensor(
+        [[ALL, *nothing], [FOUND, FOUND, EMPTY], [FOUND, MISSED, FOUND], [FOUND, FALSE_ALARM, MISSED]]
+    )
+    assert summarize(counts)["dsc_per_image"] == pytest.approx((1 + 1 + 0.5 + 0) / 4)
