@@ -19,6 +19,7 @@ demo: $(VENV)/installed  ## install, outline six real lesions, then train on syn
 	@echo "Expert's outline green, network's red: results/samples/overlays. Next, a small training on synthetic images."
 	$(PY) train.py --dataset demo --load-ckpt-path none $(DEMO)
 	@echo "The report of the demo, for a browser: $$(ls -td results/vmunet_demo_* | head -n 1)/report.html"
+	@echo "Next: source $(VENV)/bin/activate, then run the commands in README.md."
 
 test: $(VENV)/installed-dev  ## install, run the tests, except the slow ones, on all cores
 	$(PY) -m pytest --numprocesses auto --dist loadfile -m "not slow" $(PYTEST)
