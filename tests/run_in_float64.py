@@ -28,8 +28,15 @@ class Doubled:
         return len(self.loader)
 
     def __iter__(self):
-        for images, targets, names in self.loader:
-            yield images.double(), targets.double() if targets.is_floating_point() else targets, names
+        for images, targets, names, *drawn in self.loader:
+            yield *((images, targets) if drawn else doubled(images, targets)), names, *drawn
+
+    def finish(self, *tensors):
+        return doubled(*self.loader.finish(*tensors))
+
+
+def doubled(*tensors):
+    return tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors)
 
 
 def in_double(loop):

@@ -104,7 +104,7 @@ def test_dry_run_runs_and_writes_nothing(tmp_path, monkeypatch, caplog):
     assert not (tmp_path / "r").exists()
     isic, synapse, summary = caplog.messages
     assert "isic18-none, seed 7: start" in isic and "--dataset isic18 --network vmunet --load-ckpt-path none" in isic
-    assert "train_synapse.py --dataset synapse" in synapse and "--load-ckpt-path pretrained_weights/v" in synapse
+    assert "train_synapse.py --dataset synapse" in synapse and "--load-ckpt-path vmamba-small" in synapse
     assert synapse.endswith("--epochs 1")
     assert (
         summary == f"--dry-run: would start 2 of 2 trainings, one after the other, and write {tmp_path / 'r/table.md'}"

@@ -134,6 +134,19 @@ def test_files_are_short():
     assert not {name: length for name, length in lengths.items() if length > MAX_LINES and name not in KERNELS}
 
 
+def test_commands_import_utils_start_first():
+    wrong = []
+    for module, path in MODULES.items():
+        statements = ast.parse(path.read_text(encoding="utf-8")).body
+        first = next((node for node in statements if isinstance(node, ast.Import | ast.ImportFrom)), None)
+        is_command = any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in statements)
+        if is_command and first is not None and ast.unparse(first) != "import utils.start":
+            wrong.append(module)
+    others = {"configs.config_own": "imports train.py", "datasets.formats.reader_main": "a process without PyTorch"}
+    assert {name for name in wrong if not name.startswith(("benchmarks.", "tests."))} == set(others)
+    assert (ROOT / "benchmarks" / "__init__.py").read_text().startswith("import utils.start")
+
+
 def test_no_star_imports_and_no_loggers_without_handlers():
     """Only the logger "vmunet" has handlers: lines of a logger named after its module are lost."""
     found = []

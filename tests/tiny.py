@@ -24,7 +24,14 @@ def isic_config(folder, **changes):
     """The values that loaders of images use."""
     values = dict(dataset="demo", data_path=str(folder), image_size=32, batch_size=4, seed=42, device="cpu")
     values |= dict(num_workers=0, cache="auto", num_classes=1, mask_values=(), protocol="paper", folds=0)
-    values |= dict(rotation="run", normalization="minmax", mask_resize="bilinear", antialias=False, input_channels=3)
+    values |= dict(
+        augmentation="published",
+        rotation="run",
+        normalization="minmax",
+        mask_resize="bilinear",
+        antialias=False,
+        input_channels=3,
+    )
     return SimpleNamespace(**values | changes)
 
 
