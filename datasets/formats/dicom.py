@@ -145,7 +145,7 @@ def numbers(header: Any, name: str, count: int, positive: bool = False) -> tuple
     value = stored.value
     try:
         value = header[name].value
-        parts = value.split("\\") if isinstance(value, str) else value if np.iterable(value) else [value]
+        parts = value if np.iterable(value) and not isinstance(value, str) else [value]
         if not any(part not in (None, "") for part in parts):
             return None
         result = tuple(float(part) for part in parts)
@@ -156,6 +156,7 @@ def numbers(header: Any, name: str, count: int, positive: bool = False) -> tuple
     as_text = stored.value.decode("latin-1") if isinstance(stored.value, bytes) else ""
     found = repr(as_text[:80]) if as_text.isprintable() and as_text else str(value)[:80]
     expected = f"{count} {'positive ' * positive}number{'s' * (count > 1)}"
+    found += f" of VR {stored.VR}" if isinstance(value, str) and stored.VR else ""  # its backslashes part nothing
     raise ValueError(f"the DICOM value {stored.tag} {name} is {found}; expected {expected}")
 
 
