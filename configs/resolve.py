@@ -263,8 +263,8 @@ def config_to_resume(config_class: Any, flags: Mapping[str, Any]) -> Any:
     """Return the configuration of the run `flags["resume"]`, with the flags that are allowed beside it.
 
     Raises ValueError for other flags, for fewer epochs than the run has done, and for a config.json of another kind."""
-    allowed = (*MAY_CHANGE, "num_workers", "cache")
-    allowed = tuple(name for name in allowed if name in config_class.__dataclass_fields__)  # type: ignore[attr-defined]
+    known = config_class.__dataclass_fields__
+    allowed = [name for name in (*MAY_CHANGE, "num_workers", "cache") if name in known]
     others = [flag(name) for name in flags if name not in fields_of(ResumeOptions) | set(allowed)]
     if others:
         expected = f"only {', '.join(map(flag, allowed))} with its config.json"
@@ -348,8 +348,8 @@ def remarks(config: Any) -> list[str]:
     lines = []
     applied = ", ".join(f"{name} {value}" for name, value in recipe.items() if getattr(config, name, None) == value)
     is_default = config.recipe == DEFAULT_FOR_OWN_DATA and config.dataset not in PUBLISHED_DATA
-    if applied:
-        lines.append(f"recipe {config.recipe}{' (the default for own data)' * is_default}: {applied}")
+    values = f": {applied}" if applied else ""
+    lines.append(f"recipe {config.recipe}{' (the default for own data)' * is_default}{values}")
     replaced = {n: v for n, v in edited.items() if n in recipe and getattr(config, n) == recipe[n] != v}
     if replaced:
         values = ", ".join(f"{name} {value} by {recipe[name]}" for name, value in replaced.items())

@@ -81,7 +81,7 @@ def test_the_log_says_that_the_warm_up_is_longer_than_the_run_and_fits_a_termina
     said = log_of(finished)
     (line,) = [line for line in said.splitlines() if "warm_up_epochs" in line]
     assert "10" in line and "--epochs" in line
-    (line,) = [line for line in said.splitlines() if "epoch 1, lr" in line]
+    (line,) = [line for line in said.splitlines() if "epoch 1 of " in line and ", lr" in line]
     assert len(line) <= 110 and "train_loss" in line and "val_loss" in line and "dsc" in line
 
 

@@ -158,7 +158,7 @@ def start_run(config: Any) -> Run:
     if config.resume is None:
         run.save_json("config.json", dataclasses.asdict(config))
     log.info("run folder %s; %s, PyTorch %s", run.folder, " ".join(sys.argv), torch.__version__)
-    run.note("recipe", f"recipe {config.recipe}")
+    run.note("recipe", f"recipe {config.recipe}", level=None)
     return run
 
 

@@ -172,11 +172,11 @@ class TrainingState:
         row = {"epoch": self.epoch, "lr": self.lr, **scores, **usage}
         self.batches.next_epoch()
         step_scheduler(self.scheduler, selected_by)
-        shown = dict.fromkeys(("epoch", "lr", "train_loss", self.selected_by, *MAIN_SCORES))
+        shown = dict.fromkeys(("lr", "train_loss", self.selected_by, *MAIN_SCORES))
         values = ", ".join(f"{name} {row[name]:.4g}" for name in shown if name in row)
         recent = self.seconds[1:][-20:] or self.seconds  # without the first, which compiles kernels
         left = timedelta(seconds=round(statistics.fmean(recent) * (self.config.epochs - self.epoch)))  # as h:mm:ss
-        log.info("%s (of %d; %s left)", values, self.config.epochs, left)
+        log.info("epoch %d of %d, %s, %s left", self.epoch, self.config.epochs, values, left)
         due = self.epoch % self.config.val_interval == 0 or self.epoch == self.config.epochs
         if due and samples:
             self.records.draw_panels(samples, self.class_names, self.config.structure_colours, self.step)
