@@ -48,7 +48,7 @@ def test_it_is_said_at_once_at_the_end_and_in_the_report(config):
     assert re.search(r"\bepoch 2\b", sentence)
     lines = (run / "log.txt").read_text(encoding="utf-8").splitlines()
     first, last = (i for i, line in enumerate(lines) if sentence in line)
-    assert "epoch 3, lr" in lines[first - 1] and "best epoch" in lines[last + 1]
+    assert "epoch 3 of " in lines[first - 1] and ", lr" in lines[first - 1] and "best epoch" in lines[last + 1]
     assert "--recipe stable" in lines[first] and "--stop-when-lost" in lines[first]
     assert len(read_rows(run / "metrics.csv")) == 6
     assert sentence in html.unescape((run / "report.html").read_text(encoding="utf-8"))
