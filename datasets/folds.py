@@ -1,14 +1,18 @@
 """Splitting a folder's pairs into train, val and test: by subfolders, by a list in the folder, or by k folds."""
 
+import logging
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from datasets.isic import Pair, find_pairs
+from datasets.lesions import SAME_LESION, components, lesion_of
 from utils.files import first_few, list_duplicates, normal_name, read_rows
+
+log = logging.getLogger("vmunet")
 
 SPLIT_LIST = "split.csv"  # written by datasets.prepare_isic: a row for each id, a column for each protocol
 
@@ -17,12 +21,19 @@ def find_split(root: str | Path, split: str, config: Any) -> list[Pair]:
     """Return [(stem, image path, mask path)] of "train", "val" or "test", sorted by stem.
 
     These are the pairs of root/split, with two exceptions:
-      config.folds       train and val are drawn from all pairs outside of root/test, by `fold_of`
+      config.folds       train and val are drawn from all pairs outside of root/test, by `fold_of`; the images of a
+                         lesion stay together if root holds a list of them (datasets/lesions.py)
       protocol holdout   without a folder root/test, the column `holdout` of root/split.csv assigns the pairs"""
     root = Path(root)
     if config.folds and split != "test":
         pairs = pooled_pairs(root)
-        fold = fold_of([stem for stem, _, _ in pairs], config.folds, config.fold_seed, config.fold_group)
+        stems, lesions = [stem for stem, _, _ in pairs], lesion_of(root / SAME_LESION)
+        if split == "train" and lesions:
+            shown = [lesions[stem] for stem in stems if stem in lesions]
+            log.info(
+                "%s: %d images of %d lesions stay together in folds", root / SAME_LESION, len(shown), len(set(shown))
+            )
+        fold = fold_of(stems, config.folds, config.fold_seed, config.fold_group, lesions)
         return [pair for pair in pairs if (fold[pair[0]] == config.fold) == (split == "val")]
     if config.protocol == "holdout" and not config.folds and not (root / "test").is_dir():
         return listed_pairs(root, split)
@@ -58,17 +69,25 @@ def listed_pairs(root: str | Path, split: str) -> list[Pair]:
     return pairs
 
 
-def fold_of(stems: Iterable[str], folds: int, seed: int = 42, group: str = "") -> dict[str, int]:
+def fold_of(
+    stems: Iterable[str], folds: int, seed: int = 42, group: str = "", lesions: Mapping[str, str] | None = None
+) -> dict[str, int]:
     """Return {stem: fold}: `folds` parts of nearly equal size, drawn by seed, the same on every machine.
 
     group: a regular expression. Stems in which it matches the same text (its first parenthesis, if it has one) stay
-    together, for example all images of a patient. Larger groups are placed first, each in the smallest part so far, as
-    in scikit-learn's GroupKFold, which may reorder groups of equal size from version to version."""
+    together, for example all images of a patient. lesions: {stem: lesion}; groups that show a lesion in common stay
+    together too. Larger groups are placed first, each in the smallest part so far, as in scikit-learn's GroupKFold,
+    which may reorder groups of equal size from version to version."""
+    name_of = {stem: group_of(stem, group) for stem in sorted(stems)}
+    shown: dict[str, str] = {}  # {lesion: the first group that shows it}
+    linked = components(
+        (name, shown.setdefault((lesions or {}).get(stem, stem), name)) for stem, name in name_of.items()
+    )
     groups = defaultdict(list)
-    for stem in sorted(stems):
-        groups[group_of(stem, group)].append(stem)
+    for stem, name in name_of.items():
+        groups[linked[name]].append(stem)
     if not 2 <= folds <= len(groups):
-        what = f"groups of {sum(map(len, groups.values()))} images" if group else "images"
+        what = f"groups of {sum(map(len, groups.values()))} images" if group or lesions else "images"
         raise ValueError(f"--folds: found {folds}, expected 2..{len(groups)}, the number of {what}")
     names = sorted(groups)
     random.Random(seed).shuffle(names)

@@ -1,6 +1,6 @@
 """Photographs that show the same lesion, as listed pairs: they must not be on both sides of a split.
 
-datasets/splits/same_lesion.csv lists those of ISIC 2017 and 2018, found by datasets.same_lesion and confirmed by eye."""
+datasets/splits/same_lesion.csv lists those of ISIC 2017 and 2018: found by datasets.same_lesion, confirmed by eye."""
 
 from collections.abc import Iterable
 from pathlib import Path

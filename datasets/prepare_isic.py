@@ -3,12 +3,13 @@
     python -m datasets.prepare_isic --source DOWNLOADS --out data/isic17
 
 DOWNLOADS holds the official archives, zipped or unpacked. --split paper pools the training and validation sets and
-splits them 7:3 as in the paper. OUT/split.csv lists a second split of the same files into train, val and test, for
-`train.py --protocol holdout`; its test part is the paper split's val. --split official keeps the official sets.
+splits them 7:3 as in the paper; --split grouped keeps all photographs of a lesion on one side. OUT/split.csv also lists
+a split of the same files into train, val and test, for `train.py --protocol holdout`: its test part is the paper
+split's val, and no lesion is in two parts. --split official keeps the official sets.
 
 With the default seed the ids are those of datasets/splits/*.csv. OUT/split.csv also holds the SHA-256 of every file,
-OUT/duplicates.csv the images that occur twice (datasets/duplicates.py). To complete a run that was stopped or killed,
-repeat the command; it checks the files that exist.
+OUT/duplicates.csv the images that occur twice (datasets/duplicates.py), OUT/same_lesion.csv those that show one lesion
+(datasets/lesions.py). To complete a run that was stopped or killed, repeat the command; it checks the files that exist.
 """
 
 import utils.start
@@ -17,6 +18,7 @@ import itertools
 import os
 import random
 import shutil
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ from datasets.duplicates import Duplicate, Fingerprint, find_duplicates, fingerp
 from datasets.folds import SPLIT_LIST
 from datasets.image_reading import MASK_SUFFIX, read_image
 from datasets.isic import find_pairs
+from datasets.lesions import LISTED, SAME_LESION, components, lesion_of
 from datasets.masks import MaskReader, check_same_size
 from datasets.preparation_record import claim_folder, sha256
 from utils.files import first_few, list_duplicates, read_rows, write_rows
@@ -62,13 +65,7 @@ OfficialPair = tuple[Download, Download]  # image, mask
 HOLDOUT_VAL = 0.15  # share of the paper split's train part that selects the epoch in the three-way split
 SEED = 42  # of the lists in SPLITS
 SPLITS = Path(__file__).parent / "splits"
-# Found by datasets/duplicates.py in all 2150 images of 2017; the first two have equal pixels. 2018 has most of them.
-KNOWN_DUPLICATES = (
-    ("ISIC_0012127", "ISIC_0012970"),
-    ("ISIC_0012290", "ISIC_0013594"),
-    ("ISIC_0012672", "ISIC_0012673"),
-    ("ISIC_0012756", "ISIC_0013184"),
-)
+DRAWN = ("paper", "holdout", "grouped")  # splits of the training and validation set together
 
 
 @dataclass(kw_only=True)
@@ -76,8 +73,8 @@ class PrepareISIC:
     source: str  # folder that holds the official archives, or folders
     out: str  # folder to write, such as data/isic17
     dataset: Literal["isic17", "isic18"] | None = None  # needed only if the source holds both
-    split: Literal["paper", "official"] = "paper"  # 7:3 of training and validation set, or the official sets
-    seed: int = SEED  # of the paper split
+    split: Literal["paper", "grouped", "official"] = "paper"  # 7:3 of images or of lesions, or the official sets
+    seed: int = SEED  # of the 7:3 splits
     resize: int | None = None  # side in pixels: PNG files that are smaller and faster to load than the official ones
     filter: Literal["box", "bilinear", "bicubic", "lanczos"] = "bilinear"  # of --resize: Pillow's, antialiased
     link: bool = False  # write symbolic links to unpacked files instead of copies
@@ -101,7 +98,7 @@ def prepare(options: PrepareISIC) -> dict[str, int]:
     record = {
         "dataset": name,
         "split": options.split,
-        "seed": options.seed if options.split == "paper" else None,
+        "seed": None if options.split == "official" else options.seed,
         "resize": options.resize,
         "filter": options.filter if options.resize else None,
         "link": options.link,
@@ -128,8 +125,10 @@ def prepare(options: PrepareISIC) -> dict[str, int]:
 
     duplicates = find_duplicates({id: fingerprint for id, (_, fingerprint) in written.items()})
     if "holdout" in splits:
-        remove_duplicates(splits["holdout"], [(first, second) for first, second, *_ in duplicates])
+        found = [(first, second) for first, second, *_ in duplicates]
+        keep_apart(splits["holdout"], components([*lesion_of().items(), *found]))
     report_duplicates(out, duplicates, splits)
+    report_lesions(out, splits)
     rows = [{"id": id, **{key: split[id] for key, split in splits.items()}, **written[id][0]} for id in sorted(pairs)]
     write_rows(out / SPLIT_LIST, rows)
     return {part: list(folders.values()).count(part) for part in parts}
@@ -182,12 +181,12 @@ def find_set(source: str | Path, image_folder: str, mask_folder: str) -> dict[st
 
 
 def draw_splits(name: str, sets: Mapping[str, Iterable[str]], seed: int = SEED) -> dict[str, dict[str, str]]:
-    """Return {"paper": {id: "train" or "val"}, "holdout": {id: "train", "val", "test" or "" (in none)}}.
+    """Return the splits DRAWN: paper and grouped {id: "train" or "val"}, holdout {id: "train", "val", "test" or ""}.
 
-    sets: {"training": ids, "validation": ids}. With the default seed the lists in SPLITS assign the parts, so that an
-    incomplete download is split like a complete one."""
+    An id with "" is in no part. sets: {"training": ids, "validation": ids}. With the default seed the lists in SPLITS
+    assign the parts, so that an incomplete download is split like a complete one."""
     listed = published_split(name) if seed == SEED else {}
-    parts: dict[str, tuple[str, str]] = {}
+    parts: dict[str, tuple[str, ...]] = {}
     for keys, complete, train in DRAWS[name]:
         ids = sorted(id for key in keys for id in sets.get(key, ()))
         if not ids:
@@ -197,32 +196,52 @@ def draw_splits(name: str, sets: Mapping[str, Iterable[str]], seed: int = SEED) 
             print(f"note: found {len(ids)} of the {complete} official pairs of {name}, {' and '.join(keys)}")
         drawn = listed if listed.keys() >= set(ids) else draw(ids, number, seed)
         parts |= {id: drawn[id] for id in ids}
-    splits = {key: {id: parts[id][i] for id in sorted(parts)} for i, key in enumerate(("paper", "holdout"))}
-    remove_duplicates(splits["holdout"], KNOWN_DUPLICATES)
+    splits = {key: {id: parts[id][i] for id in sorted(parts)} for i, key in enumerate(DRAWN)}
+    keep_apart(splits["holdout"], lesion_of())
     return splits
 
 
-def draw(ids: Collection[str], train: int, seed: int) -> dict[str, tuple[str, str]]:
-    """Return {id: (part of the paper split, part of the holdout split)}, with `train` ids drawn for training."""
+def draw(ids: Collection[str], train: int, seed: int) -> dict[str, tuple[str, ...]]:
+    """Return {id: its parts of the splits DRAWN}, with `train` ids drawn for training."""
     shuffled = sorted(ids)
     random.Random(seed).shuffle(shuffled)
     chosen = round((1 - HOLDOUT_VAL) * train)
-    parts = [("train", "train")] * chosen + [("train", "val")] * (train - chosen)
-    return dict(zip(shuffled, parts + [("val", "test")] * (len(ids) - train), strict=True))
+    parts = (
+        [("train", "train")] * chosen + [("train", "val")] * (train - chosen) + [("val", "test")] * (len(ids) - train)
+    )
+    grouped = draw_lesions(ids, train, seed)
+    return {id: (*pair, grouped[id]) for id, pair in zip(shuffled, parts, strict=True)}
 
 
-def remove_duplicates(holdout: dict[str, str], pairs: Iterable[tuple[str, str]]) -> None:
-    """Remove each id whose duplicate is in another, more important part of the split: test before val before train."""
-    weight = {"": 0, "train": 1, "val": 2, "test": 3}
-    for pair in pairs:
-        less, more = sorted(pair, key=lambda id: weight[holdout.get(id, "")])
-        if holdout.get(less) and holdout[less] != holdout[more]:
-            holdout[less] = ""
+def draw_lesions(ids: Iterable[str], train: int, seed: int) -> dict[str, str]:
+    """Return {id: "train" or "val"}: lesions are drawn for training while they fit into `train` images."""
+    lesions, groups = lesion_of(), defaultdict(list)
+    for id in sorted(ids):
+        groups[lesions.get(id, id)].append(id)
+    names, parts = sorted(groups), {}
+    random.Random(seed).shuffle(names)
+    for name in names:
+        fits = len(groups[name]) <= train
+        train -= fits * len(groups[name])
+        parts |= dict.fromkeys(groups[name], "train" if fits else "val")
+    return parts
 
 
-def published_split(name: str) -> dict[str, tuple[str, str]]:
-    """Return {id: (part of the paper split, part of the holdout split)} of the list in SPLITS."""
-    return {row["id"]: (row["paper"], row["holdout"]) for row in read_rows(SPLITS / f"{name}.csv")}
+def keep_apart(holdout: dict[str, str], lesions: Mapping[str, str]) -> None:
+    """Take each id out of the split whose lesion is in a more important part too: test before val before train."""
+    weights = ("", "train", "val", "test")
+    most: dict[str, str] = {}
+    for id, part in holdout.items():
+        if id in lesions:
+            most[lesions[id]] = max(part, most.get(lesions[id], ""), key=weights.index)
+    for id in holdout.keys() & lesions.keys():
+        if holdout[id] != most[lesions[id]]:
+            holdout[id] = ""
+
+
+def published_split(name: str) -> dict[str, tuple[str, ...]]:
+    """Return {id: its parts of the splits DRAWN} of the list in SPLITS."""
+    return {row["id"]: tuple(row[key] for key in DRAWN) for row in read_rows(SPLITS / f"{name}.csv")}
 
 
 def write_pair(
@@ -303,6 +322,19 @@ def report_duplicates(out: Path, duplicates: list[Duplicate], splits: dict[str, 
                 print(f"duplicate, {found.kind}, {what}: {where}")
         rows.append(row)
     write_rows(out / "duplicates.csv", rows)
+
+
+def report_lesions(out: Path, splits: Mapping[str, Mapping[str, str]]) -> None:
+    """Write the pairs of datasets/splits/same_lesion.csv whose lesion several images show; print those on two sides."""
+    ids = next(iter(splits.values())).keys()
+    images = Counter(lesion for id, lesion in lesion_of().items() if id in ids)
+    rows = [row for row in read_rows(LISTED) if images[row["lesion"]] > 1]
+    write_rows(out / SAME_LESION, rows)
+    for key, split in splits.items():
+        sides = [(row, {split.get(row["first"], ""), split.get(row["second"], "")} - {""}) for row in rows]
+        apart = [f"{row['first']} = {row['second']}" for row, parts in sides if len(parts) > 1]
+        if apart:
+            print(f"same lesion on both sides of the {key} split, {len(apart)} pairs: {first_few(apart)}")
 
 
 def main(options: PrepareISIC) -> None:

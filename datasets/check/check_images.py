@@ -62,6 +62,9 @@ def check_images(
         report.warnings.append(f"{VOID} beside class ids is usually 'ignore' and no class: {advised}")
         flags = advised.split()
     report.lines += ["", f"Train with: {training_command(folder, flags, [part for part, _ in pairs])}"]
+    report.lines.append(
+        f"Other photographs of a lesion are found by: python -m datasets.same_lesion {shlex.quote(str(folder))}"
+    )
     return report
 
 

@@ -34,14 +34,19 @@ def spread(items: Sequence[Any], number: int) -> list[Any]:
 
 
 def save_sheet(
-    path: Path, title: str, cells: Sequence[Cell], class_names: Sequence[str], given: Sequence[str] = ()
+    path: Path,
+    title: str,
+    cells: Sequence[Cell],
+    class_names: Sequence[str] = (),
+    given: Sequence[str] = (),
+    side: int = SIDE,
 ) -> None:
     """Write the cells as a PNG. One class is drawn as an outline, several as colours with a legend, those `given` (see
-    `class_colours`)."""
+    `class_colours`). A picture is at most `side` pixels wide and high."""
     colours = class_colours(len(class_names), given)
     columns = max(4, min(COLUMNS, len(cells)))
-    step = SIDE + GAP + (2 * LINE if any(cell.note for cell in cells) else LINE)
-    sheet = Image.new("RGB", (columns * (SIDE + GAP) + GAP, TOP + -(-len(cells) // columns) * step + GAP), PAPER)
+    step = side + GAP + (2 * LINE if any(cell.note for cell in cells) else LINE)
+    sheet = Image.new("RGB", (columns * (side + GAP) + GAP, TOP + -(-len(cells) // columns) * step + GAP), PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     draw.text((GAP, GAP), title, INK, font)
     x = GAP
@@ -49,25 +54,25 @@ def save_sheet(
         draw.text((x, GAP + 2 * LINE - 8), name, colour, font)
         x += 12 + int(font.getlength(name))
     for place, cell in enumerate(cells):
-        x, y = GAP + place % columns * (SIDE + GAP), TOP + place // columns * step
-        picture = thumbnail(*cell.read(), colours)
-        sheet.paste(picture, (x + (SIDE - picture.width) // 2, y + (SIDE - picture.height) // 2))
-        draw.text((x, y + SIDE), shortened(cell.name, font), INK, font)
-        draw.text((x, y + SIDE + LINE), shortened(cell.note, font), NOTE, font)
+        x, y = GAP + place % columns * (side + GAP), TOP + place // columns * step
+        picture = thumbnail(*cell.read(), colours, side)
+        sheet.paste(picture, (x + (side - picture.width) // 2, y + (side - picture.height) // 2))
+        draw.text((x, y + side), shortened(cell.name, font, side), INK, font)
+        draw.text((x, y + side + LINE), shortened(cell.note, font, side), NOTE, font)
     buffer = io.BytesIO()
     sheet.save(buffer, "png")
     write_atomically(path, buffer.getvalue())
 
 
-def thumbnail(image: Any, classes: Any, colours: Sequence[Colour]) -> Image.Image:
+def thumbnail(image: Any, classes: Any, colours: Sequence[Colour], side: int) -> Image.Image:
     """Return a thumbnail of an image with its mask in the colours of the classes 1, 2, ...; a red one if the image is
     unreadable. Other numbers in the mask, such as an ignore label, are not drawn."""
     if image is None:
-        return Image.new("RGB", (SIDE, SIDE), NOTE)
+        return Image.new("RGB", (side, side), NOTE)
     image = np.asarray(image)
     as_stored = image.dtype == np.uint8 and image.ndim == 3  # other ranges are stretched
     picture = Image.fromarray(np.moveaxis(image, 0, -1).copy() if as_stored else for_display(image))
-    picture = ImageOps.contain(picture, (SIDE, SIDE), Image.Resampling.BOX)
+    picture = ImageOps.contain(picture, (side, side), Image.Resampling.BOX)
     if classes is None:
         return picture
     classes = Image.fromarray(np.asarray(classes, dtype=np.uint8)).resize(picture.size, Image.Resampling.NEAREST)
@@ -80,10 +85,10 @@ def thumbnail(image: Any, classes: Any, colours: Sequence[Colour]) -> Image.Imag
     return Image.fromarray(pixels)
 
 
-def shortened(text: str, font: Any) -> str:
-    """Return the text, without its middle if it is wider than a picture."""
+def shortened(text: str, font: Any, width: int) -> str:
+    """Return the text, without its middle if it is wider than `width` pixels."""
     short, kept = text, len(text)
-    while font.getlength(short) > SIDE:
+    while font.getlength(short) > width:
         kept -= 1
         short = f"{text[: kept // 2]}..{text[-(kept - kept // 2) :]}"
     return short

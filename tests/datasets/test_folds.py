@@ -5,7 +5,10 @@ from PIL import Image
 
 from datasets.demo import make_demo_isic
 from datasets.folds import find_split, fold_of
+from datasets.lesions import lesion_of
+from datasets.prepare_isic import published_split
 from tests.tiny import isic_config
+from utils.files import write_rows
 
 PATIENTS = [f"p{patient:02d}_{shot}" for patient in range(12) for shot in range(1 + patient % 4)]
 
@@ -64,6 +67,34 @@ def test_a_patient_stays_in_one_fold():
         assert all(len(folds) == 1 for folds in by_patient.values())
         sizes = Counter(fold.values())
         assert len(sizes) == 5 and max(sizes.values()) - min(sizes.values()) <= 1  # 30 images, groups of 1 to 4
+
+
+def test_the_images_of_a_lesion_stay_in_one_fold(tmp_path, caplog):
+    flat_folder(tmp_path, PATIENTS)
+    rows = [("p01_0", "p05_1"), ("p05_1", "p07_2"), ("p02_0", "p03_0"), ("p04_0", "not here")]
+    write_rows(tmp_path / "same_lesion.csv", [dict(pair=1, first=first, second=second) for first, second in rows])
+    for group in ("", r"^p\d+"):
+        with caplog.at_level("INFO", "vmunet"):
+            parts = [stems(tmp_path, "val", fold_config(tmp_path, fold, fold_group=group)) for fold in range(3)]
+            learned = stems(tmp_path, "train", fold_config(tmp_path, 0, fold_group=group))
+        assert sorted(learned + parts[0]) == sorted(parts[0] + parts[1] + parts[2]) == sorted(PATIENTS)
+        fold = {stem: number for number, part in enumerate(parts) for stem in part}
+        assert fold["p01_0"] == fold["p05_1"] == fold["p07_2"] and fold["p02_0"] == fold["p03_0"]
+        if group:  # the patients with a lesion in common too
+            assert len({fold[stem] for stem in PATIENTS if stem[:3] in ("p01", "p05", "p07")}) == 1
+        assert [record.getMessage().split("same_lesion.csv: ")[1] for record in caplog.records] == [
+            "6 images of 3 lesions stay together in folds"
+        ]
+        caplog.clear()
+
+
+@pytest.mark.parametrize("name", ["isic17", "isic18"])
+def test_no_lesion_of_isic_is_in_two_folds(name):
+    lesions = lesion_of()
+    fold = fold_of(published_split(name), 5, 42, "", lesions)
+    assert max(Counter(fold.values()).values()) - min(Counter(fold.values()).values()) <= 1
+    for lesion in set(lesions.values()):
+        assert len({fold[id] for id in fold if lesions.get(id) == lesion}) <= 1
 
 
 def test_the_seed_decides_and_the_order_of_files_does_not():

@@ -20,9 +20,10 @@ from datasets.folds import find_split
 from datasets.image_reading import read_image
 from datasets.isic import find_pairs
 from datasets.masks import read_mask
-from datasets.prepare_isic import KNOWN_DUPLICATES, OFFICIAL, PrepareISIC, draw, draw_splits, prepare, remove_duplicates
+from datasets.lesions import leaked, lesion_of
+from datasets.prepare_isic import OFFICIAL, PrepareISIC, draw, draw_lesions, draw_splits, keep_apart, prepare
 from tests.tiny import isic_config, tree
-from utils.files import read_rows
+from utils.files import read_rows, write_rows
 
 COUNTS = {"training": 7, "validation": 3, "test": 2}
 
@@ -74,11 +75,47 @@ def test_the_published_lists_are_what_the_seed_draws(name, train, val, monkeypat
     from_list = draw_splits(name, sets)
     monkeypatch.setattr(prepare_isic, "published_split", lambda name: {})
     drawn = draw_splits(name, sets)
-    assert {id: (drawn["paper"][id], drawn["holdout"][id]) for id in listed} == listed and from_list == drawn
-    assert Counter(drawn["paper"].values()) == {"train": train, "val": val}
+    assert {id: tuple(drawn[key][id] for key in prepare_isic.DRAWN) for id in listed} == listed and from_list == drawn
+    assert Counter(drawn["paper"].values()) == Counter(drawn["grouped"].values()) == {"train": train, "val": val}
     assert {id for id, part in drawn["holdout"].items() if part == "test"} == {
         id for id, part in drawn["paper"].items() if part == "val"
     }
+
+
+@pytest.mark.parametrize(
+    "name, digest",
+    [
+        ("isic17", "HASH17"),
+        ("isic18", "HASH18"),
+    ],
+)
+def test_the_papers_split_is_never_drawn_anew(name, digest):
+    lines = [f"{id} {parts[0]}" for id, parts in sorted(prepare_isic.published_split(name).items())]
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == digest
+
+
+@pytest.mark.parametrize("name, number", [("isic17", LEAK17), ("isic18", LEAK18)])
+def test_a_lesion_is_on_one_side_except_in_the_papers_split(name, number):
+    """The number of reported images whose lesion was trained on."""
+    listed = prepare_isic.published_split(name)
+    parts = [
+        {part: {id for id in listed if listed[id][i] == part} for part in ("train", "val", "test")} for i in range(3)
+    ]
+    paper, holdout, grouped = parts
+    assert len(leaked(paper["val"], paper["train"])) == number
+    assert not leaked(grouped["val"], grouped["train"])
+    assert not leaked(holdout["test"], holdout["train"] | holdout["val"])
+    assert not leaked(holdout["val"], holdout["train"])
+
+
+def test_lesions_are_drawn_whole(monkeypatch):
+    lesions = {f"i{number}": f"i{number // 4 * 4}" for number in range(40)}  # ten of four images each
+    monkeypatch.setattr(prepare_isic, "lesion_of", lambda: lesions)
+    for seed in range(5):
+        parts = draw_lesions(lesions, 30, seed)
+        assert Counter(parts.values()) == {"train": 28, "val": 12}
+        assert all(parts[id] == parts[lesion] for id, lesion in lesions.items())
+    assert draw_lesions(lesions, 30, 0) != draw_lesions(lesions, 30, 1)
 
 
 def test_with_the_validation_set_2018_has_the_papers_sizes():
@@ -100,16 +137,16 @@ def test_an_incomplete_download_keeps_the_sides_of_the_list(capsys):
 def test_the_seed_decides_the_split():
     ids = [f"ISIC_{number:07d}" for number in range(50)]
     assert draw(ids, 35, 1) == draw(ids[::-1], 35, 1) != draw(ids, 35, 2)
-    assert Counter(draw(ids, 35, 1).values()) == {("train", "train"): 30, ("train", "val"): 5, ("val", "test"): 15}
+    pairs = Counter(parts[:2] for parts in draw(ids, 35, 1).values())
+    assert pairs == {("train", "train"): 30, ("train", "val"): 5, ("val", "test"): 15}
 
 
-def test_of_a_pair_of_duplicates_the_one_that_counts_less_is_left_out():
-    parts = dict(a="train", b="test", c="val", d="train", e="train", f="train", g="")
-    remove_duplicates(parts, [("a", "b"), ("c", "d"), ("e", "f"), ("f", "g"), ("b", "not there")])
-    assert parts == dict(a="", b="test", c="val", d="", e="train", f="train", g="")
-    for name in ("isic17", "isic18"):
-        holdout = {id: part for id, (_, part) in prepare_isic.published_split(name).items()}
-        assert all(len({holdout.get(id, "") for id in pair} - {""}) <= 1 for pair in KNOWN_DUPLICATES)
+def test_of_a_lesion_the_part_that_counts_most_is_kept():
+    parts = dict(
+        a="train", b="test", c="val", d="train", e="train", f="train", g="", h="train", i="val", j="test", k="val"
+    )
+    keep_apart(parts, dict(a="a", b="a", c="c", d="c", e="e", f="e", g="e", h="h", i="h", j="h", x="h"))
+    assert parts == dict(a="", b="test", c="val", d="", e="train", f="train", g="", h="", i="", j="test", k="val")
 
 
 # ---- the folder
@@ -252,6 +289,26 @@ def test_duplicates_on_both_sides_are_named(source, tmp_path, capsys):
     assert (row["first"], row["second"], row["kind"]) == (first, second, "same pixels")
     after = {row["id"]: row["holdout"] for row in read_rows(tmp_path / "out" / "split.csv")}
     assert after == parts | {learned: ""}
+
+
+def test_a_known_lesion_on_both_sides_is_named_and_listed(source, tmp_path, capsys, monkeypatch):
+    prepare(options(source, tmp_path / "before"))
+    parts = {row["id"]: row["paper"] for row in read_rows(tmp_path / "before" / "split.csv")}
+    assert not read_rows(tmp_path / "before" / "same_lesion.csv")
+    first, second = (min(id for id in parts if parts[id] == part) for part in ("train", "val"))
+    rows = [dict(lesion=first, first=first, second=second), dict(lesion=first, first=first, second="ISIC_7777777")]
+    write_rows(tmp_path / "list.csv", rows)
+    monkeypatch.setattr(prepare_isic, "LISTED", tmp_path / "list.csv")
+    monkeypatch.setattr(prepare_isic, "lesion_of", lambda: lesion_of(tmp_path / "list.csv"))
+    capsys.readouterr()
+    prepare(options(source, tmp_path / "out"))
+    assert re.search(f"same lesion.*paper split, 1 pairs: {first} = {second}", capsys.readouterr().out)
+    assert read_rows(tmp_path / "out" / "same_lesion.csv") == rows
+    split = {row["id"]: row for row in read_rows(tmp_path / "out" / "split.csv")}
+    assert split[first]["grouped"] == split[second]["grouped"]
+    assert (split[first]["holdout"], split[second]["holdout"]) == ("", "test")
+    counts = prepare(options(source, tmp_path / "grouped", split="grouped"))
+    assert counts == Counter(row["grouped"] for row in split.values())
 
 
 # ---- what is wrong
