@@ -44,7 +44,7 @@ CONTRAST = 0.01  # of a feature, a quarter of SIFT's default: skin is smooth
 NEIGHBOURS, VOTES = 2, 4  # images that a feature votes for; votes of a pair that is verified
 RATIO = 0.85  # of the distances of a match to the nearest and the second nearest feature of the other image (Lowe 2004)
 TOLERANCE = 4.0  # pixels between a feature and the map of its match
-MATCHES = 12  # fewest matches on one map
+MATCHES = 8  # fewest on one map: different lesions without a ruler reach 5
 STRETCH = 2.0  # largest ratio of a map's two scales: photographs were resized to squares
 ROWS = 400  # features whose similarities are computed at once
 ON_A_SHEET = 48  # pairs
@@ -89,17 +89,17 @@ def find_images(folders: Sequence[str | Path]) -> dict[str, Path]:
 def find_candidates(paths: dict[str, Path]) -> list[Candidate]:
     """Return the Candidates among {stem: path}, those with most matches first."""
     cv2 = optional("cv2", "datasets.same_lesion")
+    stems, found = list(paths), {}
     with ThreadPoolExecutor(available_cpus()) as pool:
-        tasks = pool.map(lambda path: detect(cv2, path), paths.values())
-        plain = list(tqdm(tasks, "features", len(paths), unit=" images", disable=None))
-    stems = list(paths)
-    found: dict[tuple[int, int], Candidate] = {}
-    for mirrored in (False, True):
-        others = [mirror(features) for features in plain] if mirrored else plain
-        for i, j in tqdm(vote(plain, others), "verifying", unit=" pairs", disable=None):
-            matches = count_matches(cv2, plain[i], others[j])
-            if matches >= max(MATCHES, found[i, j].matches if (i, j) in found else 0):
-                found[i, j] = Candidate(stems[i], stems[j], matches, mirrored)
+        tasks = pool.map(partial(detect, cv2), paths.values())
+        images = list(tqdm(tasks, "features", len(paths), unit=" images", disable=None))
+        for mirrored in (False, True):
+            others = [mirror(features) for features in images] if mirrored else images
+            pairs = vote(images, others)
+            tasks = pool.map(partial(count_matches, cv2), (images[i] for i, _ in pairs), (others[j] for _, j in pairs))
+            for (i, j), matches in zip(pairs, tqdm(tasks, "matches", len(pairs), disable=None), strict=True):
+                if matches >= MATCHES and ((i, j) not in found or matches > found[i, j].matches):
+                    found[i, j] = Candidate(stems[i], stems[j], matches, mirrored)
     return sorted(found.values(), key=lambda pair: (-pair.matches, pair))
 
 
@@ -151,9 +151,8 @@ def count_matches(cv2, first: Features, second: Features) -> int:
     similar = first.descriptors @ second.descriptors.T
     nearest = similar.argmax(1)
     mutual = similar.argmax(0)[nearest] == np.arange(len(nearest))
-    top = np.sort(similar, 1)[:, -2:]
-    distances = np.sqrt(np.maximum(2 - 2 * top, 0))
-    kept = mutual & (distances[:, 1] <= RATIO * distances[:, 0])
+    second_best, best = np.sqrt(np.maximum(2 - 2 * np.partition(similar, -2, 1)[:, -2:], 0)).T  # distances
+    kept = mutual & (best <= RATIO * second_best)
     if kept.sum() < MATCHES:
         return 0
     places = first.places[kept], second.places[nearest[kept]]
