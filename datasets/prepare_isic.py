@@ -326,9 +326,9 @@ def report_duplicates(out: Path, duplicates: list[Duplicate], splits: dict[str, 
 
 def report_lesions(out: Path, splits: Mapping[str, Mapping[str, str]]) -> None:
     """Write the pairs of datasets/splits/same_lesion.csv whose lesion several images show; print those on two sides."""
-    ids = next(iter(splits.values())).keys()
-    images = Counter(lesion for id, lesion in lesion_of().items() if id in ids)
-    rows = [row for row in read_rows(LISTED) if images[row["lesion"]] > 1]
+    lesions, ids = lesion_of(), next(iter(splits.values())).keys()
+    images = Counter(lesions[id] for id in ids & lesions.keys())
+    rows = [row for row in read_rows(LISTED) if images[lesions[row["first"]]] > 1]
     write_rows(out / SAME_LESION, rows)
     for key, split in splits.items():
         sides = [(row, {split.get(row["first"], ""), split.get(row["second"], "")} - {""}) for row in rows]

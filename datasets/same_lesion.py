@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -103,7 +104,7 @@ def find_candidates(paths: dict[str, Path]) -> list[Candidate]:
     return sorted(found.values(), key=lambda pair: (-pair.matches, pair))
 
 
-def detect(cv2, path: Path) -> Features:
+def detect(cv2: ModuleType, path: Path) -> Features:
     """Return the Features of an image file."""
     grey = cv2.cvtColor(read_image(path).permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY)
     scale = SIDE / max(grey.shape)
@@ -120,7 +121,7 @@ def detect(cv2, path: Path) -> Features:
 def mirror(features: Features) -> Features:
     """Return the Features of the mirror image: 4 x 4 cells from one side to the other, 8 directions backwards."""
     cells = features.descriptors.reshape(-1, 4, 4, 8)[:, ::-1, :, -np.arange(8)]
-    return Features(features.places * np.float32([-1, 1]), cells.reshape(-1, 128))
+    return Features(features.places * np.array([-1, 1], np.float32), cells.reshape(-1, 128))
 
 
 def vote(images: Sequence[Features], others: Sequence[Features]) -> list[tuple[int, int]]:
@@ -144,7 +145,7 @@ def vote(images: Sequence[Features], others: Sequence[Features]) -> list[tuple[i
     return [(int(i), int(j)) for i, j in enough.nonzero()]
 
 
-def count_matches(cv2, first: Features, second: Features) -> int:
+def count_matches(cv2: ModuleType, first: Features, second: Features) -> int:
     """Return how many features of two images match on one affine map that is no reflection."""
     if min(len(first.places), len(second.places)) < 3:
         return 0

@@ -85,7 +85,7 @@ def thumbnail(image: Any, classes: Any, colours: Sequence[Colour], side: int) ->
     return Image.fromarray(pixels)
 
 
-def shortened(text: str, font: Any, width: int) -> str:
+def shortened(text: str, font: Any, width: int = SIDE) -> str:
     """Return the text, without its middle if it is wider than `width` pixels."""
     short, kept = text, len(text)
     while font.getlength(short) > width:

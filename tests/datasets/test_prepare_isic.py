@@ -296,7 +296,7 @@ def test_a_known_lesion_on_both_sides_is_named_and_listed(source, tmp_path, caps
     parts = {row["id"]: row["paper"] for row in read_rows(tmp_path / "before" / "split.csv")}
     assert not read_rows(tmp_path / "before" / "same_lesion.csv")
     first, second = (min(id for id in parts if parts[id] == part) for part in ("train", "val"))
-    rows = [dict(lesion=first, first=first, second=second), dict(lesion=first, first=first, second="ISIC_7777777")]
+    rows = [dict(first=first, second=second), dict(first=second, second="ISIC_7777777")]
     write_rows(tmp_path / "list.csv", rows)
     monkeypatch.setattr(prepare_isic, "LISTED", tmp_path / "list.csv")
     monkeypatch.setattr(prepare_isic, "lesion_of", lambda: lesion_of(tmp_path / "list.csv"))
