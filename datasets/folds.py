@@ -30,9 +30,8 @@ def find_split(root: str | Path, split: str, config: Any) -> list[Pair]:
         stems, lesions = [stem for stem, _, _ in pairs], lesion_of(root / SAME_LESION)
         if split == "train" and lesions:
             shown = [lesions[stem] for stem in stems if stem in lesions]
-            log.info(
-                "%s: %d images of %d lesions stay together in folds", root / SAME_LESION, len(shown), len(set(shown))
-            )
+            together = f"{len(shown)} images of {len(set(shown))} lesions stay together in folds"
+            log.info("%s: %s", root / SAME_LESION, together)
         fold = fold_of(stems, config.folds, config.fold_seed, config.fold_group, lesions)
         return [pair for pair in pairs if (fold[pair[0]] == config.fold) == (split == "val")]
     if config.protocol == "holdout" and not config.folds and not (root / "test").is_dir():

@@ -206,9 +206,8 @@ def draw(ids: Collection[str], train: int, seed: int) -> dict[str, tuple[str, ..
     shuffled = sorted(ids)
     random.Random(seed).shuffle(shuffled)
     chosen = round((1 - HOLDOUT_VAL) * train)
-    parts = (
-        [("train", "train")] * chosen + [("train", "val")] * (train - chosen) + [("val", "test")] * (len(ids) - train)
-    )
+    parts = [("train", "train")] * chosen + [("train", "val")] * (train - chosen)
+    parts += [("val", "test")] * (len(ids) - train)
     grouped = draw_lesions(ids, train, seed)
     return {id: (*pair, grouped[id]) for id, pair in zip(shuffled, parts, strict=True)}
 

@@ -76,6 +76,8 @@ class Candidate(NamedTuple):
 
 def find_images(folders: Sequence[str | Path]) -> dict[str, Path]:
     """Return {stem: path} of the photographs in data folders. The first file counts if several have one stem."""
+    if not folders:
+        raise ValueError("datasets.same_lesion: found no folder, expected one or more with photographs")
     found: dict[str, Path] = {}
     for folder in map(Path, folders):
         inside = [folder / part / "images" for part in ("train", "val", "test", "")]

@@ -69,6 +69,8 @@ def test_images_without_content_are_no_pair(tmp_path):
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path.name}.* no images"):
         find_images([SAMPLES, tmp_path])
+    with pytest.raises(ValueError, match="no folder"):
+        find_images([])
     with pytest.raises(FileNotFoundError, match="nowhere"):
         find_images([tmp_path / "nowhere"])
     monkeypatch.setitem(sys.modules, "cv2", None)
