@@ -4,8 +4,9 @@
 
 Runs on the same test images that differ only in the seed, and in fields that change no score, are a group. So are the
 folds of a cross-validation, one experiment that tests every image once. A group's score of an image is the mean over
-its runs. Wilcoxon's signed-rank test compares two groups over their images (cases) if these are the same. Holm's method
-corrects the p values of all pairs.
+its runs. Wilcoxon's signed-rank test compares two groups if their images (cases) are the same. Its unit is the lesion
+(patient): the images of a lesion are averaged first. Holm's method corrects the p values of all pairs. Runs of the same
+values and seed with different scores, or networks, come from different code: they are apart, and the page says so.
 """
 
 import itertools
@@ -20,7 +21,7 @@ from report import charts
 from report.groups import MEMBER_FIELDS, SCORES, Group, group_runs, member_name, pairing_obstacle
 from report.page import TEXT, Contents, TableCell, page_bytes, table, training_length, weights_of
 from report.paper import NEUTRAL_FIELDS, format_value
-from report.records import Record
+from report.records import Record, means_of_units
 from utils.files import write_atomically
 
 RESAMPLES = 2000
@@ -83,6 +84,7 @@ def comparison_contents(runs: list[Record]) -> Contents:
     caption = "Mean ± standard deviation over the seeds" + (", of a cross-validation over its folds" if folds else "")
     return {
         "what": unit,
+        "unit": "patients" if runs[0].of_volumes else "lesions",
         "groups": table((group_row(group, unit, folds) for group in groups), caption),
         "runs": table(run_row(run, group.letter, folds) for group in groups for run in group.runs),
         "notes": notes(groups),
@@ -130,6 +132,12 @@ def notes(groups: list[Group]) -> list[str]:
         if group.folds and missing:
             folds = ", ".join(missing)
             lines.append(f"{group.letter}: no run of fold {folds} is among these; its images are missing too.")
+    for one, other in itertools.combinations(groups, 2):
+        if one.test_rows.keys() == other.test_rows.keys() and not differing_values([one, other])["rows"]:
+            lines.append(
+                f"{one.letter} and {other.letter} have the same configuration. They are apart because their networks "
+                "differ, or their scores do with the same seed: something other than the configuration differs."
+            )
     if any(len(group.runs) == 1 for group in groups):
         lines.append("A group of one seed has no standard deviation: the effect of chance on its score is unknown.")
     return lines
@@ -152,7 +160,8 @@ def pairs(groups: list[Group], dice: dict[str, dict[str, float]]) -> list[dict[s
     rows = []
     for one, other in itertools.combinations(groups, 2):
         reason = pairing_obstacle(one.test_rows, other.test_rows)
-        test = {} if reason else paired_test(dice[one.letter], dice[other.letter])
+        units = min(one.units, other.units, key=lambda known: len(set(known.values())))  # an old run knows no patients
+        test = {} if reason else paired_test(*(means_of_units(dice[group.letter], units) for group in (one, other)))
         rows.append({"names": f"{one.letter} − {other.letter}", "reason": reason, **test})
     tested = [row for row in rows if row.get("p") is not None]
     for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):

@@ -102,6 +102,11 @@ class Group:
         """{image or case: its row in the first run that tested it}."""
         return {name: row for run in reversed(self.runs) for name, row in run.test_rows.items()}
 
+    @property
+    def units(self) -> dict[str, str]:
+        """{image or case: its lesion or patient} of all runs, see Record.units."""
+        return {name: unit for run in self.runs for name, unit in run.units.items()}
+
     def dice(self) -> dict[str, float]:
         """Return {image or case: mean Dice over the runs that tested it}.
 
@@ -136,13 +141,18 @@ def group_runs(runs: list[Record]) -> list[Group]:
 
 
 def belong_together(one: Record, other: Record) -> bool:
-    """Return whether two runs differ in the seed and the fold only. Values of optimizer and scheduler count if both
-    runs noted them: the rows that the configs name may have been edited."""
+    """Return whether two runs differ in the seed and the fold only. Values of optimizer and scheduler and the number of
+    parameters count if both runs noted them: code and rows that the configs name may have been edited. Runs of the same
+    seed and fold with different scores do not belong together either: something else differs."""
     chance = NEUTRAL_FIELDS | MEMBER_FIELDS
     values = [{name: value for name, value in run.values.items() if name not in chance} for run in (one, other)]
     built = [run.facts["optimization"] for run in (one, other) if "optimization" in run.facts]
+    built_networks = {run.facts["network"].partition(";")[0] for run in (one, other) if "network" in run.facts}
     same_images = one.fold != other.fold or one.test_rows.keys() == other.test_rows.keys()
-    return values[0] == values[1] and built[:1] * len(built) == built and same_images
+    repeated = one.fold == other.fold and one.config["seed"] == other.config["seed"]
+    same_scores = not repeated or one.test_rows == other.test_rows
+    same_code = built[:1] * len(built) == built and len(built_networks) < 2 and same_scores
+    return values[0] == values[1] and same_code and same_images
 
 
 def letter(number: int) -> str:

@@ -5,6 +5,7 @@ import dataclasses
 import re
 import shutil
 import statistics
+from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from configs.optim import rows_of
 from configs.options import published_values
 from configs.resolve import config_class_of, kind_of
+from datasets.lesions import lesion_of
 from report import paper, record_checks
 from utils.files import check_name, read_json, read_rows
 
@@ -158,9 +160,13 @@ class Record:
         return tested
 
     @cached_property
-    def patients(self) -> dict[str, str]:
-        """{case: its patient}; each case is a patient of its own if the test did not know better."""
-        return {row["name"]: row.get("patient") or row["name"] for row in self._rows("test_volumes.csv")}
+    def units(self) -> dict[str, str]:
+        """{case: its patient}, {photograph: its lesion}, each one of its own unless the test or datasets/splits know
+        better: what counts once in tests and deviations."""
+        if self.of_volumes:
+            return {row["name"]: row.get("patient") or row["name"] for row in self._rows("test_volumes.csv")}
+        lesions = lesion_of()
+        return {name: lesions.get(name, name) for name in self.test_rows}
 
     @property
     def finished(self) -> bool:
@@ -237,6 +243,14 @@ class Record:
         content = read_json(path) if path else {}
         record_checks.check_depth(content, self.folder / name)
         return content
+
+
+def means_of_units(scores: dict[str, float], units: dict[str, str]) -> dict[str, float]:
+    """Return {unit: mean score of its images or cases}, where `units` is {image or case: unit}."""
+    of_units = defaultdict[str, list[float]](list)
+    for name, score in scores.items():
+        of_units[units[name]].append(score)
+    return {unit: statistics.fmean(values) for unit, values in of_units.items()}
 
 
 def mean_dice(row: dict[str, float]) -> float:

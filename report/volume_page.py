@@ -1,13 +1,12 @@
 """The part of a run's page about the test on volumes: tables of structures and cases, pictures."""
 
 import statistics
-from collections import defaultdict
 from urllib.parse import quote
 
 from markupsafe import Markup
 
 from report.page import Contents, TableCell, data_uri, percent, read_rgb, table
-from report.records import Record
+from report.records import Record, means_of_units
 from report.sections import class_keys, distribution, extremes, paper_cells
 from utils.volume import SCORE_NAMES, describe_hd95, is_missed
 
@@ -15,7 +14,7 @@ from utils.volume import SCORE_NAMES, describe_hd95, is_missed
 def volumes_part(run: Record) -> Contents:
     dice, scores = run.dice(), case_scores(run, run.class_names)
     rows = [structure_row(run), *(structure_row(run, name, i) for i, name in enumerate(run.class_names))]
-    caption = f"{len(run.test_rows)} volumes of {len(set(run.patients.values()))} patients, means over the cases"
+    caption = f"{len(run.test_rows)} volumes of {len(set(run.units.values()))} patients, means over the cases"
     return {
         "comparison": table(rows, caption, [True, *[False] * len(run.class_names)]),
         "hd95": describe_hd95(scores),
@@ -50,10 +49,7 @@ def structure_row(run: Record, name: str = "", number: int | None = None) -> lis
 def deviation(run: Record, name: str) -> float:
     """Return the deviation over the patients of the mean Dice of their cases, for a structure or, without name, all."""
     dice = {case: row[f"dice_transunet {name}"] for case, row in run.test_rows.items()} if name else run.dice()
-    of_patients = defaultdict(list)
-    for case, value in dice.items():
-        of_patients[run.patients[case]].append(value)
-    means = [statistics.fmean(values) for values in of_patients.values()]
+    means = means_of_units(dice, run.units).values()
     return statistics.stdev(means) if len(means) > 1 else float("nan")
 
 

@@ -8,13 +8,17 @@ import pytest
 import torch
 from scipy.stats import wilcoxon
 
+from configs.config_setting_synapse import SynapseConfig
+from datasets.lesions import LISTED
 from report import compare_page as compare
 from report.__main__ import main
-from report.records import Record
+from report.records import Record, means_of_units
 from tests.report.html_page import HOSTILE, Page, assert_self_contained
 from tests.report.made_runs import make_run
 from utils.files import read_rows, write_rows
 from utils.metrics import class_counts_per_image, counts_of_image, scores_of_image, summarize
+
+PAIRS = ("A and B", "A and C", "B and C")
 
 
 def compared(runs):
@@ -109,6 +113,65 @@ def test_other_test_images_are_not_paired(tmp_path):
     seed = make_run(tmp_path / "masks", [0.8, 0.6, 0.7], truth=2000, seed=43)
     with pytest.raises(ValueError, match="^masks and one .* 3 of them: image0, image1, image2$"):
         compared([one, seed])
+
+
+def test_runs_of_other_code_are_not_taken_for_seeds_of_one_group(tmp_path):
+    """A patch of the network leaves no trace in config.json."""
+    scan, none = ({"network": f"vmunet: {size} M parameters; at 256x256 13.62 GFLOP"} for size in (27.43, 22.04))
+    runs = [
+        make_run(tmp_path / "scan", [0.8, 0.6], facts=scan),
+        make_run(tmp_path / "none", [0.7, 0.6], facts=none, seed=43),
+        make_run(tmp_path / "again", [0.8, 0.6], facts=scan | {"network": scan["network"] + " otherwise counted"}),
+        make_run(tmp_path / "changed", [0.8, 0.5], facts=scan),
+    ]
+    page = compared(runs)
+    assert [(row[""], row["run"]) for row in rows(page["runs"])] == [
+        ("A", "scan"), ("A", "again"), ("B", "none"), ("C", "changed"),
+    ]  # fmt: skip
+    assert [note[:35] for note in page["notes"]] == [f"{pair} have the same configuration. " for pair in PAIRS] + [
+        "A group of one seed has no standard"
+    ]
+
+
+def make_volumes(folder, dice, **config):
+    """A run on volumes {case: Dice of its one structure}, of which two belong to each patient."""
+    run = make_run(folder, [0.5])
+    (run / "test_images.csv").unlink()
+    values = json.loads(json.dumps(vars(SynapseConfig(dataset="acdc", load_ckpt_path="none", num_classes=2))))
+    (run / "config.json").write_text(json.dumps(values | config))
+    names = ("dice_transunet", "hd95_transunet", "dice_strict", "hd95_strict")
+    scores = dict.fromkeys(names, 0.5)
+    (run / "metrics.json").write_text(json.dumps(scores | {"class_names": ["LV"], "classes": [scores]}))
+    table = [
+        {"name": case, "patient": case[:2], **{f"{name} LV": value for name in names}} for case, value in dice.items()
+    ]
+    write_rows(run / "test_volumes.csv", table)
+    return run
+
+
+def test_the_two_frames_of_a_patient_are_one_unit(tmp_path):
+    """Twice as many pairs would make a difference look surer than it is."""
+    dice = {f"p{i}_{frame}": 0.5 + i / 20 for i in range(6) for frame in "ab"}
+    better = {case: value + 0.01 * int(case[1]) + (0.02 if case[-1] == "a" else 0) for case, value in dice.items()}
+    runs = [make_volumes(tmp_path / "a", better), make_volumes(tmp_path / "b", dice, network="unet")]
+    (pair,) = compared(runs)["pairs"]
+    differences = [0.01 * i + 0.01 for i in range(6)]
+    assert pair["pairs"] == 6 and pair["mean"] == pytest.approx(0.035)
+    assert pair["p"] == pytest.approx(wilcoxon(differences).pvalue)
+    assert Record(runs[0]).units["p0_a"] == Record(runs[0]).units["p0_b"] == "p0"
+
+
+def test_photographs_of_one_lesion_are_one_unit(tmp_path):
+    one, other = (make_run(tmp_path / network, [0.8, 0.6, 0.4], network=network) for network in ("vmunet", "unet"))
+    first, second = next((row["first"], row["second"]) for row in read_rows(LISTED))
+    for run in (one, other):
+        table = read_rows(run / "test_images.csv")
+        names = (first, second, "image2")
+        write_rows(run / "test_images.csv", [row | {"name": name} for row, name in zip(table, names, strict=True)])
+    (pair,) = compared([one, other])["pairs"]
+    assert pair["pairs"] == 2
+    run = Record(one)
+    assert sorted(means_of_units(run.dice(), run.units).values()) == pytest.approx([0.4, 0.7])
 
 
 def make_folds(folder, dice, seed=42, **config):
