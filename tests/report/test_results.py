@@ -7,7 +7,7 @@ from scipy.stats import fisher_exact
 
 from report import result_tables as tables
 from report import results
-from report.compare_page import paired_test
+from report.compare_page import holm, paired_test
 from report.result_tables import by_unit, epochs_of, image_scores, last_epoch, leaked_in, percent, record
 from tests.tiny import ROOT
 
@@ -36,16 +36,16 @@ def minutes(name):
     return f"{sum(row['seconds'] for row in epochs_of(name)) / 60:.1f}"
 
 
-def tested(one, other, score="dsc"):
+def compared(one, other, score="dsc"):
     return paired_test(by_unit(one, score, False), by_unit(other, score, False))
 
 
 def p(one, other, score="dsc"):
-    return f"{tested(one, other, score)['p']:.2g}"
+    return f"{compared(one, other, score)['p']:.2g}"
 
 
 def scan_difference(folder, run):
-    return f"{100 * tested([f'{folder}/robust_42'], [f'{folder}/{run}'], 'miou')['mean']:+.2f}"
+    return f"{100 * compared([f'{folder}/robust_42'], [f'{folder}/{run}'], 'miou')['mean']:+.2f}"
 
 
 def miou(name, epoch, digits=1):
@@ -107,7 +107,7 @@ def fragments():
     front = f"{leaks} of the images show a lesion of the training set. Without them VM-UNet has"
     yield "README.md", f"{front} {selected(STABLE17, clean=True)}."
     yield "README.md", f"here (p = {p(STABLE17, UNET17)}) or on ISIC18 (p = {p(STABLE18, UNET18)})"
-    yield "README.md", f"collapses on ISIC17 at epoch {tables.CollapseDetector and lost_epoch(lost17)}"
+    yield "README.md", f"collapses on ISIC17 at epoch {lost_epoch(lost17)}"
     yield "README.md", f"`results/isic17/stable_42` took {minutes('isic17/stable_42')} minutes"
     page = "docs/results.md"
     yield (
@@ -125,7 +125,7 @@ def fragments():
     unet = scan_difference("isic17_official", "robust_unet_42")
     assert unet[0] == "-"
     yield page, f"VM-UNet is {unet[1:]} points lower on the official test"
-    ours = tested(["acdc/stable_unet_42"], ["acdc/stable_vmunet_42"])
+    ours = compared(["acdc/stable_unet_42"], ["acdc/stable_vmunet_42"])
     yield page, f"The U-Net is {100 * ours['mean']:.2f} points ahead (p = {acdc_p})"
     page = "docs/collapse.md"
     yield page, f"reaches mIoU {miou(lost17, 80)} on ISIC17 at epoch 80"
@@ -136,6 +136,7 @@ def fragments():
     more = mean(same[0], image_scores) - mean(same[1], image_scores)
     yield page, f"{more:.2f} points of mIoU more than at 1e-3 ({selected(same[0])} against {selected(same[1])})"
     yield page, f"Dice of images is not significant (p = {p(*same)})"
+    yield from traced()
     page = "configs/recipes.py"
     yield page, f"ISIC17: {selected([lost17])}, then the training collapses (docs/collapse.md), {last([lost17])}"
     yield page, f"ISIC18, without a collapse: {selected(['isic18/published_42'])}, {last(['isic18/published_42'])}."
@@ -148,10 +149,8 @@ def fragments():
     yield page, f"(p = {p(STABLE17, UNET17)})"
     yield page, "took {}, {} and {} minutes".format(*map(minutes, STABLE17))
     page = "results/isic18/README.md"
-    yield (
-        page,
-        f"mIoU {selected(STABLE18)} and DSC {dsc18} (three seeds), last epoch {last(STABLE18)} and {last(STABLE18, 'dsc')}",
-    )
+    seeds = f"{last(STABLE18)} and {last(STABLE18, 'dsc')}"
+    yield page, f"mIoU {selected(STABLE18)} and DSC {dsc18} (three seeds), last epoch {seeds}"
     yield page, f"{selected(UNET18)} and {selected(UNET18, 'dsc')}, last epoch {last(UNET18)} and {last(UNET18, 'dsc')}"
     yield page, f"mIoU {miou('isic18/published_42', 77)}, then {miou('isic18/published_42', 78)}"
     yield page, f"took {minutes('isic18/stable_42')} minutes"
@@ -167,6 +166,26 @@ def fragments():
     yield "docs/networks.md", f"`vmunet` has an mIoU of {values}"
 
 
+def traced():
+    """What docs/collapse.md says of the trace."""
+    page, trace = "docs/collapse.md", tables.read_rows(ROOT / "results/isic17/collapse_43/trace_bf16.csv")
+    columns = {name: [float(row[name]) for row in trace] for name in trace[0]}
+    step, loss = columns["largest delta encoder 3/1"], columns["train_loss"]
+    first, third, tenth, twentieth = (step[epoch - 1] for epoch in (1, 3, 10, 20))
+    steps = f"{first:.2f} after one epoch to {third:.1f} after three, {tenth:.0f} after ten and {twentieth:.0f} after"
+    yield page, f"{steps} twenty. From then on it stays between {min(step[19:]):.0f} and {max(step[19:]):.0f}"
+    outputs = columns["output encoder 3/1"]
+    yield (
+        page,
+        f"is {outputs[0]:.1f} after the first epoch and {min(outputs[19:]):.0f} to {max(outputs[19:]):.0f} from the",
+    )
+    fall = " to ".join(f"{row['miou']:.2f}" for row in (epochs_of("isic17/collapse_43")[e - 1] for e in (20, 23)))
+    yield page, f"20 to 23 the loss rises from {loss[19]:.2f} to {loss[22]:.2f} and the mIoU falls from {fall}"
+    one, two = columns["mean delta encoder 0/0"], columns["mean delta encoder 0/1"]
+    yield page, f"it is {two[22]:.3f} at the peak of the loss, as at the start, and {two[23]:.3f} one epoch"
+    yield page, f"risen from {one[21]:.3f} to {one[22]:.3f} at the peak"
+
+
 def lost_epoch(name):
     detector = tables.CollapseDetector()
     for row in epochs_of(name):
@@ -179,15 +198,31 @@ def test_sentences_have_the_numbers_of_the_records():
     assert not missing, "\n".join(["found no", *missing])
 
 
-def test_what_the_text_calls_significant():
-    """The words of docs/results.md hold for these p values."""
-    scan = [results.tables.paired(results.SCAN, "miou"), results.tables.paired(results.SPLITS)]
-    corrected = [
-        {cells[0]: float(cells[-1]) for cells in ([c.strip() for c in line.split("|")[1:-1]] for line in table.splitlines())
-         if len(cells) > 2 and cells[1].isdigit()}
-        for table in (part for both in scan for part in both.split("\n\n"))
-    ]  # fmt: skip
-    for family in corrected[:2]:
-        assert all((value < 0.05) == (label == "official, VM-UNet − U-Net") for label, value in family.items())
-    for family in corrected[2:]:
-        assert all((value < 0.05) == (label == "ISIC17, stable − VM-UNetV2") for label, value in family.items())
+def corrected(pairs, score, clean):
+    """{label: p by Holm's correction} of a family of paired tests."""
+    tests = [paired_test(*(by_unit(names, score, clean) for names in sides)) for sides in pairs.values()]
+    return dict(zip(pairs, holm([test["p"] for test in tests]), strict=True))
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_what_the_text_calls_significant(clean):
+    scan, splits = corrected(results.SCAN, "miou", clean), corrected(results.SPLITS, "dsc", clean)
+    assert [label for label, value in scan.items() if value < 0.05] == ["official, VM-UNet − U-Net"]
+    assert [label for label, value in splits.items() if value < 0.05] == ["ISIC17, stable − VM-UNetV2"]
+
+
+def test_the_text_has_the_tests_of_the_scan():
+    found, text = corrected(results.SCAN, "miou", False), text_of("docs/results.md")
+    others = {label: value for label, value in found.items() if not label.endswith("U-Net")}
+    lowest, highest = (f"{extreme(others.values()):.2g}" for extreme in (min, max))
+    assert f"(p from {lowest} to {highest} after Holm's correction)" in text
+    official, unseen = (f"{found[f'{tested}, VM-UNet − U-Net']:.2g}" for tested in ("official", "unseen"))
+    assert (
+        f"official test (p = {official}). On the 144 photographs there is no significant difference (p = {unseen})"
+        in text
+    )
+    intervals = [(test["low"], test["high"]) for test in (compared(*results.SCAN[label], "miou") for label in others)]
+    signs = [(low > 0) - (high < 0) for low, high in intervals if low > 0 or high < 0]
+    assert len(signs) == 3 and {-1, 1} == set(signs)
+    widths = sorted(100 * (high - low) for low, high in intervals)
+    assert f"{widths[0]:.1f} to {widths[-1]:.1f} points wide" in text
