@@ -43,9 +43,8 @@ def record(name: str) -> Record:
 
 @cache
 def leaked_in(name: str) -> Set[str]:
-    """Return the images of a run's test that show a lesion of its training images."""
+    """Return the images of a run's test that show a lesion of the training images (holdout: or of the selecting)."""
     table, column = SETS[name.partition("/")[0]]
-    column = "holdout" if column == "paper" and record(name).config["protocol"] == "holdout" else column
     rows = read_rows(LISTED.with_name(table), "id", column)
     return leaked(record(name).test_rows, [row["id"] for row in rows if row[column] == "train"])
 

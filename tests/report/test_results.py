@@ -222,7 +222,7 @@ def test_the_text_has_the_tests_of_the_scan():
         in text
     )
     intervals = [(test["low"], test["high"]) for test in (compared(*results.SCAN[label], "miou") for label in others)]
-    signs = [(low > 0) - (high < 0) for low, high in intervals if low > 0 or high < 0]
+    signs = [(1 if low > 0 else -1) for low, high in intervals if low > 0 or high < 0]
     assert len(signs) == 3 and {-1, 1} == set(signs)
     widths = sorted(100 * (high - low) for low, high in intervals)
     assert f"{widths[0]:.1f} to {widths[-1]:.1f} points wide" in text
