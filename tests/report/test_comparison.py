@@ -128,8 +128,8 @@ def test_runs_of_other_code_are_not_taken_for_seeds_of_one_group(tmp_path):
     assert [(row[""], row["run"]) for row in rows(page["runs"])] == [
         ("A", "scan"), ("A", "again"), ("B", "none"), ("C", "changed"),
     ]  # fmt: skip
-    assert [note[:34] for note in page["notes"]] == [f"{pair} have the same configuration" for pair in PAIRS] + [
-        "A group of one seed has no standar"
+    assert [note[:35] for note in page["notes"]] == [f"{pair} have the same configuration" for pair in PAIRS] + [
+        "A group of one seed has no standard"
     ]
 
 
