@@ -165,7 +165,7 @@ def paired(pairs: Pairs, score: str = "dsc", unit: str = "Lesions") -> str:
                 label,
                 test["pairs"],
                 *(f"{100 * test[k]:+.2f}" for k in ("mean", "low", "high")),
-                *map("{:.2g}".format, p),
+                *map("{:#.2g}".format, p),
             ]
             for label, test, *p in zip(
                 pairs, tests, [t["p"] for t in tests], holm([t["p"] for t in tests]), strict=True
