@@ -65,7 +65,7 @@ def main(config: CalibrationConfig) -> None:
             scores, curve = measure(images, temperature)
             print(f"{temperature:11.3f}", *(f"{score:7.4f}" for score in scores), f" {folder}, {len(images)} images")
             axes.plot(*curve, style, color=f"C{number}", ms=3, label=f"{folder}, temperature {temperature:.2f}")
-    axes.legend(fontsize=7, frameon=False)
+    axes.legend(fontsize=7, frameon=False, handlelength=4)
     if config.plot:
         figure.savefig(config.plot)
 
@@ -87,7 +87,7 @@ def pixels(trained: TrainedNetwork, folder: str) -> Iterator[Pixels]:
 
 def likelihood(images: Sequence[Pixels], temperature: float) -> float:
     """Return the negative log-likelihood of a pixel."""
-    losses = [F.cross_entropy(x / temperature, true.long(), reduction="sum").item() for x, true in images]
+    losses = [F.cross_entropy(x.double() / temperature, true.long(), reduction="sum").item() for x, true in images]
     return sum(losses) / sum(len(true) for _, true in images)
 
 
@@ -101,7 +101,7 @@ def measure(images: Sequence[Pixels], temperature: float) -> tuple[list[float], 
     foreground classes, each counts."""
     sums, squares = torch.zeros(3, BINS, dtype=torch.float64), 0.0
     for logits, classes in images:
-        p = (logits / temperature).double().softmax(1)[:, 1:].flatten()
+        p = (logits.double() / temperature).softmax(1)[:, 1:].flatten()
         true = F.one_hot(classes.long(), logits.shape[1])[:, 1:].flatten().double()
         squares += (p - true).square().sum().item()
         bins = (p * BINS).long().clamp(max=BINS - 1)
