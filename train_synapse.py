@@ -70,7 +70,10 @@ def train(session: Session) -> None:
     selection = NO_SELECTION if config.select == "last" else SELECTION[config.protocol]
     log.info("protocol %s: %s", config.protocol, selection)
     criterion, files = build_loss(config), [*loader.dataset.files, *volumes.files]
-    with session.training(loader, files, "dice_transunet" if holdout else "train_loss") as training:
+    # The published Dice rewards a class that is found where there is none. Earlier runs, resumed, still select by it.
+    earlier = session.resumed is not None and "selected_by" not in session.run.facts()
+    dice = "dice_transunet" if distributed.broadcast_object(earlier) else "dice_strict"
+    with session.training(loader, files, dice if holdout else "train_loss") as training:
         for epoch in training.epochs():
             loss = train_one_epoch(
                 session.model, training.batches, training.optimizer, criterion, session.compute, **training.step_options
@@ -82,7 +85,7 @@ def train(session: Session) -> None:
                     scores, _ = evaluate_share(session, session.model, volumes, add_to(samples), distances=due)
                 row |= {name: scores[name] for name in SCORE_NAMES if due or not name.startswith("hd95")}
                 row |= dice_of_structures(scores, config.structures)
-                selected_by = 1 - scores["dice_transunet"] if holdout else loss
+                selected_by = 1 - float(np.nan_to_num(scores[dice], nan=1)) if holdout else loss  # NaN: rightly nothing
             training.finish_epoch(row, selected_by, samples)
 
 

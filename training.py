@@ -92,6 +92,7 @@ class Session:
             if warning and distributed.is_main():
                 log.warning("%s", warning)
         self.run.note("optimization", built, level=None)
+        self.run.note("selected_by", selected_by, level=None)
         trained = len(loader.dataset)  # type: ignore[arg-type]  # the division into training and validation counts too
         data = f"{data_fingerprint(files)}/{trained}", data_fingerprint(files, contents=False)
         if getattr(config, "folds", 0):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import re
 import shutil
 import statistics
@@ -109,16 +110,22 @@ class Record:
         return tuple(row["epoch"] for row in rows), tuple(row[name] for row in rows)
 
     @property
+    def selected_by(self) -> str:
+        """The column of metrics.csv that selects the best epoch. Runs that did not note it used the published Dice."""
+        published = "dice_transunet" if self.config["protocol"] == "holdout" else "train_loss"
+        return self.facts.get("selected_by", published if self.of_volumes else "val_loss")
+
+    @property
     def best_epoch(self) -> int | None:
         """The selected epoch, None without one."""
+        name = self.selected_by
         if self.config.get("select") == "last":
-            best = self.epochs[-1] if self.epochs else None
-        elif self.of_volumes and self.config["protocol"] == "holdout":
-            best = max(self.epochs, key=lambda row: row.get("dice_transunet", -1), default=None)
-        else:
-            name = "train_loss" if self.of_volumes else "val_loss"
-            best = min(self.epochs, key=lambda row: row.get(name, float("inf")), default=None)
-        return None if best is None else int(best["epoch"])
+            best = self.epochs[-1:]
+        else:  # a Dice of NaN: there was nothing to find, and nothing was found
+            measured = [row for row in self.epochs if name in row]
+            sign = 1 if name.endswith("loss") else -1
+            best = sorted(measured, key=lambda row: sign * (1 if math.isnan(row[name]) else row[name]))[:1]
+        return int(best[0]["epoch"]) if best else None
 
     @cached_property
     def log(self) -> list[str]:
@@ -174,8 +181,8 @@ class Record:
         return bool(self.scores and self.test_rows)
 
     def dice(self) -> dict[str, float]:
-        """Return {image or case: Dice}: that of the foreground; for several classes the mean of those that occur in the
-        image or its prediction; for volumes the mean of the structures by the published protocol."""
+        """Return {image or case: Dice}: that of the foreground; for several classes, and the structures of volumes, the
+        mean of those that occur in the image or its prediction."""
         return {name: mean_dice(row) for name, row in self.test_rows.items()}
 
     @property
@@ -255,8 +262,9 @@ def means_of_units(scores: dict[str, float], units: dict[str, str]) -> dict[str,
 
 def mean_dice(row: dict[str, float]) -> float:
     """Return the Dice score of one image or case from its row of the test's table."""
-    structures = [value for name, value in row.items() if name.startswith("dice_transunet ")]
-    return statistics.fmean(structures) if structures else score_of_image(row, "dsc")
+    structures = [value for name, value in row.items() if name.startswith("dice_strict ")]
+    occurring = [value for value in structures if not math.isnan(value)] or [1.0]  # rightly nothing, as in an image
+    return statistics.fmean(occurring) if structures else score_of_image(row, "dsc")
 
 
 def score_of_image(row: dict[str, float], score: str) -> float:

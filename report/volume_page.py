@@ -1,5 +1,6 @@
 """The part of a run's page about the test on volumes: tables of structures and cases, pictures."""
 
+import math
 import statistics
 from urllib.parse import quote
 
@@ -19,7 +20,7 @@ def volumes_part(run: Record) -> Contents:
         "comparison": table(rows, caption, [True, *[False] * len(run.class_names)]),
         "hd95": describe_hd95(scores),
         "missed": any(map(is_missed, scores)),
-        "distribution": distribution(dice, "Dice of each case, mean of its structures", "cases"),
+        "distribution": distribution(means_of_units(dice, run.patients), "Strict Dice of each patient", "patients"),
         "pictures": [
             (title, [figure for case in cases for figure in case_figures(run, case, dice[case])])
             for title, cases in extremes(dice, 1)
@@ -42,14 +43,17 @@ def structure_row(run: Record, name: str = "", number: int | None = None) -> lis
         ("HD95 voxels where found", describe_hd95(case_scores(run, [name] if name else run.class_names))),
         ("strict DSC %", percent(scores["dice_strict"])),
         (f"strict HD95 {run.scores.get('distance_unit', 'mm')}", f"{scores['hd95_strict']:.2f}"),
-        ("DSC %, deviation over patients", percent(deviation(run, name))),
+        ("strict DSC %, deviation over patients", percent(deviation(run, name))),
     ]
 
 
 def deviation(run: Record, name: str) -> float:
-    """Return the deviation over the patients of the mean Dice of their cases, for a structure or, without name, all."""
-    dice = {case: row[f"dice_transunet {name}"] for case, row in run.test_rows.items()} if name else run.dice()
-    means = means_of_units(dice, run.units).values()
+    """Return the deviation over the patients of the mean strict Dice of their cases, for a structure or, without name,
+    all; NaN is not counted."""
+    dice = {case: row[f"dice_strict {name}"] for case, row in run.test_rows.items()} if name else run.dice()
+    means = means_of_units(
+        {case: value for case, value in dice.items() if not math.isnan(value)}, run.patients
+    ).values()
     return statistics.stdev(means) if len(means) > 1 else float("nan")
 
 
@@ -68,13 +72,13 @@ def cases_table(run: Record, dice: dict[str, float]) -> Contents:
     for case, row in run.test_rows.items():
         picture, link = run.file("predictions", f"{case}_slices.png"), Markup('<a href="predictions/{}">{}</a>')
         name = case if picture is None else link.format(quote(picture.name), case)
-        structures = [(structure, percent(row[f"dice_transunet {structure}"])) for structure in run.class_names]
+        structures = [(structure, percent(row[f"dice_strict {structure}"])) for structure in run.class_names]
         rows.append([("", name), ("mean", percent(dice[case])), *structures])
-    return table(rows, "Dice %, published protocol")
+    return table(rows, "Strict Dice %; nan: neither truth nor prediction has the structure")
 
 
 def case_figures(run: Record, case: str, score: float) -> list[Contents]:
     """Return the pictures of a case, or a figure without a picture, for which the page shows a sentence."""
     paths = [run.file("predictions", f"{case}_{kind}.png") for kind in ("planes", "slices")]
     images = [[data_uri(read_rgb(path))] for path in paths if path is not None] or [[]]
-    return [{"name": case, "images": image, "text": f"Dice of the case {score:.3f}"} for image in images]
+    return [{"name": case, "images": image, "text": f"strict Dice of the case {score:.3f}"} for image in images]

@@ -6,15 +6,20 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import train
 import train_synapse
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
+from configs.resolve import resolve
 from datasets.demo import make_demo_isic, make_demo_synapse
+from report.records import Record
 from tests.tiny import TRAINING
 from utils.files import read_rows
+from utils.runs.named_weights import read_checkpoint
+from utils.volume import score_case, summarize_cases
 
 SMALL = TRAINING | dict(dataset="demo", epochs=1, protocol="holdout")
 
@@ -68,3 +73,43 @@ def test_synapse_selects_on_val_vol_and_reports_test_vol(tmp_path):
     (lists / "val_vol.txt").unlink()
     with pytest.raises(FileNotFoundError, match="val_vol.txt"):
         train_synapse.main(config)
+
+
+def test_a_perfect_network_is_selected_before_one_that_finds_what_is_not_there(tmp_path, monkeypatch):
+    """8 cases, of which 3 hold nothing: the published Dice of the perfect network is 0.625, with a wrong voxel in each
+    of the 3 it is 1; the strict Dice is 1 and 0.625."""
+    truth = [np.full((1, 4, 4), case < 5, np.uint8) for case in range(8)]
+    wrong = np.zeros((1, 4, 4), np.uint8)
+    wrong[0, 0, 0] = 1
+    perfect, voxels = (
+        summarize_cases([score_case(one if one.any() else empty, one, 2) for one in truth])
+        for empty in (np.zeros_like(wrong), wrong)
+    )
+    assert (perfect["dice_transunet"], voxels["dice_transunet"]) == (0.625, 1)
+    assert (perfect["dice_strict"], voxels["dice_strict"]) == (1, 0.625)
+
+    data = make_demo_synapse(tmp_path / "data", size=40, train=2, val=1, test=1, slices=4)
+    answers, real = iter([voxels, perfect, voxels]), train_synapse.evaluate_share
+
+    def evaluate(*arguments, **options):
+        scores, rows = real(*arguments, **options)
+        answer = next(answers, {})
+        return scores | {name: answer[name] for name in ("dice_transunet", "dice_strict") if answer}, rows
+
+    monkeypatch.setattr(train_synapse, "evaluate_share", evaluate)
+    config = SynapseConfig(**SMALL | dict(epochs=3), data_path=str(data), work_dir=str(tmp_path / "runs"))
+    run, log = run_of(train_synapse.main, config)
+    assert "best epoch: 2, with dice_strict 1.0000" in log and "dice_strict 1, dice_transunet 0.625" in log
+    assert Record(run).best_epoch == 2 and Record(run).selected_by == "dice_strict"
+    assert read_checkpoint(run / "checkpoints" / "best.pth").about["epoch"] == 2
+
+
+def test_a_resumed_run_keeps_to_the_score_that_it_was_begun_with(tmp_path):
+    data = make_demo_synapse(tmp_path / "data", size=40, train=2, val=1, test=1, slices=4)
+    config = SynapseConfig(**SMALL, data_path=str(data), work_dir=str(tmp_path / "runs"))
+    run, _ = run_of(train_synapse.main, config)
+    facts = json.loads((run / "facts.json").read_text(encoding="utf-8"))
+    assert facts.pop("selected_by") == "dice_strict"
+    (run / "facts.json").write_text(json.dumps(facts))  # as before the fact was noted
+    train_synapse.main(resolve(SynapseConfig, ["--resume", str(run), "--epochs", "2"]))
+    assert Record(run).selected_by == "dice_transunet"

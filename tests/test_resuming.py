@@ -92,7 +92,7 @@ def test_the_best_epoch_by_dice_is_logged_with_its_dice_and_training_ends_early(
 
     def evaluate(*arguments, **options):
         scores, rows = real(*arguments, **options)
-        return {**scores, "dice_transunet": next(dice, 0.4)}, rows
+        return {**scores, "dice_strict": next(dice, 0.4)}, rows
 
     monkeypatch.setattr(train_synapse, "evaluate_share", evaluate)
     lists = data / "lists" / "list_Synapse"
@@ -106,5 +106,5 @@ def test_the_best_epoch_by_dice_is_logged_with_its_dice_and_training_ends_early(
     (run,) = (tmp_path / "runs").iterdir()
     assert len(read_rows(run / "metrics.csv")) == 4
     (best,) = [line for line in log_of(run).splitlines() if "best epoch:" in line]
-    assert "epoch: 2" in best and "dice_transunet 0.4000" in best
+    assert "epoch: 2" in best and "dice_strict 0.4000" in best
     assert "4 of 9 (--early-stopping 2;" in log_of(run)

@@ -333,7 +333,9 @@ def test_dice_of_an_image_leaves_out_classes_that_are_nowhere():
     row = {"dsc_class0": 0.9, "dsc_class1": 0.5, "dsc_class2": 0.0, "tp_class2": 0, "fp_class2": 0, "fn_class2": 0}
     assert mean_dice(row) == 0.5
     assert mean_dice(row | {"fn_class2": 3}) == 0.25
-    assert mean_dice({"dice_transunet liver": 0.5, "hd95_transunet liver": 9, "dice_transunet aorta": 1.0}) == 0.75
+    nowhere = {"dice_transunet aorta": 0.0, "dice_strict aorta": float("nan")}
+    assert mean_dice({"dice_transunet liver": 0.5, "dice_strict liver": 0.5, **nowhere}) == 0.5
+    assert mean_dice(nowhere) == 1
 
 
 @pytest.mark.slow
@@ -425,3 +427,9 @@ def test_the_selected_epoch_follows_the_protocol(tmp_path):
     for protocol, epoch in (("paper", 2), ("holdout", 1)):
         (run / "config.json").write_text(json.dumps(values | {"protocol": protocol}))
         assert Record(run).best_epoch == epoch
+    write_rows(
+        run / "metrics.csv", [{"epoch": 1, **first, "dice_strict": 0.2}, {"epoch": 2, **second, "dice_strict": 0.3}]
+    )
+    assert Record(run).best_epoch == 1  # of a run that did not note it
+    (run / "facts.json").write_text('{"selected_by": "dice_strict"}')
+    assert Record(run).best_epoch == 2
