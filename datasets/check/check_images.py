@@ -1,7 +1,6 @@
 """The part of datasets.check for folders of images and masks."""
 
 import contextlib
-import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,18 +12,16 @@ from PIL import ExifTags
 from tqdm import tqdm
 
 from datasets.check.contact_sheet import Cell
-from datasets.check.data_report import DataReport, Inspection, collected, repeated_in
+from datasets.check.data_report import DataReport, Inspection, collected, command_line, repeated_in
 from datasets.classes import palette_colours, raw_volume
 from datasets.duplicates import find_duplicates, fingerprint
 from datasets.image_reading import check_training_image, read_image
 from datasets.isic import Pair, describe_unused, find_masks, match_files
 from datasets.masks import GREY_LEVELS, VOID, MaskReader, check_same_size, distinct, parse_mask_values, void_flags
-from utils.files import REPOSITORY, first_few, open_image
+from utils.files import first_few, open_image
 from utils.machine.device import available_cpus
 
 PARTS = ("train", "val", "test")
-BATCH_SIZE = 32  # the default of train.py
-DEFAULT_START = REPOSITORY / "pretrained_weights" / "vssmsmall_dp03_ckpt_epoch_238.pth"  # vmamba-small, once downloaded
 
 
 def check_images(
@@ -70,15 +67,13 @@ def check_images(
 
 def training_command(folder: Path, flags: Sequence[str], parts: Sequence[str]) -> str:
     """Return a command that trains on an unchanged folder with pairs in these parts, without a download."""
-    name, number = folder.resolve().name, parts.count("train")
-    command = ["python", "train.py", "--dataset", "own" if name == "demo" else name, "--data-path", str(folder), *flags]
+    number = parts.count("train")
+    flags = [*flags]
     if not {"train", "val"} <= set(parts):
         pool = len(parts) - parts.count("test")
-        command += ["--folds", "5", "--fold", "0"]
+        flags += ["--folds", "5", "--fold", "0"]
         number = pool - -(-pool // 5)
-    command += ["--batch-size", str(max(1, number))] if number < BATCH_SIZE else []
-    command += [] if DEFAULT_START.is_file() else ["--recipe", "stable", "--load-ckpt-path", "none"]
-    return shlex.join(command)
+    return command_line("train.py", folder, flags, number)
 
 
 def find_all_pairs(folder: Path, report: DataReport) -> list[tuple[str, Pair]]:

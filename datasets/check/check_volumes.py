@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.check.contact_sheet import Cell, spread
-from datasets.check.data_report import DataReport, Inspection, collected, repeated_in
+from datasets.check.data_report import DataReport, Inspection, collected, command_line, repeated_in
 from datasets.classes import preparation, prepared_names
 from datasets.formats.arrays import read_h5
 from datasets.formats.reader_process import read_apart
@@ -50,7 +50,18 @@ def check_volumes(folder: Path, num_classes: int | None) -> DataReport:
         check_equal_slices(list_dir, listed, found, report)
     keep_fullest([one for one in found.values() if one.part == "train.txt"])
     report.add(list(found.values()), class_names)
+    slices = sum(list_name == "train.txt" for list_name, _ in found)
+    report.lines += ["", f"Train with: {training_command(folder, num_classes, slices, list_dirs)}"]
     return report
+
+
+def training_command(folder: Path, num_classes: int | None, slices: int, list_dirs: Sequence[Path]) -> str:
+    """Return a command that trains on all `slices` of a folder, which has the organs of Synapse unless it says so."""
+    flags = ["--num-classes", str(num_classes)] if num_classes is not None else []
+    holdout = any((list_dir / "val_vol.txt").is_file() for list_dir in list_dirs)
+    flags += ["--protocol", "holdout"] if holdout else []
+    organs = "intensities" not in preparation(folder)[1] and num_classes in (None, len(ORGANS) + 1)
+    return command_line("train_synapse.py", folder, flags, slices, "synapse" if organs else None)
 
 
 def read_h5_apart(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

@@ -1,6 +1,7 @@
 """The report of datasets.check: findings about single files, summed up by part."""
 
 import contextlib
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,10 @@ import numpy as np
 
 from datasets.check.contact_sheet import Cell, save_sheet, spread
 from datasets.duplicates import Fingerprint
-from utils.files import first_few, printable, write_atomically, write_rows
+from utils.files import REPOSITORY, first_few, printable, write_atomically, write_rows
+
+BATCH_SIZE = 32  # the default of both training scripts
+DEFAULT_START = REPOSITORY / "pretrained_weights" / "vssmsmall_dp03_ckpt_epoch_238.pth"  # vmamba-small, once downloaded
 
 
 @dataclass
@@ -127,3 +131,14 @@ def repeated_in(places: Iterable[tuple[str, str]]) -> list[str]:
     for name, place in places:
         found[name].append(place)
     return [f"{name} ({' and '.join(where)})" for name, where in found.items() if len(where) > 1]
+
+
+def command_line(script: str, folder: Path, flags: Sequence[str], number: int, dataset: str | None = None) -> str:
+    """Return the command that trains on `number` images or slices of a folder without a download. By default the data
+    set is called by the folder's name."""
+    name = folder.resolve().name
+    name = dataset or ("own" if name == "demo" else name)
+    command = ["python", script, "--dataset", name, "--data-path", str(folder), *flags]
+    command += ["--batch-size", str(max(1, number))] if number < BATCH_SIZE else []
+    command += [] if DEFAULT_START.is_file() else ["--recipe", "stable", "--load-ckpt-path", "none"]
+    return shlex.join(command)

@@ -1,4 +1,6 @@
+import json
 import re
+import shlex
 import shutil
 import sys
 
@@ -8,7 +10,9 @@ import pytest
 from PIL import Image
 
 from configs.config_setting import ISICConfig
-from datasets.check import check_images
+from configs.config_setting_synapse import SynapseConfig
+from configs.resolve import resolve
+from datasets.check import data_report
 from datasets.check.__main__ import Check, command, main
 from datasets.check.contact_sheet import GAP, LINE, SIDE, TOP
 from datasets.demo import make_demo_isic, make_demo_synapse
@@ -149,10 +153,10 @@ def test_palette_masks_are_read_by_index(tmp_path, run):
 
 def test_the_printed_command_trains_without_a_download(demo, tmp_path, run, monkeypatch):
     """Its constants are those of the config, it has a start that is there, and a batch that the data fill."""
-    assert ISICConfig.batch_size == check_images.BATCH_SIZE
-    assert RELEASED[ISICConfig.load_ckpt_path].url.endswith(f"/{check_images.DEFAULT_START.name}")
+    assert ISICConfig.batch_size == data_report.BATCH_SIZE
+    assert RELEASED[ISICConfig.load_ckpt_path].url.endswith(f"/{data_report.DEFAULT_START.name}")
     for exists in (False, True):
-        monkeypatch.setattr(check_images, "DEFAULT_START", tmp_path / "start.pth")
+        monkeypatch.setattr(data_report, "DEFAULT_START", tmp_path / "start.pth")
         text = run(demo)[1].split("Train with: ")[1].splitlines()[0]
         assert text.endswith(" --batch-size 6" + " --recipe stable --load-ckpt-path none" * (not exists))
         (tmp_path / "start.pth").touch()
@@ -327,6 +331,25 @@ def test_raw_volumes_are_to_be_prepared(tmp_path):
 @pytest.fixture
 def synapse(tmp_path):
     return make_demo_synapse(tmp_path / "synapse", size=48, train=2, val=1, test=1, slices=3)
+
+
+def test_the_printed_command_trains_on_volumes(synapse, tmp_path, run):
+    assert SynapseConfig.batch_size == data_report.BATCH_SIZE
+
+    def config_of(folder):
+        command = shlex.split(run(folder)[1].split("Train with: ")[1].splitlines()[0])
+        assert command[:2] == ["python", "train_synapse.py"]
+        return resolve(SynapseConfig, command[2:])
+
+    config = config_of(synapse)
+    assert (config.dataset, config.data_path, config.protocol) == ("synapse", str(synapse), "holdout")
+    assert config.batch_size == 6  # slices
+    (synapse / "lists" / "list_Synapse" / "val_vol.txt").unlink()
+    scaling = {"kind": "window", "low": 0, "high": 1}
+    record = {"class_names": [*"abcdefgh"], "intensities": scaling, "orientation": "LPS", "labels": [*range(1, 9)]}
+    (synapse / "preparation.json").write_text(json.dumps(record))
+    config = config_of(synapse.rename(tmp_path / "liver"))
+    assert (config.dataset, config.protocol, config.scaling_range) == ("liver", "paper", (0, 1))
 
 
 def edit_list(folder, name, lines):
