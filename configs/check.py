@@ -41,6 +41,7 @@ RANGES = option_ranges.RANGES | {  # lowest and highest value; of a tuple, of ea
     "threshold": (0, 1),
     "z_spacing": (POSITIVE, 1e6),
     "label_ids": (1, 2**32 - 1),
+    "channel": (0, 2**16),
     "folds": (0, math.inf),
     "fold": (0, math.inf),
 }

@@ -29,6 +29,7 @@ class SynapseConfig(RunOptions, MachineOptions, SplitOptions, VolumeDataOptions,
     scaling_range: tuple[float, float] = (-125, 275)  # values, or percentiles of a volume's values, that became 0 and 1
     orientation: str = "LPS"  # where columns, rows and slices point to, or stored; prepared volumes know it too
     label_ids: tuple[int, ...] = ()  # of the classes 1, 2, ... in files of labels; none: 1, 2, ...; likewise
+    channel: int | None = None  # of files with several, counted from 0; likewise
 
     # --- model (paper section 3; the released configuration, 27.43 M parameters) ---
     network: str = "vmunet"  # vmunet, vmunetv2, ultralight, or a baseline: unet, smp:<architecture>[-<encoder>]

@@ -61,12 +61,12 @@ def prepared_values(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Return the values of a config with which datasets.prepare_volumes made the volumes of a preparation.json."""
     try:
         scaling, orientation = Scaling(**record["intensities"]), record["orientation"]
-        label_ids = tuple(record.get("labels", ()))
+        label_ids, channel = tuple(record.get("labels", ())), record.get("channel")
     except (TypeError, KeyError, ValueError) as error:
         expected = "than prepare_volumes writes"
         raise ValueError(f"{path}: found other intensities, labels or orientation {expected}: {error}") from error
     ranges = {"scaling": scaling.kind, "scaling_range": (scaling.low, scaling.high)}
-    return ranges | {"orientation": orientation, "label_ids": label_ids}
+    return ranges | {"orientation": orientation, "label_ids": label_ids, "channel": channel}
 
 
 def palette_colours(folder: Path, num_classes: int) -> tuple[str, ...]:

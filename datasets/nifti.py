@@ -114,9 +114,16 @@ def read_nifti(file: Path | Download, channel: int | None = None) -> StoredVolum
             array = array.astype(np.float32, copy=False)
         affine, header = affine_of(nifti.header), geometry_of(nifti.header)
         if affine is not None:
-            return StoredVolume(array, checked_affine(affine, file), header=header)
+            return StoredVolume(array, checked_affine(affine, file), header=header, slope=float(nifti.dataobj.slope))
         sizes = np.where(header["pixdim"][1:4] > 0, header["pixdim"][1:4], 1) * mm_of_unit(header)
-        return StoredVolume(array, affine_of_slices(sizes[::-1]), measured=False, placed=False, header=header)
+        return StoredVolume(
+            array,
+            affine_of_slices(sizes[::-1]),
+            measured=False,
+            placed=False,
+            header=header,
+            slope=float(nifti.dataobj.slope),
+        )
 
 
 def scaled(stored: nibabel.arrayproxy.ArrayProxy) -> np.ndarray:

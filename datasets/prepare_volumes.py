@@ -11,8 +11,8 @@ follows:
   slices        across the axis of the thickest voxels, in the radiological view (axial, coronal, sagittal); as stored
                 if the scans are oblique or the files store no orientation; nothing is resampled
   intensities   CT (in Hounsfield units) by --window; others by the --percentiles of each volume; to 0..1, float32
-  labels        become 0, 1, 2, ... in the order of their numbers, nnU-Net's `ignore` 255; names from dataset.json or
-                --class-names
+  labels        become 0, 1, 2, ... in the order of their numbers; 255, which counts nowhere: nnU-Net's `ignore`, and
+                255 beside class numbers; names from dataset.json or --class-names
   split         by patient, drawn with --seed; or by the lists of cases in --lists
 
 OUT/preparation.json stores these settings for training and prediction; OUT/cases.csv describes each case. To complete a
@@ -22,10 +22,11 @@ run that was stopped or killed, repeat the command.
 import utils.start
 
 import dataclasses
+import itertools
 import logging
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,7 @@ from nibabel.orientations import aff2axcodes
 from tqdm import tqdm
 
 from datasets.intensities import AIR, HU_WINDOW, Scaling
+from datasets.masks import void_flags
 from datasets.nifti import STORED, tilt
 from datasets.preparation_record import claim_folder, sha256
 from datasets.synapse import read_list
@@ -61,6 +63,7 @@ PLANES = {"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"}  # directions of 
 PLANE_OF_AXIS = {"S": "axial", "I": "axial", "A": "coronal", "P": "coronal", "L": "sagittal", "R": "sagittal"}
 THICKER = 1.2  # ratio from which on the voxels along one axis count as thicker than along another
 IGNORE_LABEL = 255  # of voxels that count in no loss and no score: nnU-Net's label `ignore`
+MOST_NUMBERS = 9  # in a case's name, that can end the name of its patient
 OBLIQUE = 20.0  # degrees; from here on, an axis matches no direction of the patient
 
 
@@ -77,7 +80,7 @@ class PrepareVolumes:
     orientation: str = "auto"  # directions of columns, rows and slices, such as LPS; stored: as in the files
     split: tuple[float, float, float] = (70, 10, 20)  # percent of the patients for training, validation and testing
     seed: int = 42  # of the split
-    patient: str = r"^.*?\d+"  # regular expression: cases in which it matches the same text belong to one patient
+    patient: str | None = None  # regular expression: it matches the same text in all cases of a patient; none: guessed
     lists: str | None = None  # folder with train.txt, val.txt (optional) and test.txt, one case a line
     debug: bool = False  # show the traceback of errors
 
@@ -105,13 +108,16 @@ def prepare(options: PrepareVolumes) -> tuple[dict[str, Any], dict[str, list[str
         check_name(name, images)
     for sentence in unused:
         log.warning("not used: %s", sentence)
-    known_names, channels, ignored = read_dataset_json(root, images.parent, labels)
-    parts = parts_from_lists(Path(options.lists), cases) if options.lists else split_cases(list(cases), options)
+    known, channels, ignored = read_dataset_json(root, images.parent, labels)
+    listed = parts_from_lists(Path(options.lists), cases) if options.lists else None
+    patients, parts = divide(list(cases), options, listed)
     part_of = {case: part for part, names in parts.items() for case in names}
     cases = {case: cases[case] for case in part_of}
-    values = label_values(cases, options, known_names)
+    values, ignored = (sorted(known), ignored) if known else label_values(cases, options)
+    if len(options.class_names) not in (0, len(values)):
+        raise ValueError(f"--class-names: found {len(options.class_names)} names, expected {len(values)} for {values}")
     scaling = choose_scaling(cases, options, channels)
-    class_names = list(options.class_names or known_names or (f"label {value}" for value in values))
+    class_names = list(options.class_names or (known.get(value, f"label {value}") for value in values))
     record: dict[str, Any] = {
         "dataset": "volumes",
         "class_names": class_names,
@@ -120,17 +126,23 @@ def prepare(options: PrepareVolumes) -> tuple[dict[str, Any], dict[str, list[str
         "orientation": choose_orientation(cases) if options.orientation == "auto" else options.orientation,
         "parts": {part: sha256("\n".join(names).encode()) for part, names in parts.items()},
     }
+    if options.channel is not None:
+        record["channel"] = options.channel
     unknown = {} if ignored is None else {ignored: IGNORE_LABEL}
     if unknown:
         record["ignore_label"] = IGNORE_LABEL
     out = claim_folder(options.out, record)
+    sloped: list[str] = []
 
     def read(files: CaseFiles) -> RawCase:
         raw = read_case(files, options.channel)
         if raw.note:
             log.warning("%s", raw.note)
+        if raw.label_slope != 1:
+            sloped.append(f"{files.label.name} ({raw.label_slope:g})")
         if options.intensities == "auto" and scaling.kind == "percentiles" and raw.image.min() < AIR:
-            found = f"values down to {raw.image.min():g}, as in CT, among cases of another kind"
+            kind = channels.get(options.channel or 0, "another kind")  # as dataset.json calls it
+            found = f"values down to {raw.image.min():g}, as in CT, among cases of {kind}"
             raise ValueError(f"{files.image}: found {found}; expected one kind, or --intensities")
         return raw
 
@@ -145,13 +157,15 @@ def prepare(options: PrepareVolumes) -> tuple[dict[str, Any], dict[str, list[str
         ),
         lambda task, raw, case: {
             "case": task.name,
-            "patient": patient_of(task.name, options.patient),
+            "patient": patients[task.name],
             "part": part_of[task.name],
             "image": task.files.image.name,
             **size_columns(case),
             "structures": present_classes(case, class_names),
         },
     )
+    if sloped:
+        log.info("the slope in the header was applied to the labels of %d cases: %s", len(sloped), first_few(sloped, 3))
     slices = {row["case"]: range(int(row["slices"])) for row in read_rows(out / "cases.csv")}
     train = [file.stem for case in parts["train"] for file in slice_files(out, case, slices[case])]
     for part, lines in (parts | {"train": train}).items():
@@ -160,21 +174,52 @@ def prepare(options: PrepareVolumes) -> tuple[dict[str, Any], dict[str, list[str
     return record, parts
 
 
-def split_cases(cases: list[str], options: PrepareVolumes) -> dict[str, list[str]]:
+def divide(
+    cases: list[str], options: PrepareVolumes, listed: dict[str, list[str]] | None = None
+) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Return ({case: its patient}, {part: its cases}), of which the parts may be `listed`.
+
+    Without --patient, a patient's name is the shortest beginning of a case's name, up to the end of a number, by which
+    no part is empty and no patient in two. Raises ValueError if two parts then share the longest number in a name, as
+    T1_patient000 and T2_patient000 do, and for fewer than two patients."""
+    found = f"found 1 patient in {len(cases)} cases"
+    guesses = [rf"^(?:\D*\d+(?!\d)){{{n}}}" for n in range(1, MOST_NUMBERS + 1)]
+    patterns = guesses if options.patient is None else [options.patient]
+    for complete, pattern in itertools.product((True, False), patterns):
+        patients = {case: patient_of(case, pattern) for case in cases}
+        if len({*patients.values()}) < 2:
+            continue
+        parts = split_cases(patients, options) if listed is None else listed
+        shared = in_two_parts(parts, patients.__getitem__)
+        if not shared and options.patient is None:
+            shared = in_two_parts(parts, longest_number)
+        if shared:
+            found = f"found {shared}, which look like one patient"
+        elif parts["val"] or listed or options.split[1] == 0 or not complete:
+            break
+    else:
+        called = "--patient" if options.patient is None else f"--patient {options.patient}"
+        expected = r"two or more, each in one part; it is a regular expression for their names, such as patient\d+"
+        raise ValueError(f"{called}: {found}; expected {expected}")
+    of_patients: dict[str, list[str]] = {}
+    for case, patient in patients.items():
+        of_patients.setdefault(patient, []).append(case)
+    examples = "; ".join(f"patient {name} has {first_few(of_patients[name], 3)}" for name in sorted(of_patients)[:3])
+    log.info("%d patients in %d cases: %s; %s (--patient)", len(of_patients), len(cases), sizes_of(parts), examples)
+    if not parts["val"]:
+        log.warning("no patient is left for validation; train without --protocol holdout, or change --split")
+    return patients, parts
+
+
+def split_cases(patients: Mapping[str, str], options: PrepareVolumes) -> dict[str, list[str]]:
     """Return {part: its cases}: the patients are shuffled with the seed, all cases of a patient are in one part.
 
-    Raises ValueError for fewer than two patients, and for invalid shares."""
+    patients  {case: its patient}, of two or more. Raises ValueError for invalid shares."""
     share = np.array(options.split, dtype=float)
     if share.min() < 0 or share[0] == 0 or share[2] == 0 or not np.isfinite(share).all():
         expected = "shares for training, validation and testing, the first and last above 0"
         raise ValueError(f"--split {first_few(share)}: expected {expected}")
-    patients: dict[str, list[str]] = {}
-    for case in cases:
-        patients.setdefault(patient_of(case, options.patient), []).append(case)
-    if len(patients) < 2:
-        found = f"found {len(patients)} patient in {len(cases)} cases"
-        raise ValueError(f"--patient {options.patient}: {found}, expected two or more")
-    names = sorted(patients)
+    names = sorted({*patients.values()})
     random.Random(options.seed).shuffle(names)
     first, second = np.round(np.cumsum(share / share.sum())[:2] * len(names)).astype(int)
     first = min(max(first, 1), len(names) - 1)
@@ -183,12 +228,24 @@ def split_cases(cases: list[str], options: PrepareVolumes) -> dict[str, list[str
         first = min(first, len(names) - 2)
         second = first + 1
     parts = {"train": names[:first], "val": names[first:second], "test": names[second:]}
-    examples = (f"patient {name} has {first_few(patients[name], 3)}" for name in sorted(patients)[:3])
-    found = f"{sizes_of(parts)}; {'; '.join(examples)} (--patient)"
-    log.info("%d patients in %d cases: %s", len(names), len(cases), found)
-    if not parts["val"]:
-        log.warning("no patient is left for validation; train without --protocol holdout, or change --split")
-    return {part: sorted(case for name in of_part for case in patients[name]) for part, of_part in parts.items()}
+    return {part: sorted(case for case in patients if patients[case] in of_part) for part, of_part in parts.items()}
+
+
+def in_two_parts(parts: Mapping[str, list[str]], key: Callable[[str], object]) -> str:
+    """Return two cases with the same key that are in different parts, as text; "" if there are none."""
+    first: dict[object, tuple[str, str]] = {}
+    for part, names in parts.items():
+        for name in names:
+            other, its_part = first.setdefault(key(name), (name, part))
+            if its_part != part:
+                return f"{other} ({its_part}) and {name} ({part})"
+    return ""
+
+
+def longest_number(case: str) -> int | str:
+    """Return the first of the longest numbers in a name; the name itself without one."""
+    numbers = re.findall(r"\d+", case)
+    return int(max(numbers, key=len)) if numbers else case
 
 
 def patient_of(case: str, pattern: str) -> str:
@@ -219,33 +276,29 @@ def parts_from_lists(folder: Path, cases: Mapping[str, CaseFiles]) -> dict[str, 
     return parts
 
 
-def label_values(cases: dict[str, CaseFiles], options: PrepareVolumes, known_names: list[str]) -> list[int]:
-    """Return the labels of the classes 1, 2, ... in the files. Without a dataset.json all labels are read."""
-    names, expected = options.class_names, len(known_names)
-    if names and expected not in (0, len(names)):
-        raise ValueError(f"--class-names: found {len(names)} names, expected {expected} as in dataset.json")
-    if expected:
-        return list(range(1, expected + 1))
-    found: set[int] = set()
+def label_values(cases: dict[str, CaseFiles], options: PrepareVolumes) -> tuple[list[int], int | None]:
+    """Read all labels; return (those of the classes 1, 2, ..., the one that counts nowhere or None)."""
+    found = set[int]()
     for files in tqdm(cases.values(), "labels", unit=" cases", disable=None):
         found |= set(np.unique(whole_numbers(read_case(files, options.channel).label, files.label)).tolist())
     values = sorted(found - {0})
     if not values or values[0] < 0 or len(values) > 254:
         labels = first_few(sorted(found))
         raise ValueError(f"{options.images}: found the labels {labels}; expected 0 and 1 to 254 larger numbers")
-    if IGNORE_LABEL in found and len(values) > 1:
-        log.warning("the label %d, usually 'ignore', becomes a class; dataset.json can say otherwise", IGNORE_LABEL)
-    if names and len(names) != len(values):
-        raise ValueError(f"--class-names: found {len(names)} names for the {len(values)} labels {first_few(values)}")
-    return values
+    ignored = IGNORE_LABEL if void_flags(found) and len(options.class_names) != len(values) else None
+    if ignored is not None:
+        values.remove(ignored)
+        text = "the label %d beside class numbers is usually 'ignore', and counts nowhere; as a class, it needs %s"
+        log.warning(text, ignored, f"one of {len(values) + 1} --class-names")
+    return values, ignored
 
 
-def choose_scaling(cases: dict[str, CaseFiles], options: PrepareVolumes, channels: list[str]) -> Scaling:
+def choose_scaling(cases: dict[str, CaseFiles], options: PrepareVolumes, channels: Mapping[int, str]) -> Scaling:
     """Choose by the options, by the channel's name in dataset.json, or by the values of the first case."""
     if options.intensities != "auto":
         ct = options.intensities == "window"
     elif channels:
-        ct = channels[options.channel or 0].upper() == "CT"
+        ct = "CT" in (name.upper() for number, name in channels.items() if number == (options.channel or 0))
     else:
         ct = read_case(next(iter(cases.values())), options.channel).image.min() < AIR
     return Scaling("window", *options.window) if ct else Scaling("percentiles", *options.percentiles)

@@ -36,6 +36,7 @@ class RawCase(NamedTuple):
     affine: np.ndarray | None  # (4, 4), from (i, j, k) to mm in NIfTI's directions; None if unknown
     spacing: np.ndarray | None = None  # (3,) mm along k, j, i, of a file without affine; None if unknown
     note: str = ""  # of what is doubtful about its files
+    label_slope: float = 1.0  # by which the stored labels were multiplied
 
 
 def find_cases(images: Path, labels: Path | None, channel: int | None) -> tuple[dict[str, CaseFiles], list[str]]:
@@ -137,14 +138,14 @@ def check_distinct(files: list[Path], folder: Path) -> None:
         raise ValueError(f"{folder}: {names} would be one case, {case}; expected different names")
 
 
-def read_dataset_json(*folders: Path | None) -> tuple[list[str], list[str], int | None]:
-    """Return (names of the labels 1, 2, ..., names of the channels such as CT, nnU-Net's label `ignore`) from the
-    dataset.json of nnU-Net or MSD in one of the folders; ([], [], None) if there is none.
+def read_dataset_json(*folders: Path | None) -> tuple[dict[int, str], dict[int, str], int | None]:
+    """Return ({label: name of its structure}, {channel: its name, such as CT}, nnU-Net's label `ignore`) from the
+    dataset.json of nnU-Net or MSD in one of the folders; ({}, {}, None) if there is none.
 
     Raises ValueError for labels that are not classes of single voxels: nnU-Net's regions."""
     path = next((folder / "dataset.json" for folder in folders if folder and (folder / "dataset.json").is_file()), None)
     if path is None:
-        return [], [], None
+        return {}, {}, None
     expected = '"labels" and "channel_names" or "modality" as in nnU-Net and MSD'
     about = read_json(path, expected)
     labels, channels = about.get("labels", {}), about.get("channel_names", about.get("modality", {}))
@@ -153,14 +154,14 @@ def read_dataset_json(*folders: Path | None) -> tuple[list[str], list[str], int 
     numbers: dict[int, str] = {}
     for key, value in labels.items():
         number, name = (value, key) if isinstance(value, int) else (key, value)  # nnU-Net 2: {name: number}
-        if isinstance(value, list) or not str(number).isdecimal():
+        if isinstance(value, list) or not str(number).isdecimal() or int(number) in numbers:
             raise ValueError(f"{path}: found the label {key}: {value}, expected one number for each structure")
         numbers[int(number)] = str(name)
-    if sorted(numbers) != list(range(len(numbers))):
-        raise ValueError(f"{path}: found the labels {sorted(numbers)}, expected 0, 1, 2 and so on")
-    ignored = len(numbers) - 1 if numbers.get(len(numbers) - 1) == "ignore" else None  # the last one in nnU-Net
-    names = [numbers[number] for number in range(1, len(numbers)) if number != ignored]
-    return names, [str(channels[key]) for key in sorted(channels)], ignored
+    ignored = max(numbers) if numbers and numbers[max(numbers)] == "ignore" else None  # the last one in nnU-Net
+    names = {number: name for number, name in numbers.items() if number not in (0, ignored)}
+    if numbers and not (0 in numbers and 1 <= len(names) <= 254):
+        raise ValueError(f"{path}: found the labels {sorted(numbers)}, expected 0 and those of 1 to 254 structures")
+    return names, dict(enumerate(str(channels[key]) for key in sorted(channels))), ignored
 
 
 def read_case(files: CaseFiles, channel: int | None = None) -> RawCase:
@@ -183,7 +184,7 @@ def read_pair(files: CaseFiles, channel: int | None = None) -> RawCase:
         check_same_place((affine, label_affine), image.shape, files)
     same = (affine is None) == (label_affine is None)
     note = "" if same else f"{files.image} or {files.label} has no orientation: their voxels are paired as stored"
-    return RawCase(image.astype(np.float32), label, affine, note=note)
+    return RawCase(image.astype(np.float32), label, affine, note=note, label_slope=stored_label.slope)
 
 
 def read_arrays(path: Path) -> RawCase:

@@ -16,7 +16,7 @@ class ResultOptions:
     normalization: Literal["minmax", "imagenet"] | None = None  # images
     window: tuple[float, float] | None = None  # volumes: values that become 0 and 1; for CT -125 275 (Hounsfield units)
     orientation: str | None = None  # volumes: where columns, rows and slices of the training data point to; or stored
-    channel: int | None = None  # volumes: of NIfTI files with several, counted from 0
+    channel: int | None = None  # volumes: of NIfTI files with several, counted from 0; none: that of the training data
     insist: bool = False  # also volumes by a network of images, and images by one of volumes; label maps; any modality
 
     # --- inference ---

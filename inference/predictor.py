@@ -167,7 +167,9 @@ class Predictor:
         if not item.is_volume:
             picture = read_picture(item)
             return picture, self.ensemble.prepare(picture.pixels)
-        volume = read_volume(item, self.orientation, self.options.channel)
+        channel = self.options.channel
+        channel = getattr(self.config, "channel", None) if channel is None else channel
+        volume = read_volume(item, self.orientation, channel)
         if self.volumes:
             return self._scaled(volume, item.path), []
         return dataclasses.replace(volume, slices=without_nan(volume.slices, item.path)), []

@@ -15,4 +15,5 @@ class StoredVolume:
     measured: bool = True  # whether the voxel size is known along all axes
     placed: bool = True  # whether the patient's orientation is known
     header: Any = None  # of a NIfTI file, a nibabel.Nifti1Header
+    slope: float = 1.0  # of a NIfTI file, by which its stored values were multiplied
     modality: str | None = None  # of a DICOM series, such as CT

@@ -1,57 +1,18 @@
-import json
 from pathlib import Path
 
 import h5py
 import nibabel
 import numpy as np
 import pytest
-from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from datasets.check.__main__ import Check, main
 from datasets.intensities import Scaling
-from datasets.prepare_volumes import PrepareVolumes, prepare, split_cases
+from datasets.prepare_volumes import PrepareVolumes, divide, prepare
 from datasets.synapse import SynapseSlices, SynapseVolumes
 from datasets.transforms import RandomGenerator
 from datasets.volume_sources import case_name, find_cases
+from tests.datasets.volumes import DIRECTIONS, SHAPE, affine, arrays, make_data_set, make_pairs, options, save, turned
 from utils.files import read_rows
-
-SHAPE = (5, 6, 4)  # columns, rows, slices
-DIRECTIONS = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
-
-
-def arrays(seed=0, low=0, high=400, labels=3):
-    """Values and labels (i, j, k)."""
-    rng = np.random.default_rng(seed)
-    return rng.integers(low, high, SHAPE).astype(np.int16), rng.integers(0, labels, SHAPE).astype(np.uint8)
-
-
-def affine(spacing=(0.7, 0.8, 3.0)):
-    """Columns to the left, rows to the back, slices to the head."""
-    return np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
-
-
-def turned(array, codes, spacing=(0.7, 0.8, 3.0)):
-    """The same scan in a file whose axes point to other directions, such as "RAS" or "PIR"."""
-    image = nibabel.Nifti1Image(array, affine(spacing))
-    return image.as_reoriented(ornt_transform(io_orientation(image.affine), axcodes2ornt(codes)))
-
-
-def save(image, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(image, path)
-
-
-def make_pairs(folder, cases=("pat1_a", "pat1_b", "pat2_a", "pat3_a"), **values):
-    for seed, case in enumerate(cases):
-        for kind, array in zip(("images", "labels"), arrays(seed, **values), strict=True):
-            save(turned(array, "RAS" if seed % 2 else "LPS"), folder / kind / f"{case}.nii.gz")
-    return folder
-
-
-def options(folder, **changes):
-    labels = str(folder / "labels") if (folder / "labels").is_dir() else None
-    values = {"images": str(folder / "images"), "labels": labels, "out": str(folder / "out")} | changes
-    return PrepareVolumes(**values)
 
 
 def test_what_training_reads_is_the_scan_in_one_orientation(tmp_path):
@@ -74,17 +35,6 @@ def test_what_training_reads_is_the_scan_in_one_orientation(tmp_path):
     np.testing.assert_array_equal(label, arrays(seeds[parts["train"][0]])[1].T[1])
 
 
-def test_all_cases_of_a_patient_are_in_one_part_and_the_seed_decides_which(tmp_path):
-    cases = [f"patient{n:03d}_frame{f:02d}" for n in range(10) for f in (1, 12)]
-    make_pairs(tmp_path, cases)
-    _, parts = prepare(options(tmp_path))
-    assert [len(parts[part]) for part in ("train", "val", "test")] == [14, 2, 4]
-    patients = [{case[:10] for case in parts[part]} for part in parts]
-    assert not set.intersection(*patients) and sum(map(len, patients)) == 10
-    assert prepare(options(tmp_path, out=str(tmp_path / "again")))[1] == parts
-    assert prepare(options(tmp_path, out=str(tmp_path / "other"), seed=1))[1] != parts
-
-
 def test_lists_of_cases_say_the_parts(tmp_path):
     make_pairs(tmp_path)
     lists = tmp_path / "lists"
@@ -101,19 +51,6 @@ def test_lists_of_cases_say_the_parts(tmp_path):
         prepare(options(tmp_path, lists=str(lists)))
 
 
-def make_data_set(folder, labels, channels, several=False):
-    """The folders of nnU-Net or MSD with three cases."""
-    for seed in range(3):
-        image, label = arrays(seed, -1000, 400)
-        save(turned(image, "LPS"), folder / "imagesTr" / f"heart_{seed:03d}_0000.nii.gz")
-        if several:
-            save(turned(image * 2, "LPS"), folder / "imagesTr" / f"heart_{seed:03d}_0001.nii.gz")
-        save(turned(label, "LPS"), folder / "labelsTr" / f"heart_{seed:03d}.nii.gz")
-    (folder / "imagesTr" / "._heart_000_0000.nii.gz").write_text("made by a Mac")
-    (folder / "dataset.json").write_text(json.dumps({"labels": labels, "channel_names": channels}))
-    return folder
-
-
 def test_nnunet_and_msd_folders_say_names_and_modality(tmp_path):
     for name, labels in (
         ("v2", {"background": 0, "aorta": 1, "liver": 2}),
@@ -124,34 +61,6 @@ def test_nnunet_and_msd_folders_say_names_and_modality(tmp_path):
         assert record["class_names"] == ["aorta", "liver"]
         assert record["intensities"] == {"kind": "window", "low": -125, "high": 275}
         assert sorted(case for cases in parts.values() for case in cases) == ["heart_000", "heart_001", "heart_002"]
-
-
-def test_the_label_that_nnunet_ignores_becomes_255(tmp_path):
-    folder = make_data_set(tmp_path / "in", {"background": 0, "aorta": 1, "ignore": 2}, {"0": "CT"})
-    record, parts = prepare(PrepareVolumes(images=str(folder), out=str(tmp_path / "out")))
-    assert record["class_names"] == ["aorta"] and record["labels"] == [1] and record["ignore_label"] == 255
-    with h5py.File(tmp_path / "out" / "test_vol_h5" / f"{parts['test'][0]}.npy.h5") as file:
-        stored = nibabel.load(folder / "labelsTr" / f"{parts['test'][0]}.nii.gz").get_fdata()
-        assert np.unique(file["label"]).tolist() == [0, 1, 255]
-        assert (file["label"][:] == 255).sum() == (stored == 2).sum()
-
-
-def test_labels_that_a_slope_moves_are_rounded(tmp_path):
-    make_pairs(tmp_path)
-
-    def store(path, slope):
-        image = nibabel.load(path)
-        stored = nibabel.Nifti1Image((100 * np.round(image.get_fdata())).astype(np.uint8), image.affine)
-        stored.header.set_slope_inter(slope, 0)
-        nibabel.save(stored, path)
-
-    for path in (tmp_path / "labels").iterdir():
-        store(path, 0.010002)
-    record, _ = prepare(options(tmp_path))
-    assert record["labels"] == [1, 2]
-    store(path, 0.012)
-    with pytest.raises(ValueError, match=rf"{path.name}.*label \d\.\d"):
-        prepare(options(tmp_path))
 
 
 def test_a_changed_bit_of_a_compressed_image_is_noticed(tmp_path):
@@ -168,6 +77,8 @@ def test_one_of_several_channels_must_be_chosen(tmp_path):
     folder = make_data_set(tmp_path, {"0": "b", "1": "a", "2": "l"}, {"0": "T1", "1": "T2"}, several=True)
     with pytest.raises(ValueError, match=r"--channel.*heart_000.* 0, 1"):
         prepare(PrepareVolumes(images=str(folder), out=str(tmp_path / "out")))
+    record, _ = prepare(PrepareVolumes(images=str(folder), channel=1, intensities="window", out=str(tmp_path / "out")))
+    assert record["channel"] == 1
     pairs, _ = find_cases(folder / "imagesTr", folder / "labelsTr", 1)
     assert pairs["heart_000"].image.name == "heart_000_0001.nii.gz"
 
@@ -253,17 +164,6 @@ def test_units_of_the_header_count(tmp_path):
     assert (row["slice_mm"], row["row_mm"]) == ("5.0", "1.0")
 
 
-def test_labels_with_gaps_become_consecutive_classes(tmp_path):
-    for seed, case in enumerate(("p1", "p2")):
-        image, label = arrays(seed)
-        save(nibabel.Nifti1Image(image, affine()), tmp_path / "images" / f"{case}.nii")
-        save(nibabel.Nifti1Image(np.array([0, 4, 7], np.float32)[label], affine()), tmp_path / "labels" / f"{case}.nii")
-    record, parts = prepare(options(tmp_path))
-    assert record["labels"] == [4, 7] and record["class_names"] == ["label 4", "label 7"]
-    with h5py.File(tmp_path / "out" / "test_vol_h5" / f"{parts['test'][0]}.npy.h5") as file:
-        np.testing.assert_array_equal(file["label"][:], arrays(["p1", "p2"].index(parts["test"][0]))[1].T)
-
-
 def test_names_of_pairs():
     names = {
         "img0001.nii.gz": "0001",
@@ -343,22 +243,6 @@ def test_bad_files_are_named(tmp_path, spoil, message):
         prepare(options(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        ({"labels": {"background": 0, "whole": [1, 2]}}, r"dataset.json.*whole: \[1, 2\]"),
-        ({"labels": {"background": 0, "ignore": 3}}, r"dataset.json.*\[0, 3\]"),
-        ({"labels": {"0": "b", "2": "a"}}, r"dataset.json.*\[0, 2\]"),
-        ([1], r"dataset.json.*\"labels\""),
-    ],
-)
-def test_labels_of_dataset_json_that_are_no_classes(tmp_path, content, message):
-    make_pairs(tmp_path)
-    (tmp_path / "dataset.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=message):
-        prepare(options(tmp_path))
-
-
 def test_one_volume_of_another_kind_is_refused(tmp_path):
     """Hounsfield units and values that were scaled before in one folder: a window fits the first only."""
     make_pairs(tmp_path, low=-1000, high=1000)
@@ -414,7 +298,7 @@ def test_a_ct_among_other_scans_is_named(tmp_path):
 
 
 def split_of(folder, seed):
-    return split_cases(["pat1_a", "pat1_b", "pat2_a", "pat3_a"], options(folder, seed=seed))
+    return divide(["pat1_a", "pat1_b", "pat2_a", "pat3_a"], options(folder, seed=seed))[1]
 
 
 def test_a_label_without_orientation_is_told(tmp_path, caplog):

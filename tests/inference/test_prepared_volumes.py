@@ -59,6 +59,25 @@ def test_a_raw_volume_becomes_what_the_network_was_trained_on(tmp_path, case):
     np.testing.assert_allclose(mask.affine, affine, atol=1e-6)
 
 
+def test_prediction_reads_the_channel_that_was_trained_on(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("p1", "p2"):
+        arrays = {"images": rng.integers(0, 256, (40, 36, 5, 2)), "labels": rng.integers(0, 3, (40, 36, 5))}
+        for kind, array in arrays.items():
+            (tmp_path / kind).mkdir(exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array.astype(np.uint8), np.eye(4)), tmp_path / kind / f"{name}.nii")
+    folders = {"images": str(tmp_path / "images"), "labels": str(tmp_path / "labels"), "out": str(tmp_path / "out")}
+    _, parts = prepare(PrepareVolumes(**folders, channel=1))
+    config = resolve(SynapseConfig(**SMALL | {"dataset": "own", "data_path": str(tmp_path / "out")}))
+    checkpoint, test = save_trained(tmp_path, config), parts["test"][0]
+    (raw,) = find_inputs([tmp_path / "images" / f"{test}.nii"])
+    with h5py.File(tmp_path / "out" / "test_vol_h5" / f"{test}.npy.h5") as file:
+        trained_on = file["image"][:]
+    np.testing.assert_allclose(Predictor(checkpoint)._read_and_prepare(raw)[0].slices, trained_on, atol=1e-6)
+    other = Predictor(checkpoint, channel=0)._read_and_prepare(raw)[0].slices
+    assert not np.allclose(other, trained_on, atol=0.1)
+
+
 def test_what_a_folder_says_must_be_what_prepare_volumes_writes(tmp_path):
     record = {"intensities": {"kind": "percentiles", "low": 9, "high": 1}}
     (tmp_path / "preparation.json").write_text(json.dumps(record))
