@@ -1,8 +1,10 @@
 """VM-UNet as the network of nnU-Net's configuration 2d: planning, patches, augmentation and inference stay nnU-Net's.
 
-pip install nnunetv2 .                                   # in a clone; nnunetv2 2.8 or later
-export nnUNet_extTrainer=$PWD/integrations/nnunet
-nnUNetv2_train DATASET 2d FOLD -tr nnUNetTrainerVMUNet   # then nnUNetv2_predict with the same -tr
+    pip install nnunetv2 .                                   # in a clone; nnunetv2 2.8 or later
+    export nnUNet_extTrainer=$PWD/integrations/nnunet
+    nnUNetv2_train DATASET 2d FOLD -tr nnUNetTrainerVMUNet
+
+nnUNetv2_predict takes the same -tr.
 """
 
 import torch
