@@ -20,7 +20,7 @@ def volumes_part(run: Record) -> Contents:
         "comparison": table(rows, caption, [True, *[False] * len(run.class_names)]),
         "hd95": describe_hd95(scores),
         "missed": any(map(is_missed, scores)),
-        "distribution": distribution(means_of_units(dice, run.patients), "Strict Dice of each patient", "patients"),
+        "distribution": distribution(means_of_units(dice, run.units), "Strict Dice of each patient", "patients"),
         "pictures": [
             (title, [figure for case in cases for figure in case_figures(run, case, dice[case])])
             for title, cases in extremes(dice, 1)
@@ -51,9 +51,7 @@ def deviation(run: Record, name: str) -> float:
     """Return the deviation over the patients of the mean strict Dice of their cases, for a structure or, without name,
     all; NaN is not counted."""
     dice = {case: row[f"dice_strict {name}"] for case, row in run.test_rows.items()} if name else run.dice()
-    means = means_of_units(
-        {case: value for case, value in dice.items() if not math.isnan(value)}, run.patients
-    ).values()
+    means = means_of_units({case: value for case, value in dice.items() if not math.isnan(value)}, run.units).values()
     return statistics.stdev(means) if len(means) > 1 else float("nan")
 
 

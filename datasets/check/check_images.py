@@ -1,6 +1,7 @@
 """The part of datasets.check for folders of images and masks."""
 
 import contextlib
+import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor

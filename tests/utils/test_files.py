@@ -84,7 +84,10 @@ def test_lists_and_descriptions_of_windows_programs(encoding, tmp_path):
     assert read_list(tmp_path, "train.txt") == ["case1", "case2"]
     content = {"labels": {"background": 0, "liver": 1}, "channel_names": {"0": "CT"}}
     (tmp_path / "dataset.json").write_bytes(json.dumps(content).encode(encoding))
-    assert read_dataset_json(tmp_path) == (["liver"], ["CT"], None) and read_json(tmp_path / "dataset.json") == content
+    assert (
+        read_dataset_json(tmp_path) == ({1: "liver"}, {0: "CT"}, None)
+        and read_json(tmp_path / "dataset.json") == content
+    )
     assert read_text(tmp_path / "train.txt").startswith("case1")
 
 
