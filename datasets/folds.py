@@ -28,10 +28,15 @@ def find_split(root: str | Path, split: str, config: Any) -> list[Pair]:
     if config.folds and split != "test":
         pairs = pooled_pairs(root)
         stems, lesions = [stem for stem, _, _ in pairs], lesion_of(root / SAME_LESION)
+        absent = sorted(lesions.keys() - set(stems))
+        if absent and len(absent) == len(lesions):
+            expected = f"expected images of {root}, without their endings"
+            raise ValueError(f"{root / SAME_LESION}: found only other names: {first_few(absent)}; {expected}")
         if split == "train" and lesions:
             shown = [lesions[stem] for stem in stems if stem in lesions]
             together = f"{len(shown)} images of {len(set(shown))} lesions stay together in folds"
-            log.info("%s: %s", root / SAME_LESION, together)
+            others = f"; {len(absent)} names are not among the images: {first_few(absent)}" if absent else ""
+            log.info("%s: %s", root / SAME_LESION, together + others)
         fold = fold_of(stems, config.folds, config.fold_seed, config.fold_group, lesions)
         return [pair for pair in pairs if (fold[pair[0]] == config.fold) == (split == "val")]
     if config.protocol == "holdout" and not config.folds and not (root / "test").is_dir():

@@ -91,7 +91,7 @@ def find_masks(root: str | Path) -> list[Path]:
 def list_images(folder: str | Path) -> dict[str, list[Path]]:
     """Return {stem in its normal form: [paths]} of the images in a folder, without hidden files and superpixels."""
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; expected {{train,val}}/{{images,masks}} (data/README.md)")
+        raise FileNotFoundError(f"{folder} is not a folder; expected one with images or masks (data/README.md)")
     found: dict[str, list[Path]] = {}
     for path in sorted(Path(folder).iterdir()):
         if path.suffix.lower() in EXTENSIONS and path.name[0] != "." and not is_superpixels(path):

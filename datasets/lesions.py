@@ -12,9 +12,16 @@ LISTED = Path(__file__).parent / "splits" / SAME_LESION
 
 
 def lesion_of(path: str | Path = LISTED) -> dict[str, str]:
-    """Return {id: the smallest id of its lesion} for the images in a list of pairs; {} if the file does not exist."""
-    rows = read_rows(path, "first", "second")
-    return components((normal_name(row["first"]), normal_name(row["second"])) for row in rows)
+    """Return {id: the smallest id of its lesion} for the images in a list of pairs; {} if the file does not exist.
+
+    Raises ValueError for a row without two names."""
+    pairs = [
+        [normal_name(row[key].strip()) for key in ("first", "second")] for row in read_rows(path, "first", "second")
+    ]
+    alone = [pair for pair in pairs if not all(pair)]
+    if alone:
+        raise ValueError(f"{path}: found {len(alone)} rows without two names, expected first and second in each")
+    return components((first, second) for first, second in pairs)
 
 
 def components(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:

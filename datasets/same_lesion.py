@@ -33,7 +33,7 @@ from datasets.check.contact_sheet import Cell, save_sheet
 from datasets.image_reading import read_image
 from datasets.isic import list_images
 from datasets.lesions import SAME_LESION
-from utils.files import RESULTS, write_rows
+from utils.files import RESULTS, first_few, write_rows
 from utils.machine.device import available_cpus
 from utils.optional import optional
 from utils.runs.command_line import run
@@ -75,18 +75,22 @@ class Candidate(NamedTuple):
 
 
 def find_images(folders: Sequence[str | Path]) -> dict[str, Path]:
-    """Return {stem: path} of the photographs in data folders. The first file counts if several have one stem."""
+    """Return {stem: path} of the photographs in data folders. The first file counts if several have one stem; a line
+    says so."""
     if not folders:
         raise ValueError("datasets.same_lesion: found no folder, expected one or more with photographs")
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
     for folder in map(Path, folders):
         inside = [folder / part / "images" for part in ("train", "val", "test", "")]
         images = [list_images(place) for place in inside if place.is_dir()] or [list_images(folder)]
         if not any(images):
             raise FileNotFoundError(f"{folder} holds no images, expected photographs (data/README.md)")
         for stem, paths in (item for listed in images for item in listed.items()):
-            found.setdefault(stem, paths[0])
-    return dict(sorted(found.items()))
+            found.setdefault(stem, []).extend(paths)
+    several = sorted(stem for stem, paths in found.items() if len({path.resolve() for path in paths}) > 1)
+    if several:
+        print(f"note: {len(several)} names belong to several files, of which the first is read: {first_few(several)}")
+    return {stem: paths[0] for stem, paths in sorted(found.items())}
 
 
 def find_candidates(paths: dict[str, Path]) -> list[Candidate]:

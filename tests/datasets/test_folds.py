@@ -83,9 +83,30 @@ def test_the_images_of_a_lesion_stay_in_one_fold(tmp_path, caplog):
         if group:  # the patients with a lesion in common too
             assert len({fold[stem] for stem in PATIENTS if stem[:3] in ("p01", "p05", "p07")}) == 1
         assert [record.getMessage().split("same_lesion.csv: ")[1] for record in caplog.records] == [
-            "6 images of 3 lesions stay together in folds"
+            "6 images of 3 lesions stay together in folds; 1 names are not among the images: not here"
         ]
         caplog.clear()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("first,second\np01_0.png,p05_1.png\n", "found only other names: p01_0.png, p05_1.png.*without their endings"),
+        ("first,second\np01_0,\np05_1,p07_2\n", "found 1 rows without two names"),
+        ("a,b\np01_0,p05_1\n", "found the columns a, b"),
+    ],
+)
+def test_a_list_of_lesions_that_would_do_nothing_is_an_error(tmp_path, text, message):
+    flat_folder(tmp_path, PATIENTS)
+    (tmp_path / "same_lesion.csv").write_text(text)
+    with pytest.raises(ValueError, match=f"same_lesion.csv: {message}"):
+        find_split(tmp_path, "val", fold_config(tmp_path))
+
+
+def test_a_list_of_lesions_from_a_spreadsheet_is_read(tmp_path):
+    path = tmp_path / "same_lesion.csv"
+    path.write_text("pair;first;second\r\n1;p01_0 ;p05_1\r\n", encoding="utf-8-sig")
+    assert lesion_of(path) == {"p01_0": "p01_0", "p05_1": "p01_0"}
 
 
 @pytest.mark.parametrize("name", ["isic17", "isic18"])

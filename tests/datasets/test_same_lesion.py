@@ -60,6 +60,15 @@ def test_the_command_writes_pairs_and_pictures_for_a_person(photographs, tmp_pat
         assert sheet.width > 400
 
 
+def test_files_of_one_name_are_named(photographs, tmp_path, capsys):
+    first, second = sorted(photographs.iterdir())[:2]
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / first.name).write_bytes(second.read_bytes())
+    assert find_images([photographs, tmp_path / "others"])[first.stem] == first
+    assert f"1 names belong to several files, of which the first is read: {first.stem}" in capsys.readouterr().out
+    assert find_images([photographs, photographs]) and not capsys.readouterr().out
+
+
 def test_images_without_content_are_no_pair(tmp_path):
     for grey in (0, 128, 255):
         Image.new("RGB", (40, 30), (grey, grey, grey)).save(tmp_path / f"{grey}.png")
