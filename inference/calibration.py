@@ -16,6 +16,7 @@ import utils.start
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -30,6 +31,7 @@ from datasets.transforms import ISICTransform
 from inference.ensemble_member import EnsembleMember
 from inference.prediction_options import PredictionOptions
 from inference.trained import TrainedNetwork, load_trained
+from utils.files import first_few, list_duplicates
 from utils.machine.device import choose_device
 from utils.runs.command_line import run
 
@@ -54,12 +56,19 @@ def main(config: CalibrationConfig) -> None:
     trained, temperatures = load_trained(config.checkpoint), [1.0]
     if trained.config.of_volumes:
         raise ValueError(f"{trained.checkpoint.path}: found a network of volumes, expected one of images")
+    folders = config.folder, *config.others
+    twice = list_duplicates(str(Path(folder).resolve()) for folder in folders)
+    if twice:
+        raise ValueError(f"FOLDER: found {first_few(twice)} twice, expected different folders")
+    datasets = [dataset_of(trained, folder) for folder in folders]
     figure = Figure(figsize=(6, 5), layout="constrained")
+    if config.plot:
+        figure.savefig(config.plot)  # an error comes before the work
     axes = figure.add_subplot(xlabel="probability", ylabel="share of foreground", aspect="equal")
     axes.plot([0, 1], [0, 1], ":", color="grey")
     print("temperature     ECE     NLL   Brier  folder")
-    for number, folder in enumerate((config.folder, *config.others)):
-        images = list(pixels(trained, folder))
+    for number, (folder, dataset) in enumerate(zip(folders, datasets, strict=True)):
+        images = list(pixels(trained, dataset))
         temperatures += [] if number else [fit(images)]
         for temperature, style in zip(temperatures, ("o--", "o-"), strict=True):
             scores, curve = measure(images, temperature)
@@ -70,13 +79,18 @@ def main(config: CalibrationConfig) -> None:
         figure.savefig(config.plot)
 
 
-def pixels(trained: TrainedNetwork, folder: str) -> Iterator[Pixels]:
-    """Yield each image's pixels at the network's size, without those of the ignored label."""
-    c, network = trained.config, EnsembleMember(trained, PredictionOptions(), choose_device("auto"), spread=False)
+def dataset_of(trained: TrainedNetwork, folder: str) -> ISICDataset:
+    """Return the images and masks of a folder as in training, without augmentation."""
+    c = trained.config
     options = dict(normalization=c.normalization, mask_resize=c.mask_resize, antialias=c.antialias)
     transform = ISICTransform(c.image_size, c.num_classes == 1, channels=c.input_channels, **options)
     values = parse_mask_values(c.mask_values, c.num_classes)
-    dataset = ISICDataset(folder, "", transform, c.num_classes, values, ignore_label=c.ignore_label)
+    return ISICDataset(folder, "", transform, c.num_classes, values, ignore_label=c.ignore_label)
+
+
+def pixels(trained: TrainedNetwork, dataset: ISICDataset) -> Iterator[Pixels]:
+    """Yield each image's pixels at the network's size, without those of the ignored label."""
+    c, network = trained.config, EnsembleMember(trained, PredictionOptions(), choose_device("auto"), spread=False)
     for image, mask, _ in map(dataset.__getitem__, range(len(dataset))):
         logits, classes = network(image[None]).output[0].flatten(1).T, mask.flatten()
         if c.num_classes == 1:  # sigmoid(x) = softmax(0, x)

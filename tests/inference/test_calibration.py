@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from configs.config_setting import ISICConfig
-from inference.calibration import CalibrationConfig, fit, main, measure, pixels
+from inference.calibration import CalibrationConfig, dataset_of, fit, main, measure, pixels
 from inference.trained import load_trained
 from tests.inference.networks import SMALL, save_trained
 
@@ -53,10 +53,24 @@ def test_the_command_has_two_lines_for_each_folder_and_a_picture(folder, binary,
 def test_pixels_of_the_ignored_label_do_not_count(folder, tmp_path):
     config = ISICConfig(**SMALL, num_classes=2, mask_values=("0", "128"), ignore_label=255)
     data = folder / "isic" / "val"  # lesions are 255
-    images = list(pixels(load_trained(save_trained(tmp_path, config)), str(data)))
+    trained = load_trained(save_trained(tmp_path, config))
+    images = list(pixels(trained, dataset_of(trained, str(data))))
     masks = [np.array(Image.open(path)) for path in sorted((data / "masks").iterdir())]
     assert [len(logits) for logits, _ in images] == [(mask == 0).sum() for mask in masks]
     assert not any(classes.any() for _, classes in images)
+
+
+def test_errors_come_before_the_work(folder, binary, tmp_path, capsys):
+    val = str(folder / "isic" / "val")
+    for options, kind, message in [
+        (dict(others=(f"{val}/../val",)), ValueError, "val twice, expected different folders"),
+        (dict(others=(str(tmp_path),)), FileNotFoundError, "images is not a folder"),
+        (dict(plot=str(tmp_path / "nowhere" / "curves.png")), FileNotFoundError, "nowhere"),
+        (dict(plot=str(tmp_path / "curves.table")), ValueError, "table"),
+    ]:
+        with pytest.raises(kind, match=message):
+            main(CalibrationConfig(checkpoint=str(binary), folder=val, **options))
+    assert not capsys.readouterr().out
 
 
 def test_volumes_and_missing_folders_are_errors(folder, organs, binary):
