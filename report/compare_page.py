@@ -121,10 +121,17 @@ def run_row(run: Record, letter: str, folds: bool) -> list[TableCell]:
     ]
 
 
+def selected_on_reported(group: Group) -> bool:
+    """Return whether the reported images selected the epoch, as published. A test alone selects nothing."""
+    values = group.config
+    return not (group.of_volumes or values["test_only"]) and (values["protocol"], values["select"]) == ("paper", "best")
+
+
 def notes(groups: list[Group]) -> list[str]:
     lines = [f"{group.letter}, {lost}" for group in groups for lost in group.collapses]
-    if len({group.config["protocol"] for group in groups}) > 1:
-        lines.append("The groups use different protocols: with paper, the reported set also selects the epoch.")
+    flattered = [group.letter for group in groups if selected_on_reported(group)]
+    if 0 < len(flattered) < len(groups):
+        lines.append(f"{', '.join(flattered)}: the reported images selected the epoch too. This flatters the scores.")
     if len({group.config["image_size"] for group in groups}) > 1 and not groups[0].runs[0].of_volumes:
         lines.append("Scores are computed at the network's input size, which differs between the groups.")
     for group in groups:

@@ -115,6 +115,15 @@ def test_other_test_images_are_not_paired(tmp_path):
         compared([one, seed])
 
 
+def test_only_groups_that_selected_on_the_reported_images_are_called_flattered(tmp_path):
+    differing = [dict(), dict(protocol="holdout"), dict(select="last"), dict(test_only="best.pth")]
+    runs = [Record(make_run(tmp_path / str(i), [0.5, 0.6], **values)) for i, values in enumerate(differing)]
+    groups = {str(values): compare.group_runs([run]) for values, run in zip(differing, runs, strict=True)}
+    assert [compare.selected_on_reported(group) for (group,) in groups.values()] == [True, False, False, False]
+    assert any(line.startswith("A: the reported images selected") for line in compare.notes(compare.group_runs(runs)))
+    assert not any("reported images" in line for line in compare.notes(compare.group_runs(runs[1:])))
+
+
 def test_runs_of_other_code_are_not_taken_for_seeds_of_one_group(tmp_path):
     """A patch of the network leaves no trace in config.json."""
     scan, none = ({"network": f"vmunet: {size} M parameters; at 256x256 13.62 GFLOP"} for size in (27.43, 22.04))

@@ -22,6 +22,7 @@ from configs.resolve import config_from_values, resolve
 from datasets.demo import make_demo_isic, make_demo_synapse
 from inference.trained import describe
 from report.__main__ import main
+from report.page import page_bytes
 from report.paper import PUBLISHED_ROWS
 from report.records import Record, mean_dice
 from report.run_page import run_contents, write_report
@@ -392,6 +393,14 @@ def test_the_records_of_the_repository_are_read(folder):
     assert run.values["lr"] in (1e-3, 5e-4) and run.values["weight_decay"] == 1e-2
     assert run.finished or "ablation" in folder.parts
     assert run.row is not None and run_contents(run)["charts"]
+
+
+@pytest.mark.parametrize("name", ["acdc/stable_vmunet_42", "isic17/ablation/no_warmup"])
+def test_records_from_before_a_field_have_a_page(name):
+    run = Record(ROOT / "results" / name)
+    assert "select" not in run.config and f"<h1>{run.name}</h1>".encode() in page_bytes(
+        "report.html", **run_contents(run)
+    )
 
 
 def test_extremes_show_no_image_twice():
