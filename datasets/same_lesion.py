@@ -188,8 +188,10 @@ def picture(path: Path) -> tuple[torch.Tensor, None]:
 
 def main(options: FindSameLesion) -> None:
     paths = find_images(options.folders)
-    pairs = find_candidates(paths)
     output = Path(options.output or RESULTS / f"same_lesion_{Path(options.folders[0]).resolve().name}")
+    if (output / SAME_LESION).exists():
+        raise ValueError(f"--output {output}: found {SAME_LESION}, which may have been edited; expected another folder")
+    pairs = find_candidates(paths)
     output.mkdir(parents=True, exist_ok=True)
     write_rows(output / SAME_LESION, [{"pair": number, **pair._asdict()} for number, pair in enumerate(pairs, 1)])
     save_sheets(output, pairs, paths)

@@ -58,6 +58,8 @@ def test_the_command_writes_pairs_and_pictures_for_a_person(photographs, tmp_pat
     assert "7 photographs: 1 pairs" in (printed := capsys.readouterr().out) and "candidates" in printed
     with Image.open(tmp_path / "out" / "pairs_0001.png") as sheet:
         assert sheet.width > 400
+    with pytest.raises(ValueError, match="--output .*out: found same_lesion.csv, which may have been edited"):
+        main(FindSameLesion(folders=(str(photographs),), output=str(tmp_path / "out")))
 
 
 def test_files_of_one_name_are_named(photographs, tmp_path, capsys):
