@@ -113,17 +113,11 @@ def read_nifti(file: Path | Download, channel: int | None = None) -> StoredVolum
         if array.dtype != dtype and array.dtype.kind == "f":  # scaled in float64
             array = array.astype(np.float32, copy=False)
         affine, header = affine_of(nifti.header), geometry_of(nifti.header)
+        known: dict[str, Any] = {"header": header, "slope": float(nifti.dataobj.slope)}
         if affine is not None:
-            return StoredVolume(array, checked_affine(affine, file), header=header, slope=float(nifti.dataobj.slope))
+            return StoredVolume(array, checked_affine(affine, file), **known)
         sizes = np.where(header["pixdim"][1:4] > 0, header["pixdim"][1:4], 1) * mm_of_unit(header)
-        return StoredVolume(
-            array,
-            affine_of_slices(sizes[::-1]),
-            measured=False,
-            placed=False,
-            header=header,
-            slope=float(nifti.dataobj.slope),
-        )
+        return StoredVolume(array, affine_of_slices(sizes[::-1]), measured=False, placed=False, **known)
 
 
 def scaled(stored: nibabel.arrayproxy.ArrayProxy) -> np.ndarray:

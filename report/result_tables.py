@@ -160,17 +160,10 @@ def paired(pairs: Pairs, score: str = "dsc", unit: str = "Lesions") -> str:
     tables = []
     for clean in (False, True) if unit == "Lesions" else (False,):
         tests = [paired_test(*(by_unit(names, score, clean) for names in sides)) for sides in pairs.values()]
-        rows = [
-            [
-                label,
-                test["pairs"],
-                *(f"{100 * test[k]:+.2f}" for k in ("mean", "low", "high")),
-                *map("{:#.2g}".format, p),
-            ]
-            for label, test, *p in zip(
-                pairs, tests, [t["p"] for t in tests], holm([t["p"] for t in tests]), strict=True
-            )
-        ]
+        rows = []
+        for label, test, corrected in zip(pairs, tests, holm([test["p"] for test in tests]), strict=True):
+            points = (f"{100 * test[key]:+.2f}" for key in ("mean", "low", "high"))
+            rows.append([label, test["pairs"], *points, f"{test['p']:#.2g}", f"{corrected:#.2g}"])
         what = "Without leaked images" if clean else "Difference of means"
         tables.append(markdown([what, unit, "Mean", "95 % from", "to", "p", "p, Holm"], rows))
     return "\n".join(tables)
@@ -184,18 +177,10 @@ def collapse(runs: Rows) -> str:
             epochs, detector = epochs_of(name), CollapseDetector()
             for row in epochs:
                 detector.add_epoch(row)
-            best, lowest = max(epochs, key=lambda row: row["miou"]), min(row["miou"] for row in epochs[EARLY:])
-            numbers = [
-                f"{100 * best['miou']:.2f} ({best['epoch']:.0f})",
-                percent([lowest]),
-                percent([epochs[-1]["miou"]]),
-            ]
-            rows.append([f"`{name.partition('/')[2]}`", rate, len(epochs), detector.since or "", *numbers])
+            best = max(epochs, key=lambda row: row["miou"])
+            lowest = min(row["miou"] for row in epochs[EARLY:])
+            cells = [percent([score]) for score in (best["miou"], lowest, epochs[-1]["miou"])]
+            cells[0] += f" ({best['epoch']:.0f})"
+            rows.append([f"`{name.partition('/')[2]}`", rate, len(epochs), detector.since or "", *cells])
     names = [f"Lowest after epoch {EARLY}", "Last mIoU"]
     return markdown(["Run", "Rate", "Epochs", "Lost from epoch", "Highest mIoU (epoch)", *names], rows)
-
-
-def broken(names: Iterable[str]) -> list[bool]:
-    """Return which runs fell below half of their highest mIoU after EARLY epochs."""
-    scores_of = [[row["miou"] for row in epochs_of(name)] for name in names]
-    return [min(miou[EARLY:]) < max(miou) / 2 for miou in scores_of]
