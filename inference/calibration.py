@@ -74,6 +74,8 @@ def main(config: CalibrationConfig) -> None:
             scores, curve = measure(images, temperature)
             print(f"{temperature:11.3f}", *(f"{score:7.4f}" for score in scores), f" {folder}, {len(images)} images")
             axes.plot(*curve, style, color=f"C{number}", ms=3, label=f"{folder}, temperature {temperature:.2f}")
+    if math.log(temperatures[1]) > LIMITS[1] - 0.01:
+        print("note: the temperature is at the limit of the search: the probabilities do not fit these masks")
     axes.legend(fontsize=7, frameon=False, handlelength=4)
     if config.plot:
         figure.savefig(config.plot)

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from configs.config_setting import ISICConfig
+from inference import calibration
 from inference.calibration import CalibrationConfig, dataset_of, fit, main, measure, pixels
 from inference.trained import load_trained
 from tests.inference.networks import SMALL, save_trained
@@ -28,6 +29,14 @@ def test_the_temperature_is_what_the_logits_are_off_by(factor, classes):
     np.testing.assert_allclose(*curve, atol=0.05)
 
 
+@pytest.mark.parametrize("classes, at_the_limit", [([0, 0, 1, 1], True), ([1, 0, 0, 0], False)])
+def test_a_temperature_at_the_limit_is_told(classes, at_the_limit, folder, binary, monkeypatch, capsys):
+    logits = torch.tensor([[0.0, 3], [0, 3], [3, 0], [3, 0]])
+    monkeypatch.setattr(calibration, "pixels", lambda *_: [(logits, torch.tensor(classes).byte())])
+    main(CalibrationConfig(checkpoint=str(binary), folder=str(folder / "isic" / "val")))
+    assert ("at the limit of the search" in capsys.readouterr().out) == at_the_limit
+
+
 def test_errors_of_four_pixels():
     foreground = torch.tensor([0.9, 0.9, 0.2, 0.4]).logit()
     logits = torch.stack([torch.zeros(4), foreground], 1)
@@ -43,7 +52,7 @@ def test_errors_of_four_pixels():
 def test_the_command_has_two_lines_for_each_folder_and_a_picture(folder, binary, tmp_path, capsys):
     val, test = (str(folder / "isic" / part) for part in ("val", "test"))
     main(CalibrationConfig(checkpoint=str(binary), folder=val, others=(test,), plot=str(tmp_path / "curves.png")))
-    _, *lines = (line.split() for line in capsys.readouterr().out.splitlines())
+    _, *lines = (line.split() for line in capsys.readouterr().out.splitlines() if "note" not in line)
     assert [line[4:] for line in lines] == [[f"{val},", "5", "images"]] * 2 + [[f"{test},", "1", "images"]] * 2
     assert lines[0][0] == lines[2][0] == "1.000" != lines[1][0] == lines[3][0]
     assert float(lines[1][2]) < float(lines[0][2])  # NLL, of which the fitted one is the lowest
