@@ -100,7 +100,9 @@ def test(session: Session) -> dict[str, Any]:
     def save(case: tuple, prediction: np.ndarray, scores: dict[str, Any]) -> None:
         image, label, name, spacing = case
         write_nifti(folder, name, image, prediction, label, spacing, config.z_spacing)
-        save_pictures(folder / name, image, prediction, label, spacing, config.structures, config.structure_colours)
+        dice = zip(config.structures, scores["dice_strict"], strict=True)
+        names = [f"{structure}, Dice {value:.2f}" for structure, value in dice]  # nan: in neither
+        save_pictures(folder / name, image, prediction, label, spacing, names, config.structure_colours)
         measured.append(spacing is not None)
         add_to(samples)(case, prediction, scores)
 

@@ -46,7 +46,11 @@ def without_nan(values: np.ndarray, what: object, fill: float | None = None) -> 
 def scale_hu(volume: np.ndarray, window: Window = HU_WINDOW) -> np.ndarray:
     """Clip Hounsfield units (or other values, with their own window) and scale them to 0..1, float32."""
     low, high = window
-    return (np.clip(np.asarray(volume, dtype=np.float32), low, high) - np.float32(low)) / np.float32(high - low)
+    scaled = np.array(volume, dtype=np.float32)  # one copy, for a large volume
+    np.clip(scaled, low, high, out=scaled)
+    scaled -= np.float32(low)
+    scaled /= np.float32(high - low)
+    return scaled
 
 
 def to_unit(values: np.ndarray, what: object, window: Window | None = None, hounsfield: bool = True) -> np.ndarray:
@@ -116,7 +120,7 @@ class Scaling:
                 raise ValueError(
                     f"{what} holds values from {found} the window {self.low:g} to {self.high:g} (--window)"
                 )
-            return scale_hu(np.nan_to_num(values, nan=self.low), (self.low, self.high))
+            return scale_hu(lowest_for_nan, (self.low, self.high))
         low, high = (float(value) for value in np.nanpercentile(values, (self.low, self.high)))
         if low == high:
             raise ValueError(f"{what}: {self.low:g} to {self.high:g} % of its values are {low:g}, a constant")

@@ -59,7 +59,8 @@ class Prediction:
     def structures(self) -> list[dict[str, Any]]:
         """Return a row for each structure: its label in the mask as `class`; pixels and their share; mm2 (images) or ml
         (volumes) if the spacing is known; the mean disagreement over all pixels if there are several members."""
-        counts = np.bincount(self.classes.ravel(), minlength=len(self.class_names) + 1)
+        parts = (np.bincount(part.ravel(), minlength=len(self.labels)) for part in self.classes)  # in int64
+        counts = np.sum(list(parts), axis=0)
         size = None if self.spacing is None else float(np.prod(self.spacing))
         if isinstance(self.source, Volume):
             size = self.source.voxel_mm3  # axes may be sheared

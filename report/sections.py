@@ -10,7 +10,7 @@ from report.paper import paper_number
 from report.records import Record
 from utils.plots import class_colours
 
-EXTREMES = 3  # best, median and worst images
+EXTREMES = 3  # worst, median and best images
 LOWEST = 10  # names in the list of the lowest scores
 DIFFERENCE_MARK = "*"  # behind a difference to the paper that other values of the config may explain
 
@@ -42,12 +42,12 @@ def distribution(dice: dict[str, float], title: str, unit: str) -> Contents:
 
 
 def extremes(dice: dict[str, float], count: int = EXTREMES) -> list[tuple[str, list[str]]]:
-    """Return [("Best", names), ("Median", names), ("Worst", names)], at most `count` of each and none of them twice."""
-    order = sorted(dice, key=lambda name: (-dice[name], name))
+    """Return [("Worst", names), ("Median", names), ("Best", names)], at most `count` of each and none of them twice."""
+    order = sorted(dice, key=lambda name: (dice[name], name))
     count = min(count, max(1, len(order) // 3))
     middle = max(count, (len(order) - count) // 2)
-    parts = [("Best", order[:count]), ("Median", order[middle : middle + count]), ("Worst", order[-count:])]
-    return parts if len(order) > 2 else [("Best and worst", order)]
+    parts = [("Worst", order[:count]), ("Median", order[middle : middle + count]), ("Best", order[-count:])]
+    return parts if len(order) > 2 else [("Worst and best", order)]
 
 
 def class_keys(run: Record) -> list[tuple[str, str]]:

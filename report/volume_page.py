@@ -65,14 +65,14 @@ def case_scores(run: Record, structures: list[str]) -> list[dict[str, float]]:
 
 
 def cases_table(run: Record, dice: dict[str, float]) -> Contents:
-    """Return the Dice of each case. Its name is a link to the picture of its slices if the test saved one."""
+    """Return the Dice of each case, worst first. Its name is a link to the picture of its slices if the test saved one."""
     rows = []
-    for case, row in run.test_rows.items():
+    for case, row in sorted(run.test_rows.items(), key=lambda item: dice[item[0]]):
         picture, link = run.file("predictions", f"{case}_slices.png"), Markup('<a href="predictions/{}">{}</a>')
         name = case if picture is None else link.format(quote(picture.name), case)
         structures = [(structure, percent(row[f"dice_strict {structure}"])) for structure in run.class_names]
         rows.append([("", name), ("mean", percent(dice[case])), *structures])
-    return table(rows, "Strict Dice %; nan: neither truth nor prediction has the structure")
+    return table(rows, "Strict Dice %, worst first; nan: neither truth nor prediction has the structure")
 
 
 def case_figures(run: Record, case: str, score: float) -> list[Contents]:

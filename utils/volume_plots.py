@@ -16,6 +16,7 @@ from utils.plots import Colour, class_colours, save_picture
 from utils.volume import Spacing
 
 SIDE = 240  # pixels of the longer side of a picture in a mosaic
+PLANES_SIDE = 2 * SIDE  # pixels of the longest side of a volume, of which the three planes are at one scale
 LINE = 18  # pixels of a line of text
 OPACITY = 0.45
 MOSAIC_SLICES = 24
@@ -55,8 +56,8 @@ def draw_mosaic(
     if not numbers:
         numbers = _spread(len(image), 4)
         titles = [f"slice {n}, no label" for n in numbers]
-    cuts = {title: (n, _aspect(spacing)) for title, n in zip(titles, numbers, strict=True)}
-    tiles = _draw_tiles(image, prediction, truth, colours, cuts)
+    zoom = _zoom(image.shape[1:], _steps(spacing)[1:], SIDE)
+    tiles = _draw_tiles(image, prediction, truth, colours, {t: (n, zoom) for t, n in zip(titles, numbers, strict=True)})
     columns = min(6, len(tiles))
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
     rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
@@ -71,20 +72,20 @@ def draw_planes(
     truth: np.ndarray | None = None,
     spacing: Spacing = None,
 ) -> np.ndarray:
-    """Draw the three orthogonal planes through one voxel: the centre of the differences between prediction and truth,
-    or of the labels if there are none."""
+    """Draw the three orthogonal planes through one voxel, at one scale: through the middle of the differences between
+    prediction and truth, or of the labels if there are none."""
     s, h, w = _centre(prediction, truth)
-    steps = np.ones(3) if spacing is None else np.asarray(spacing, dtype=float)
+    steps = _steps(spacing)
     if spacing is None:  # else a few slices would be a thin line
         steps[0] = max(1.0, max(image.shape[1:]) / (MAX_ASPECT * len(image)))
+    zoom = _zoom(image.shape, steps, PLANES_SIDE)
     cuts = {
-        f"slice {s}": (np.s_[s], steps[1] / steps[2]),
-        f"row {h}": (np.s_[::-1, h], steps[0] / steps[2]),
-        f"column {w}": (np.s_[::-1, :, w], steps[0] / steps[1]),
+        f"slice {s}": (np.s_[s], zoom[1:]),
+        f"row {h}": (np.s_[::-1, h], zoom[[0, 2]]),
+        f"column {w}": (np.s_[::-1, :, w], zoom[:2]),
     }
-    tiles = _draw_tiles(image, prediction, truth, colours, cuts)
-    height = max(tile.shape[0] for tile in tiles)
-    page = np.concatenate([np.pad(tile, ((0, height - tile.shape[0]), (0, 4), (0, 0))) for tile in tiles], axis=1)
+    plane, *across = _draw_tiles(image, prediction, truth, colours, cuts)
+    page = _join([plane, _join(across, axis=0)], axis=1)  # one above the other: few slices leave less of the page empty
     return _add_legend(page, class_names, colours, truth is not None, "" if spacing is not None else "not to scale")
 
 
@@ -92,14 +93,21 @@ def draw_slice(
     image: np.ndarray, prediction: np.ndarray, number: int, colours: Sequence[Colour], spacing: Spacing, side: int
 ) -> np.ndarray:
     """Draw one slice, `side` pixels on its longer side, with the intensity window of the whole volume."""
-    return _draw(image[number], prediction[number], colours, _window(image), None, _aspect(spacing), side)
+    zoom = _zoom(image.shape[1:], _steps(spacing)[1:], side)
+    return _draw(image[number], prediction[number], colours, _window(image), None, zoom)
 
 
 def draw_volume(*volume: Any, **options: Any) -> np.ndarray:
     """Draw `draw_planes` above `draw_mosaic`, with the arguments of both."""
-    pictures = [draw(*volume, **options) for draw in (draw_planes, draw_mosaic)]
-    width = max(picture.shape[1] for picture in pictures)
-    return np.concatenate([np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0))) for picture in pictures])
+    return _join([draw(*volume, **options) for draw in (draw_planes, draw_mosaic)], axis=0)
+
+
+def _join(pictures: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    """Concatenate pictures, of which the shorter ones become black below, the narrower ones to their right."""
+    size = np.max([picture.shape for picture in pictures], axis=0)
+    size[axis] = 0
+    missing = [np.maximum(0, size - picture.shape) for picture in pictures]
+    return np.concatenate([np.pad(p, [(0, n) for n in m]) for p, m in zip(pictures, missing, strict=True)], axis)
 
 
 def _spread(total: int, count: int) -> list[int]:
@@ -108,18 +116,25 @@ def _spread(total: int, count: int) -> list[int]:
 
 
 def _centre(prediction: np.ndarray, truth: np.ndarray | None) -> list[int]:
-    """Return the labelled or differing voxel nearest to the centre of all of them."""
+    """Return a labelled or differing voxel: in the slice up to which half of them lie, nearest to their centre."""
     candidates = [prediction > 0] if truth is None else [prediction != truth, truth > 0]
     for mask in candidates:
-        voxels = np.argwhere(mask)
-        if len(voxels):
-            return voxels[np.linalg.norm(voxels - voxels.mean(0), axis=1).argmin()].tolist()
+        below = np.count_nonzero(mask, axis=(1, 2)).cumsum()
+        if below[-1]:
+            number = int((2 * below >= below[-1]).argmax())
+            pixels = np.argwhere(mask[number])  # of all slices they could take more memory than the volume
+            return [number, *pixels[np.linalg.norm(pixels - pixels.mean(0), axis=1).argmin()].tolist()]
     return [n // 2 for n in prediction.shape]
 
 
-def _aspect(spacing: Spacing) -> float:
-    """Return the height of a slice's pixel over its width."""
-    return 1.0 if spacing is None else float(spacing[1] / spacing[2])
+def _steps(spacing: Spacing) -> np.ndarray:
+    """Return the spacing, that of unknown axes 1."""
+    return np.ones(3) if spacing is None else np.array(spacing, dtype=float)
+
+
+def _zoom(shape: Sequence[int], steps: np.ndarray, side: int) -> np.ndarray:
+    """Return how many pixels a voxel becomes along each axis, so that the longest axis becomes `side` pixels."""
+    return steps * side / (shape * steps).max()
 
 
 def _window(image: np.ndarray) -> tuple[float, float]:
@@ -129,23 +144,22 @@ def _window(image: np.ndarray) -> tuple[float, float]:
 
 
 def _draw_tiles(image, prediction, truth, colours, cuts):
-    """Draw cuts of a volume, {title: (index, height of a pixel over its width)}, each under its title."""
+    """Draw cuts of a volume, {title: (index, pixels for each row and column)}, each under its title."""
     tiles, window = [], _window(image)
-    for title, (cut, aspect) in cuts.items():
-        tile = _draw(image[cut], prediction[cut], colours, window, None if truth is None else truth[cut], aspect)
+    for title, (cut, zoom) in cuts.items():
+        tile = _draw(image[cut], prediction[cut], colours, window, None if truth is None else truth[cut], zoom)
         page = Image.fromarray(np.pad(tile, ((LINE, 2), (0, 2), (0, 0))))
         ImageDraw.Draw(page).text((3, 2), title, fill=(255, 255, 255), font=ImageFont.load_default(12))
         tiles.append(np.asarray(page))
     return tiles
 
 
-def _draw(image, prediction, colours, window, truth, aspect, side=SIDE):
-    """Draw one slice. `aspect` is the height of a pixel over its width."""
+def _draw(image, prediction, colours, window, truth, zoom):
+    """Draw one slice. `zoom` holds the pixels that each row and each column becomes."""
     low, high = window
     grey = (np.clip((image - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-    rows, columns = grey.shape
-    scale = side / max(rows * aspect, columns)
-    size = max(1, round(columns * scale)), max(1, round(rows * aspect * scale))
+    height, width = np.maximum(1, np.rint(grey.shape * zoom)).astype(int).tolist()
+    size = width, height
     picture = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR))
     picture = np.repeat(picture[..., None], 3, -1).astype(np.float32)
     palette = np.array([(0, 0, 0), *colours], dtype=np.float32)

@@ -81,6 +81,7 @@ def main(memory: int) -> None:
             faulthandler.cancel_dump_traceback_later()
             pickle.dump(answer, answers, protocol=5)
             answers.flush()
+            del answer  # a volume need not wait here for the next request
 
 
 if __name__ == "__main__":

@@ -129,8 +129,12 @@ def test_volumes_have_organs_cases_and_slices(synapse_run):
     liver = scores["classes"][4]
     assert f"liver {100 * liver['dice_transunet']:.2f} {liver['hd95_transunet']:.2f}" in page.text
     assert "lowest training loss, as published" in page.text
-    assert page.tags.count("img") == 3 * 2  # best, median, worst case: three planes, and the slices
-    assert 'href="predictions/case0003_slices.png"' in (synapse_run / "report.html").read_text(encoding="utf-8")
+    assert page.tags.count("img") == 3 * 2  # worst, median, best case: three planes, and the slices
+    text = (synapse_run / "report.html").read_text(encoding="utf-8")
+    dice = Record(synapse_run).dice()
+    worst_first = sorted(dice, key=dice.__getitem__)
+    assert re.findall(r'href="predictions/(\w+)_slices.png"', text) == worst_first
+    assert re.findall(r"<figcaption><b>(\w+)", text) == [name for name in worst_first for _ in range(2)]
     assert "volumes of 3 patients" in page.text and "strict HD95 mm" in page.text  # the demo knows its spacing
 
 
@@ -405,8 +409,8 @@ def test_records_from_before_a_field_have_a_page(name):
 
 def test_extremes_show_no_image_twice():
     dice = {name: i / 10 for i, name in enumerate("abcdefghijk")}
-    best, median, worst = ["k", "j", "i"], ["g", "f", "e"], ["c", "b", "a"]
-    assert extremes(dice) == [("Best", best), ("Median", median), ("Worst", worst)]
+    worst, median, best = ["a", "b", "c"], ["e", "f", "g"], ["i", "j", "k"]
+    assert extremes(dice) == [("Worst", worst), ("Median", median), ("Best", best)]
     for count in range(1, 12):
         names = [name for _, part in extremes(dict(list(dice.items())[:count])) for name in part]
         assert len(names) == len(set(names)) and set(names) <= set(dice)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from utils.plots import class_colours
-from utils.volume_plots import LINE, SIDE, draw_mosaic, draw_planes, slice_dice
+from utils.volume_plots import LINE, PLANES_SIDE, SIDE, draw_mosaic, draw_planes, slice_dice
 
 NAMES, COLOURS = ["liver", "spleen"], class_colours(2)
 
@@ -50,13 +50,29 @@ def test_the_truth_is_outlined_in_the_colour_of_its_class_and_only_it():
 
 @pytest.mark.parametrize("spacing", [(6.0, 1.0, 1.0), (0.5, 2.0, 1.0)])
 def test_planes_have_the_proportions_of_the_body(spacing):
-    """The heights of the three pictures, whose longer side is SIDE, are those of the scan in millimetres."""
+    """All three planes have one scale: beside the slice lie the row's plane, and below it the column's."""
     image, prediction, truth = volume()
+    image += 1  # brighter than the page, so that the planes are what is not black
     page = draw_planes(image, prediction, NAMES, COLOURS, truth, spacing)
     mm = np.array(image.shape) * spacing
-    sizes = [(mm[1], mm[2]), (mm[0], mm[2]), (mm[0], mm[1])]  # height and width of each
-    widths = [round(w * SIDE / max(h, w)) + 2 + 4 for h, w in sizes]
-    assert abs(page.shape[1] - sum(widths)) <= 2
+    s, h, w = np.rint(mm * PLANES_SIDE / mm.max()).astype(int)
+    assert page.shape[1] == w + 2 + max(h, w) + 2
+    first = LINE + s + 2 + LINE  # row of the page where the column's plane begins
+    np.testing.assert_array_equal(page[LINE : LINE + h, :w].any(2), True)
+    np.testing.assert_array_equal(page[LINE : LINE + s, w + 2 : w + 2 + w].any(2), True)
+    np.testing.assert_array_equal(page[first : first + s, w + 2 : w + 2 + h].any(2), True)
+    assert not page[first + s : first + s + 2, w + 2 :].any() and not page[LINE + s : LINE + s + 2, w + 2 :].any()
+
+
+def test_planes_lie_in_the_middle_of_thick_slices():
+    """A row of 40 columns is farther from its centre, in voxels, than the last of 8 slices: all of them differ."""
+    truth = np.zeros((8, 30, 40), np.uint8)
+    truth[:, 15, [0, 39]] = 1
+    truth[7, 15, 20] = 1
+    image = np.arange(8, dtype=np.float32)[:, None, None].repeat(30, 1).repeat(40, 2)
+    page = draw_planes(image, np.zeros_like(truth), NAMES, COLOURS, truth, (10.0, 1.5, 1.5))
+    lowest, highest = (int(page[LINE + 100, column, 0]) for column in (10, 350))
+    assert lowest == highest and 80 < lowest < 150  # a slice in the middle has a middle grey
 
 
 def test_planes_go_through_what_differs_most():
