@@ -65,7 +65,7 @@ def case_scores(run: Record, structures: list[str]) -> list[dict[str, float]]:
 
 
 def cases_table(run: Record, dice: dict[str, float]) -> Contents:
-    """Return the Dice of each case, worst first. Its name is a link to the picture of its slices if the test saved one."""
+    """Return the Dice of each case, worst first. Its name links to the picture of its slices if the test saved one."""
     rows = []
     for case, row in sorted(run.test_rows.items(), key=lambda item: dice[item[0]]):
         picture, link = run.file("predictions", f"{case}_slices.png"), Markup('<a href="predictions/{}">{}</a>')

@@ -85,7 +85,8 @@ def draw_planes(
         f"column {w}": (np.s_[::-1, :, w], zoom[:2]),
     }
     plane, *across = _draw_tiles(image, prediction, truth, colours, cuts)
-    page = _join([plane, _join(across, axis=0)], axis=1)  # one above the other: few slices leave less of the page empty
+    flat = zoom[0] * len(image) < zoom[1] * image.shape[1]  # then, one above the other, they leave less empty
+    page = _join([plane, _join(across, axis=0 if flat else 1)], axis=1)
     return _add_legend(page, class_names, colours, truth is not None, "" if spacing is not None else "not to scale")
 
 

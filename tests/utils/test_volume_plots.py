@@ -50,18 +50,17 @@ def test_the_truth_is_outlined_in_the_colour_of_its_class_and_only_it():
 
 @pytest.mark.parametrize("spacing", [(6.0, 1.0, 1.0), (0.5, 2.0, 1.0)])
 def test_planes_have_the_proportions_of_the_body(spacing):
-    """All three planes have one scale: beside the slice lie the row's plane, and below it the column's."""
+    """All three planes have one scale: beside the slice lies the row's plane, and beside or below it the column's."""
     image, prediction, truth = volume()
     image += 1  # brighter than the page, so that the planes are what is not black
     page = draw_planes(image, prediction, NAMES, COLOURS, truth, spacing)
     mm = np.array(image.shape) * spacing
     s, h, w = np.rint(mm * PLANES_SIDE / mm.max()).astype(int)
-    assert page.shape[1] == w + 2 + max(h, w) + 2
-    first = LINE + s + 2 + LINE  # row of the page where the column's plane begins
-    np.testing.assert_array_equal(page[LINE : LINE + h, :w].any(2), True)
-    np.testing.assert_array_equal(page[LINE : LINE + s, w + 2 : w + 2 + w].any(2), True)
-    np.testing.assert_array_equal(page[first : first + s, w + 2 : w + 2 + h].any(2), True)
-    assert not page[first + s : first + s + 2, w + 2 :].any() and not page[LINE + s : LINE + s + 2, w + 2 :].any()
+    across = (LINE + s + 2 + LINE, w + 2) if s < h else (LINE, 2 * (w + 2))
+    for (row, column), height, width in (((LINE, 0), h, w), ((LINE, w + 2), s, w), (across, s, h)):
+        assert page[row : row + height, column : column + width].any(2).all()
+        assert not page[row + height : row + height + 2, column : column + width].any()
+        assert not page[row : row + height, column + width : column + width + 2].any()
 
 
 def test_planes_lie_in_the_middle_of_thick_slices():
