@@ -64,7 +64,7 @@ def test_planes_have_the_proportions_of_the_body(spacing):
 
 
 def test_planes_lie_in_the_middle_of_thick_slices():
-    """A row of 40 columns is farther from its centre, in voxels, than the last of 8 slices: all of them differ."""
+    """Also where the voxel nearest to the centre of what differs, counted in voxels, is in the last of the slices."""
     truth = np.zeros((8, 30, 40), np.uint8)
     truth[:, 15, [0, 39]] = 1
     truth[7, 15, 20] = 1
