@@ -25,10 +25,13 @@ def evaluate(
     on_case: Callable[..., None] = lambda case, pred, scores: None,
     distances: bool = True,
     ignore_label: int | None = None,
+    context: int = 0,
+    fit: str = "zoom",
 ) -> tuple[dict[str, Any], list]:
     """Return the scores over `volumes`, which yields (image (S, H, W), label (S, H, W), name, spacing): the summary of
     `utils.volume.summarize_cases` and a list of (name, scores).
 
+    context, fit  see `utils.volume.predict_volume`
     on_case       sees every prediction
     distances     False leaves out HD95, which takes most of the time
     ignore_label  voxels of this label are in no score; on_case gets them as background
@@ -47,7 +50,8 @@ def evaluate(
         if compute.stop.number:
             break
         image, label, name, spacing = case
-        pred = predict_volume(network, image, (image_size,) * 2, compute.device, batch_size, volume_resize)
+        size, options = (image_size,) * 2, (batch_size, volume_resize, context, fit)
+        pred = predict_volume(network, image, size, compute.device, *options)
         counted = pred
         if ignore_label is not None:
             label, counted = (np.where(label == ignore_label, v.dtype.type(0), v) for v in (label, pred))

@@ -107,7 +107,8 @@ def main(config: ExportConfig) -> None:
             optional(module, "--format onnx")
     trained = load_trained(config.checkpoint, config.kind, image_size=config.image_size)
     network = trained.network
-    channels = 1 if trained.config.of_volumes else trained.config.input_channels
+    of_volumes = trained.config.of_volumes
+    channels = 2 * trained.config.context + 1 if of_volumes else trained.config.input_channels
     batches = list(sample_batches(config.images, trained.config, channels))
     with torch.inference_mode():
         expected = [network.predict(images) for images in batches]  # before the network is changed

@@ -124,7 +124,8 @@ def evaluate_share(
     config = session.config
     share = Subset(volumes, range(distributed.rank(), len(volumes), distributed.world_size()))  # type: ignore[arg-type]
     options = (config.num_classes, config.image_size, config.batch_size, config.volume_resize)
-    return evaluate(model, share, session.compute, *options, on_case, distances, config.ignore_label)
+    more = (on_case, distances, config.ignore_label, config.context, config.slice_fit)
+    return evaluate(model, share, session.compute, *options, *more)
 
 
 def add_to(samples: list[tuple]) -> Callable[..., None]:

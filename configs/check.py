@@ -21,6 +21,7 @@ LONGEST_CLASS_NAME = 60
 RANGES = option_ranges.RANGES | {  # lowest and highest value; of a tuple, of each of its numbers
     "num_classes": (1, 255),  # masks have 8 bits
     "image_size": (STRIDE, 8192),
+    "context": (0, 8),
     "batch_size": (1, math.inf),
     "num_workers": (-1, 1024),
     "epochs": (1, math.inf),
@@ -64,6 +65,10 @@ def check_config(config: Any, names: Mapping[str, str] | None = None) -> None:
             if isinstance(number, int | float) and not low <= number <= high:
                 more = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
                 raise ValueError(f"{name}: found {number!r}, expected {more}")
+    context = getattr(config, "context", 0)
+    if context and config.input_channels != 2 * context + 1:
+        found = f"found --input-channels {config.input_channels}, expected {2 * context + 1}"
+        raise ValueError(f"{names.get('context', '--context')} {context}: {found}: the slice and those around it")
     check_network(config, names)
     check_loss(config, names)
     check_classes(config)

@@ -22,7 +22,9 @@ class SynapseConfig(RunOptions, MachineOptions, SplitOptions, VolumeDataOptions,
     dataset: str = "synapse"  # synapse, acdc, demo (synthetic, made on first use), or a name for data_path
     data_path: str | None = None  # folder with train_npz, test_vol_h5 and lists; none: data/Synapse, data/acdc
     image_size: int = 224  # side of the network's input, in pixels
-    input_channels: int = 3  # 3: grey slices are repeated
+    slice_fit: Literal["zoom", "pad"] = "zoom"  # zoom slices to image_size, or keep their pixels, surrounded by zeros
+    context: int = 0  # slices before and after each that become channels; 1 needs input_channels 3, 2 needs 5
+    input_channels: int = 3  # 3: without context a grey slice is repeated
     num_classes: int = 9  # background and eight organs; prepared volumes know theirs
     augmentation: Literal["published", "strong"] = "published"  # strong: datasets/augmentation.py, for small data sets
     scaling: Literal["window", "percentiles"] | None = None  # of prepared volumes, whose folder knows it; none: CT

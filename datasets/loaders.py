@@ -181,7 +181,8 @@ def make_loader(dataset: CachedDataset, config: Any, shuffle: bool, rank: int, w
     if shuffle and rank == 0 and rest < world_size and rest:
         text = "--batch-size %d: the last %d of %d images of each epoch are left out, fewer than the %d processes"
         log.warning(text, config.batch_size, rest, len(dataset), world_size)
-    batch_bytes = 4 * 4 * config.image_size**2 * -(-config.batch_size // world_size)
+    channels = 2 * getattr(config, "context", 0) + 4  # float32; of images 3 and a mask, or a slice and int64 labels
+    batch_bytes = 4 * channels * config.image_size**2 * -(-config.batch_size // world_size)
     workers = choose_workers(config.num_workers, config.device, batch_bytes)
     return Loader(
         dataset,

@@ -1,8 +1,9 @@
 """Synapse abdominal CT in TransUNet's layout: slices (npz) for training, whole volumes (h5) for testing."""
 
 import random
+import re
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,11 +66,31 @@ def check_labels(label: np.ndarray, num_classes: int, path: Path, ignore_label: 
     return label.astype(np.uint8)
 
 
+def neighbours(names: Sequence[str], context: int) -> list[list[int]]:
+    """Return for each name the indices of the `context` slices before it, of itself, and of those after it. A slice
+    without one beside it in `names` stands for that one too.
+
+    Raises ValueError for a name without the number of a slice."""
+    keys = []
+    for name in names:
+        match = re.fullmatch(r"(.*)_slice_?(\d+)", name)
+        if match is None:
+            raise ValueError(f"--context {context}: found the slice {name}, expected names such as case0005_slice012")
+        keys.append((match[1], int(match[2])))
+    index = {key: i for i, key in enumerate(keys)}
+    around = [[i] for i in range(len(names))]
+    for _ in range(context):
+        for row in around:
+            (before, first), (after, last) = keys[row[0]], keys[row[-1]]
+            row[:] = [index.get((before, first - 1), row[0]), *row, index.get((after, last + 1), row[-1])]
+    return around
+
+
 class SynapseSlices(CachedDataset):
     """Slices named in `list_dir/train.txt`. dataset[key], key = index or (epoch, index), -> (image, label, name):
-    float32 (1, size, size), int64 (size, size), such as case0005_slice012 (see RandomGenerator).
+    float32 (2 * context + 1, size, size), int64 (size, size), such as case0005_slice012 (see RandomGenerator).
 
-    The random decisions depend on seed, epoch and index only."""
+    The channels are a slice and its `neighbours`. The random decisions depend on seed, epoch and index only."""
 
     def __init__(
         self,
@@ -79,8 +100,10 @@ class SynapseSlices(CachedDataset):
         num_classes: int = 9,
         seed: int = 42,
         ignore_label: int | None = None,
+        context: int = 0,
     ):
         self.names = read_list(list_dir, "train.txt")
+        self.around = neighbours(self.names, context) if context else None
         self.files = listed_files(folder, self.names, ".npz")
         self.transform = transform
         self.num_classes = num_classes
@@ -102,6 +125,13 @@ class SynapseSlices(CachedDataset):
         seed = f"{self.seed}/{epoch}/{index}"
         generators = random.Random(seed), np.random.RandomState(zlib.crc32(seed.encode()))
         image, label = (tensor.numpy() for tensor in self.sample(index))
+        if self.around is not None:
+            images = {i: self.sample(i)[0].numpy() for i in {*self.around[index]} - {index}} | {index: image}
+            for i in images:
+                if images[i].shape != label.shape:
+                    found = f"{images[i].shape}, but {self.files[index].name} {label.shape}"
+                    raise ValueError(f"--context: {self.files[i]}: found a slice {found}; expected one size in a case")
+            image = np.stack([images[i] for i in self.around[index]])
         return *self.transform(image, label, *generators), self.names[index]
 
 

@@ -8,13 +8,15 @@ import dataclasses
 import functools
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
+
+from utils.volume import pad_slices
 
 IMAGENET_MEAN = torch.tensor((0.485, 0.456, 0.406), dtype=torch.float64).view(3, 1, 1)
 IMAGENET_STD = torch.tensor((0.229, 0.224, 0.225), dtype=torch.float64).view(3, 1, 1)
@@ -139,35 +141,52 @@ class ISICTransform:
         return pair
 
 
+def window_starts(shape: Sequence[int], size: int, np_rng: Any) -> list[int]:
+    """Return the first row and column of a window of `size` pixels in a slice (H, W): at random along a side that is
+    longer, else with the slice in the middle, which `pad_slices` does."""
+    return [np_rng.randint(n - size + 1) if n > size and np_rng else -((size - n) // 2) for n in shape]
+
+
 @dataclasses.dataclass
 class RandomGenerator:
     """TransUNet's augmentation of a CT slice: a quarter turn and a flip (1/2), a rotation by -20..19 degrees (1/4) or
     nothing (1/4), then cubic zoom to `size` x `size`.
 
-    image (H, W) floating, label (H, W) integer -> image float32 (1, size, size), label int64 (size, size).
+    image (H, W) or (C, H, W) floating, label (H, W) integer -> image float32 (C, size, size), label int64 (size, size).
     `rng` (random.Random) draws the decisions, `np_rng` (np.random.RandomState) turns, axes and angles; the original
-    uses the two global generators for these. Without generators the slice is only zoomed."""
+    uses the two global generators for these. Without generators the slice is only zoomed.
+
+    fit  "zoom"; or "pad": the slice keeps its pixels and is surrounded by zeros; where it is larger than `size`, a
+         random window of it is taken"""
 
     size: int
+    fit: str = "zoom"
 
     def __call__(
         self, image: np.ndarray, label: np.ndarray, rng: random.Random | None = None, np_rng: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        image = image.reshape(-1, *label.shape)
         if rng is not None:
             image, label = self.augment(image, label, rng, np_rng)
-        factors = (self.size / image.shape[0], self.size / image.shape[1])
-        if factors != (1, 1):
-            image = ndimage.zoom(image, factors, order=3)
+        factors = (self.size / label.shape[0], self.size / label.shape[1])
+        if self.fit == "pad":
+            y, x = (max(0, start) for start in window_starts(label.shape, self.size, np_rng))
+            window = (..., slice(y, y + self.size), slice(x, x + self.size))
+            image, label = (pad_slices(array[window], (self.size, self.size)) for array in (image, label))
+        elif factors != (1, 1):
+            image = np.stack([ndimage.zoom(channel, factors, order=3) for channel in image])
             label = ndimage.zoom(label, factors, order=0)
-        image = np.ascontiguousarray(image, dtype=np.float32)[None]
+        image = np.ascontiguousarray(image, dtype=np.float32)
         return torch.from_numpy(image), torch.from_numpy(np.ascontiguousarray(label, dtype=np.int64))
 
     @staticmethod
     def augment(image: np.ndarray, label: np.ndarray, rng: random.Random, np_rng: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Change (C, H, W) and (H, W) alike."""
+        both, plane = (image, label), (-2, -1)
         if rng.random() > 0.5:
             turns, axis = np_rng.randint(0, 4), np_rng.randint(0, 2)
-            return np.flip(np.rot90(image, turns), axis), np.flip(np.rot90(label, turns), axis)
-        if rng.random() > 0.5:
+            image, label = (np.flip(np.rot90(array, turns, plane), plane[axis]) for array in both)
+        elif rng.random() > 0.5:
             angle = np_rng.randint(-20, 20)
-            image, label = (ndimage.rotate(array, angle, order=0, reshape=False) for array in (image, label))
+            image, label = (ndimage.rotate(array, angle, plane, order=0, reshape=False) for array in both)
         return image, label

@@ -30,9 +30,9 @@ def build_synapse_loaders(
 ) -> tuple[Loader, SynapseVolumes]:
     """Return (train loader of (images, labels, names), data set of a list's volumes); each rank trains on its share."""
     slices, lists, _ = synapse_folders(config)
-    transform = AUGMENTATIONS[config.augmentation](config.image_size)
+    transform = AUGMENTATIONS[config.augmentation](config.image_size, config.slice_fit)
     ignore_label = getattr(config, "ignore_label", None)
-    dataset = SynapseSlices(slices, lists, transform, config.num_classes, config.seed, ignore_label)
+    dataset = SynapseSlices(slices, lists, transform, config.num_classes, config.seed, ignore_label, config.context)
     fill_cache(dataset, config.cache)
     check_foreground(dataset, slices, ignore_label)
     return make_loader(dataset, config, True, rank, world_size), build_synapse_volumes(config, list_name)

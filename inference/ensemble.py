@@ -15,7 +15,7 @@ from datasets.transforms import grey
 from inference.ensemble_member import EnsembleMember, ViewAverage, join
 from inference.prediction_options import PredictionOptions
 from inference.trained import CT_DATASETS, mask_values
-from utils.volume import predict_volume
+from utils.volume import predict_slices
 
 Tensors = Sequence[torch.Tensor]
 
@@ -34,6 +34,7 @@ class Ensemble:
     def __init__(self, members: Sequence[EnsembleMember], options: PredictionOptions):
         self.members, self.options = members, options
         self.config = members[0].config
+        self.context: int = getattr(self.config, "context", 0)  # slices before and after each that are its channels
 
     def prepare(self, picture: torch.Tensor) -> list[torch.Tensor]:
         """Make each network's input of a uint8 picture (3, H, W); nothing for windows and slices."""
@@ -71,8 +72,8 @@ class ImageEnsemble(Ensemble):
             yield from map(self.segment, zip(*answers, strict=True))
 
     def segment_slices(self, slices: np.ndarray) -> Segmentation:
-        """Segment slices (S, H, W) of any values."""
-        pictures = [torch.from_numpy(stretched_rgb(pixels)).permute(2, 0, 1) for pixels in slices]
+        """Segment slices (S, 1, H, W) of any values."""
+        pictures = [torch.from_numpy(stretched_rgb(pixels)).permute(2, 0, 1) for (pixels,) in slices]
         prepared = [self.prepare(picture) for picture in pictures]
         return join(np.concatenate, list(self.segment_pictures(pictures, prepared)))
 
@@ -83,10 +84,11 @@ class VolumeEnsemble(Ensemble):
     def segment_pictures(self, pictures: Tensors, prepared: Sequence[Tensors]) -> Iterator[Segmentation]:
         """Yield the Segmentation of each uint8 picture (3, H, W), decided by the probabilities at its own size."""
         for picture in pictures:
-            yield self.segment(self._answers((grey(picture).float() / 255).numpy()))
+            yield self.segment(self._answers((grey(picture)[None].float() / 255).numpy()))
 
     def segment_slices(self, slices: np.ndarray) -> Segmentation:
-        """Segment slices (S, H, W) with values as in training, a single network as evaluate in engine_synapse.py does.
+        """Segment slices (S, C, H, W), each with its context, with values as in training, a single network as evaluate
+        in engine_synapse.py does.
 
         The probabilities of several networks, or of windows, are resized before the classes are decided."""
         if len(self.members) > 1 or self.options.sliding_window:
@@ -98,17 +100,17 @@ class VolumeEnsemble(Ensemble):
             return answers[0].output
 
         size, resizing = (self.config.image_size,) * 2, self.config.volume_resize
-        mask = predict_volume(network, slices, size, "cpu", len(slices), volume_resize=resizing)
+        mask = predict_slices(network, slices, size, "cpu", resizing, self.config.slice_fit)
         if not (self.options.probabilities or member.spread):
             return Segmentation(mask)
-        return self.segment([answers[0].resized(slices.shape[1:], align_corners=True).activated()], mask)
+        return self.segment([member.at_own_size(answers[0], slices.shape[2:]).activated()], mask)
 
     def _answers(self, slices: np.ndarray) -> list[ViewAverage]:
-        """Return each network's probabilities (S, C, H, W), resized corner-aligned as the zoom to its input is."""
+        """Return each network's probabilities (S, classes, H, W) of slices (S, C, H, W)."""
         if not self.options.sliding_window:
-            answers = [member.answer_slices(slices) for member in self.members]
-            return [answer.resized(slices.shape[1:], align_corners=True).activated() for answer in answers]
-        images = [torch.from_numpy(pixels)[None] for pixels in slices]
+            answers = [(member, member.answer_slices(slices)) for member in self.members]
+            return [member.at_own_size(answer, slices.shape[2:]).activated() for member, answer in answers]
+        images = [torch.from_numpy(channels) for channels in slices]
         return [join(torch.cat, [member.answer_windows(image) for image in images]) for member in self.members]
 
 
@@ -135,7 +137,7 @@ def check_distinct(networks: Sequence[torch.nn.Module], names: Sequence[str]) ->
 
 
 def check_compatible(members: Sequence[EnsembleMember], names: Sequence[str]) -> None:
-    """Raise ValueError unless the networks share input kind, classes, intensities and threshold."""
+    """Raise ValueError unless the networks share input kind, classes, intensities, context and threshold."""
     first, *others = (_shared_values(member.config) for member in members)
     for values, name in zip(others, names[1:], strict=True):
         for what, value in values.items():
@@ -153,5 +155,6 @@ def _shared_values(config: Any) -> dict[str, Any]:
         "class names": config.structures,
         "labels": mask_values(config) or tuple(range(config.num_classes)),
         "intensities": intensities if config.of_volumes else "of images",
+        "--context": getattr(config, "context", 0),
         "--threshold": None if config.num_classes > 1 else config.threshold,
     }

@@ -18,7 +18,7 @@ from inference.prediction_options import PredictionOptions
 from inference.progress import Progress
 from utils.machine.memory import free_memory
 from utils.optional import optional
-from utils.volume import zoom_cubic
+from utils.volume import fit_slices, middle
 
 log = logging.getLogger("vmunet")
 
@@ -122,9 +122,16 @@ class EnsembleMember:
             yield own.resized(picture.shape[1:], align_corners=False)
 
     def answer_slices(self, slices: np.ndarray) -> ViewAverage:
-        """Return logits (S, C, size, size) for slices (S, H, W) with values as in training."""
-        inputs = zoom_cubic(slices, (self.config.image_size,) * 2).astype(np.float32)
-        return self(torch.from_numpy(inputs)[:, None])
+        """Return logits (S, classes, h, w), in the size of the network's input, for slices (S, channels, H, W) with
+        values as in training; `at_own_size` brings them back."""
+        inputs = fit_slices(slices, (self.config.image_size,) * 2, self.config.slice_fit)
+        return self(torch.from_numpy(inputs.astype(np.float32)))
+
+    def at_own_size(self, answer: ViewAverage, size: Sequence[int]) -> ViewAverage:
+        """Bring the answer to slices to their (height, width): cropped, or resized corner-aligned as they were."""
+        if self.config.slice_fit == "pad":
+            return apply(lambda part: middle(part, size), answer)
+        return answer.resized(size, align_corners=True)
 
     @torch.inference_mode()
     def answer_windows(self, image: torch.Tensor) -> ViewAverage:

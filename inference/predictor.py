@@ -28,6 +28,7 @@ from inference.trained import CT_DATASETS, load_trained, mask_values
 from inference.volume_inputs import Volume, read_volume
 from utils.machine.device import choose_device
 from utils.optional import optional
+from utils.volume import with_context
 
 log = logging.getLogger("vmunet")
 
@@ -73,6 +74,7 @@ class Predictor:
         check_distinct([one.network for one in trained], [str(name) for name in names])
         if o.sliding_window:
             optional("monai.inferers", "--sliding-window")
+        if o.sliding_window and getattr(self.config, "slice_fit", "zoom") == "zoom":
             log.warning(
                 "--sliding-window: this network was trained on whole %s, each resized to %d x %d pixels. Windows "
                 "show it parts at another scale, which it has not learned: expect wrong masks of much larger images",
@@ -230,6 +232,7 @@ class Predictor:
         group, parts = min(self.network.batch_size, LARGEST_GROUP), []
         with Progress(len(slices), "slice") as bar:
             for start in range(0, len(slices), group):
-                parts.append(self.ensemble.segment_slices(slices[start : start + group]))
+                numbers = range(start, min(start + group, len(slices)))
+                parts.append(self.ensemble.segment_slices(with_context(slices, self.ensemble.context, numbers)))
                 bar.update(len(parts[-1].mask))
         return join(np.concatenate, parts)

@@ -86,7 +86,13 @@ def describe(config: Any) -> dict[str, Any]:
         axes = "axial slices, rows from front to back, columns from the patient's right to left"
         if config.orientation != "LPS":
             axes = f"columns, rows and slices {config.orientation}"
-        preprocessing = f"{values}; {axes}; cubic zoom of each slice to the input size"
+        fit = "cubic zoom of each slice to the input size"
+        if config.slice_fit == "pad":
+            fit = "pixels as they are, slices smaller than the input size in the middle of zeros"
+        preprocessing = f"{values}; {axes}; {fit}"
+        if config.context:
+            around = f"the {config.context} slices before it, itself, the {config.context} after it"
+            preprocessing += f"; channels of a slice: {around}, at the ends the outermost repeated"
         normalization, threshold = None, None
     else:
         preprocessing = describe_images(vars(config))

@@ -19,7 +19,7 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference
 # Values of a training that tell how images are prepared and what the outputs mean.
 PREPARATION = (
     *("dataset", "image_size", "normalization", "antialias", "threshold", "class_names", "class_colours"),
-    *("mask_values", "scaling", "scaling_range", "orientation", "volume_resize"),
+    *("mask_values", "scaling", "scaling_range", "orientation", "volume_resize", "context", "slice_fit"),
 )
 IMAGE_VALUES = {  # by normalization
     "minmax": "{colour}; stretch each image over all channels to 0..255; bilinear resize to the input size",

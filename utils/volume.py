@@ -185,7 +185,6 @@ def describe_hd95(cases: Iterable[Mapping[str, float]]) -> str:
     return f"{mean}, missed in {missed} of {missed + len(found)}" if missed else mean
 
 
-@torch.inference_mode()
 def predict_volume(
     model: Network,
     image: np.ndarray,
@@ -193,37 +192,84 @@ def predict_volume(
     device: torch.device | str = "cpu",
     batch_size: int = 16,
     volume_resize: str = "labels",
+    context: int = 0,
+    fit: str = "zoom",
 ) -> np.ndarray:
     """Return the labels, uint8 in the image's shape, of a volume (S, H, W), predicted `batch_size` slices at a time.
 
-    model          (B, 1, *patch_size) float32 -> logits (B, classes, *patch_size); the caller sets its eval mode
-    volume_resize  "labels": argmax, then nearest zoom back (published); "logits": bilinear resize back, then argmax
+    model    see `predict_slices`, which also has the other options; the caller sets its eval mode
+    context  the slices before and after that are channels of each slice, see `with_context`
 
-    Every slice is zoomed to `patch_size` (cubic). An image (H, W) is predicted at its own size, as published.
+    An image (H, W) is predicted at its own size, as published.
     """
     if image.ndim == 2:
-        return predict_volume(model, image[None], image.shape, device, batch_size, volume_resize)[0]
-    size, patch_size = image.shape[1:], tuple(patch_size)
+        return predict_volume(model, image[None], image.shape, device, batch_size, volume_resize, context, fit)[0]
     batches = []
     for start in range(0, len(image), batch_size):
-        slices = zoom_cubic(image[start : start + batch_size], patch_size).astype(np.float32)
-        logits = model(torch.from_numpy(slices)[:, None].to(device))
-        if volume_resize == "logits" and size != patch_size:
-            # corner-aligned, like the zoom to the patch
-            logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=True)
-        labels = logits.argmax(1).to(torch.uint8).cpu().numpy()
-        batches.append(zoom_nearest(labels, size))
+        slices = with_context(image, context, range(start, min(start + batch_size, len(image))))
+        batches.append(predict_slices(model, slices, patch_size, device, volume_resize, fit))
     return np.concatenate(batches)
 
 
+@torch.inference_mode()
+def predict_slices(
+    model: Network,
+    slices: np.ndarray,
+    patch_size: Sequence[int],
+    device: torch.device | str = "cpu",
+    volume_resize: str = "labels",
+    fit: str = "zoom",
+) -> np.ndarray:
+    """Return the labels, uint8 (B, H, W), of slices (B, C, H, W), which the network gets as one batch.
+
+    model          (B, C, h, w) float32 -> logits (B, classes, h, w)
+    volume_resize  "labels": argmax, then nearest zoom back (published); "logits": bilinear resize back, then argmax
+    fit            "zoom": every slice is zoomed to `patch_size` (cubic, published); "pad": a slice that is smaller than
+                   `patch_size` is surrounded by zeros, and nothing is resized
+    """
+    size = slices.shape[2:]
+    inputs = fit_slices(slices, patch_size, fit)
+    logits = model(torch.from_numpy(inputs.astype(np.float32)).to(device))
+    if fit == "pad":
+        logits = middle(logits, size)
+    elif volume_resize == "logits" and size != inputs.shape[2:]:
+        # corner-aligned, like the zoom to the patch
+        logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=True)
+    return zoom_nearest(logits.argmax(1).to(torch.uint8).cpu().numpy(), size)
+
+
+def with_context(slices: np.ndarray, context: int, numbers: Sequence[int]) -> np.ndarray:
+    """Return some slices of (S, H, W), each after the `context` slices before it and before those after it:
+    (len(numbers), 2 * context + 1, H, W). Beyond both ends the outermost slice is repeated."""
+    around = np.add.outer(numbers, np.arange(-context, context + 1))
+    return slices[around.clip(0, len(slices) - 1)]
+
+
+def fit_slices(slices: np.ndarray, size: Sequence[int], fit: str) -> np.ndarray:
+    """Return slices (..., h, w) as the network gets them: see `predict_slices`."""
+    return zoom_cubic(slices, size) if fit == "zoom" else pad_slices(slices, size)
+
+
+def pad_slices(slices: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Return slices (..., h, w) in the middle of zeros, where they are smaller than `size`."""
+    missing = [max(0, n - m) for n, m in zip(size, slices.shape[-2:], strict=True)]
+    return np.pad(slices, [(0, 0)] * (slices.ndim - 2) + [(n // 2, n - n // 2) for n in missing])
+
+
+def middle(slices: Any, size: Sequence[int]) -> Any:
+    """Return the middle, (..., *size), of an array or a tensor: what `pad_slices` has surrounded."""
+    y, x = ((m - n) // 2 for n, m in zip(size, slices.shape[-2:], strict=True))
+    return slices[..., y : y + size[0], x : x + size[1]]
+
+
 def zoom_cubic(slices: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Return scipy.ndimage.zoom(order=3) of every slice of (S, h, w) to `size`, in the dtype of `slices`.
+    """Return scipy.ndimage.zoom(order=3) of every slice of (..., h, w) to `size`, in the dtype of `slices`.
 
     The cubic zoom is linear and separable, so it is a product with one matrix from each side, in float64.
     """
-    if slices.shape[1:] == tuple(size):
+    if slices.shape[-2:] == tuple(size):
         return slices
-    rows, columns = (_cubic_matrix(n, m) for n, m in zip(slices.shape[1:], size, strict=True))
+    rows, columns = (_cubic_matrix(n, m) for n, m in zip(slices.shape[-2:], size, strict=True))
     return (rows @ slices.astype(np.float64) @ columns.T).astype(slices.dtype)
 
 

@@ -88,3 +88,10 @@ def test_names_and_colours_of_classes_must_fit_their_number(changes, words):
 def test_a_loss_weight_that_the_loss_does_not_take_is_an_error():
     with pytest.raises(ValueError, match="--loss-weight.* focal .*bce_dice"):
         check_config(ISICConfig(loss="focal", loss_weight=(3, 1)))
+
+
+def test_context_needs_as_many_channels():
+    check_config(SynapseConfig(context=1))
+    check_config(SynapseConfig(context=2, input_channels=5))
+    with pytest.raises(ValueError, match="--context 2: found --input-channels 3, expected 5"):
+        check_config(SynapseConfig(context=2))

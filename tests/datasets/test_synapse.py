@@ -3,10 +3,13 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.demo import make_demo_synapse
 from datasets.intensities import scale_hu
-from datasets.synapse import SynapseSlices, SynapseVolumes, read_list
+from datasets.synapse import SynapseSlices, SynapseVolumes, neighbours, read_list
 from datasets.transforms import RandomGenerator
-from tests.tiny import write_slice
+from datasets.volume_loaders import build_synapse_loaders
+from tests.tiny import synapse_config, write_slice
+from utils.volume import with_context
 
 
 def write_volume(folder, name, shape=(3, 20, 24), **attributes):
@@ -52,6 +55,65 @@ def test_preloaded_slices_are_the_same(slices):
     for path in slices.files:
         path.unlink()
     assert torch.equal(slices[2, 0][0], before[0]) and torch.equal(slices[2, 0][1], before[1])
+
+
+# ---- the slices around a slice
+
+
+def test_neighbours_are_of_the_same_case_and_the_outermost_is_repeated():
+    names = ["b_slice1", "a_slice_010", "a_slice_009", "b_slice0", "a_slice_008", "b_slice3"]
+    assert neighbours(names, 1) == [[3, 0, 0], [2, 1, 1], [4, 2, 1], [3, 3, 0], [4, 4, 2], [5, 5, 5]]
+    assert neighbours(names, 2)[2] == [4, 4, 2, 1, 1]
+    with pytest.raises(ValueError, match="--context 1: found the slice case0005, expected .*case0005_slice012"):
+        neighbours(["case0005"], 1)
+
+
+@pytest.fixture
+def volume(tmp_path):
+    """A case's slices as training reads them, and as a volume."""
+    volume = np.random.default_rng(0).random((5, 20, 24), dtype=np.float32)
+    for number, image in enumerate(volume):
+        np.savez(tmp_path / f"case1_slice{number:03d}.npz", image=image, label=np.full((20, 24), number))
+    write_list(tmp_path, "train.txt", [f"case1_slice{number:03d}" for number in (3, 0, 4, 1, 2)])
+    return volume
+
+
+@pytest.mark.parametrize("context", [1, 2])
+def test_a_slice_has_the_same_context_in_training_and_in_prediction(volume, tmp_path, context):
+    slices = SynapseSlices(tmp_path, tmp_path, lambda image, label, *draws: (image, label), context=context)
+    for image, label, name in (slices[i] for i in range(5)):
+        number = int(name[-3:])
+        np.testing.assert_array_equal(image, with_context(volume, context, [number])[0])
+        np.testing.assert_array_equal(image[context], volume[number])
+        assert (label == number).all()
+
+
+def test_no_slice_is_decoded_twice_once_they_are_in_memory(volume, tmp_path, monkeypatch):
+    slices, decoded = SynapseSlices(tmp_path, tmp_path, RandomGenerator(16), context=1), []
+    decode = slices.decode
+    monkeypatch.setattr(slices, "decode", lambda index: decoded.append(index) or decode(index))
+    before = [slices[1, i][0] for i in range(5)]
+    decoded.clear()
+    slices.preload()
+    assert all(torch.equal(slices[1, i][0], before[i]) for i in range(5))
+    assert sorted(decoded) == [0, 1, 2, 3, 4] and slices.cache[0][0].shape == (20, 24)
+
+
+def test_slices_of_two_sizes_in_a_case_are_named(volume, tmp_path):
+    write_slice(tmp_path, "case1_slice002", shape=(20, 25))
+    slices = SynapseSlices(tmp_path, tmp_path, RandomGenerator(16), context=1)
+    with pytest.raises(ValueError, match=r"case1_slice002\.npz: .*\(20, 25\), .*one size in a case"):
+        slices[3]
+
+
+@pytest.mark.parametrize("augmentation", ["published", "strong"])
+def test_batches_have_the_context_as_channels(tmp_path, augmentation):
+    data = make_demo_synapse(tmp_path / "data", size=40, train=2, val=1, test=1, slices=4)
+    changes = dict(context=1, slice_fit="pad", augmentation=augmentation)
+    loader, _ = build_synapse_loaders(synapse_config(data, **changes))
+    images, labels, _ = next(iter(loader))
+    assert images.shape == (4, 3, 32, 32) and labels.shape == (4, 32, 32)
+    assert not torch.equal(images[:, 0], images[:, 1])
 
 
 def test_missing_slices_are_named(tmp_path):

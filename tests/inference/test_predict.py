@@ -55,13 +55,25 @@ def test_masks_of_images_are_those_of_the_training_scripts_test(folder, binary, 
     assert 0 < np.mean(shares) < 1
 
 
-def test_masks_of_volumes_are_those_of_the_training_scripts_test(folder, organs, tmp_path):
-    data = folder / "synapse"
-    config = SynapseConfig(**SMALL, data_path=str(data), work_dir=str(tmp_path / "runs"), test_only=str(organs))
+FITS = {
+    "zoomed": {},
+    "padded": dict(slice_fit="pad", image_size=64),
+    "larger than the network's size": dict(slice_fit="pad"),
+    "with context": dict(context=1),
+    "with context, padded": dict(context=2, input_channels=5, slice_fit="pad", image_size=64),
+}
+
+
+@pytest.mark.parametrize("case", FITS)
+def test_masks_of_volumes_are_those_of_the_training_scripts_test(folder, tmp_path, case):
+    data, values = folder / "synapse", SMALL | FITS[case]
+    organs = save_trained(tmp_path, SynapseConfig(**values))
+    config = SynapseConfig(**values, data_path=str(data), work_dir=str(tmp_path / "runs"), test_only=str(organs))
     train_synapse.main(config)
     (tested,) = (tmp_path / "runs").glob("*/predictions/*_pred.nii.gz")
     case = tested.name.removesuffix("_pred.nii.gz")
-    run(organs, data / "test_vol_h5" / f"{case}.npy.h5", output=tmp_path / "out", batch_size=4)
+    options = dict(batch_size=4, scan_backend=SMALL["scan_backend"])  # a tie must not depend on rounding
+    run(organs, data / "test_vol_h5" / f"{case}.npy.h5", output=tmp_path / "out", **options)
     found, expected = nibabel.load(tmp_path / f"out/masks/{case}.nii.gz"), nibabel.load(tested)
     np.testing.assert_array_equal(found.dataobj, expected.dataobj)
     np.testing.assert_allclose(found.affine, expected.affine)  # the spacing of the h5 file
@@ -71,6 +83,29 @@ def test_masks_of_volumes_are_those_of_the_training_scripts_test(folder, organs,
     for row in read_rows(tmp_path / "out/structures.csv"):
         count = np.count_nonzero(np.asarray(found.dataobj) == int(row["class"]))
         assert int(row["pixels"]) == count and float(row["volume_ml"]) == pytest.approx(count * ml)
+
+
+@pytest.mark.parametrize("case", [case for case in FITS if case != "zoomed"])
+def test_probabilities_and_views_of_slices_are_at_their_place(folder, tmp_path, case):
+    path = save_trained(tmp_path, SynapseConfig(**SMALL | FITS[case], volume_resize="logits"))
+    (scan,) = (folder / "synapse/test_vol_h5").glob("case0003*")
+    single, views = (Predictor(path, device="cpu", probabilities=True, tta=tta) for tta in ("none", "flips"))
+    first, averaged = single.predict(scan), views.predict(scan)
+    assert first.probabilities.shape == averaged.probabilities.shape == (9, *first.mask.shape)
+    assert (first.probabilities.argmax(0) == first.mask).mean() > 0.99
+    assert averaged.disagreement.shape == first.mask.shape
+
+
+def test_networks_of_other_contexts_are_not_averaged(folder, tmp_path):
+    paths = []
+    for context in (0, 1):
+        (tmp_path / str(context)).mkdir()
+        torch.manual_seed(context)
+        paths.append(
+            save_trained(tmp_path / str(context), SynapseConfig(**SMALL | dict(context=context, d_state=2 + context)))
+        )
+    with pytest.raises(ValueError, match="--context 1, expected 0"):
+        Predictor(paths, device="cpu")
 
 
 # ---- volumes

@@ -101,13 +101,13 @@ IDS = (1, 6, 700)  # of the classes 1, 2, 3
 
 
 def stripes(slices):
-    return (np.indices(slices.shape).sum(0) % 3).astype(np.uint8)
+    return (np.indices(slices.shape).sum(0) % 3).astype(np.uint8)[:, 0]
 
 
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
     """A network of volumes whose labels have gaps, which finds spleen and liver in stripes, and a raw volume."""
-    monkeypatch.setattr(inference.ensemble, "predict_volume", lambda network, slices, *rest, **options: stripes(slices))
+    monkeypatch.setattr(inference.ensemble, "predict_slices", lambda network, slices, *rest, **options: stripes(slices))
     rng = np.random.default_rng(0)
     for name in ("p1", "p2"):
         values, labels = rng.integers(-1000, 900, (20, 24, 4)), rng.choice([0, *IDS], (20, 24, 4))

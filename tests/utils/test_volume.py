@@ -13,6 +13,8 @@ from utils.volume import (
     dice_of_structures,
     hd95,
     is_missed,
+    middle,
+    pad_slices,
     predict_volume,
     score_case,
     score_structure,
@@ -226,6 +228,31 @@ def test_logits_can_be_resized_before_the_argmax():
     by_labels, by_logits = (predict_volume(model, image, (4, 4), volume_resize=way) for way in ("labels", "logits"))
     assert (by_labels.sum(-1) == 3).all()
     assert (by_logits.sum(-1) == (np.linspace(-1, 1, 16) > 0.4).sum()).all()
+
+
+def channel(number):
+    """A network whose logits are one of its channels, for class 1 against class 0."""
+    return lambda x: torch.stack([0.5 - x[:, number], x[:, number] - 0.5], 1)
+
+
+@pytest.mark.parametrize("fit", ["zoom", "pad"])
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_channels_are_the_neighbours_across_batches_and_at_the_ends(fit, batch_size):
+    image = np.random.default_rng(3).integers(0, 2, (5, 32, 32)).astype(np.float32)
+    for number, source in enumerate(([0, 0, 0, 1, 2], [0, 0, 1, 2, 3], range(5), [1, 2, 3, 4, 4], [2, 3, 4, 4, 4])):
+        pred = predict_volume(channel(number), image, (32, 32), "cpu", batch_size, context=2, fit=fit)
+        np.testing.assert_array_equal(pred, image[list(source)])
+
+
+@pytest.mark.parametrize("shape", [(35, 51), (64, 64), (33, 90), (101, 70)])
+def test_padded_slices_keep_their_pixels(shape):
+    """A network sees at least the patch, larger slices at their own size; the mask lies where the slice was."""
+    image, seen = np.random.default_rng(4).integers(0, 2, (3, *shape)).astype(np.float32), []
+    network = channel(0)
+    pred = predict_volume(lambda x: seen.append(x) or network(x), image, (64, 64), fit="pad")
+    np.testing.assert_array_equal(pred, image)
+    assert seen[0].shape == (3, 1, max(64, shape[0]), max(64, shape[1])) and seen[0].sum() == image.sum()
+    np.testing.assert_array_equal(middle(pad_slices(image, (64, 64)), shape), image)
 
 
 # ---- the original's numbers
