@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 import predict
-from inference.trained import load_trained
+from configs.config_setting_synapse import SynapseConfig
+from inference.trained import describe, load_trained
 from predict import PredictConfig, Predictor
 from tests.inference.networks import SIZE, SMALL
 from tests.tiny import write_packed_weights
@@ -115,3 +116,10 @@ def test_what_weights_tell_is_not_believed_unseen(binary, tmp_path):
 def test_a_flag_out_of_range_is_not_blamed_on_the_file(binary):
     with pytest.raises(ValueError, match="^--threshold: found 2, expected 0 to 1$"):
         Predictor(binary, device="cpu", threshold=2)
+
+
+def test_the_channels_and_the_fit_of_slices_are_described():
+    alone = describe(SynapseConfig())["preprocessing"]
+    assert "cubic zoom" in alone and "channels" not in alone
+    text = describe(SynapseConfig(context=2, input_channels=5, slice_fit="pad"))["preprocessing"]
+    assert "the 2 slices before it, itself, the 2 after it" in text and "zoom" not in text and "middle of zeros" in text
