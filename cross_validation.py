@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from configs.config_setting import ISICConfig
 from configs.resolve import resolve
 from report.groups import SCORES
 from report.records import Record
@@ -22,7 +21,7 @@ from utils.runs.run_folder import stop_log
 log = logging.getLogger("vmunet")
 
 
-def run_folds(main: Callable[[ISICConfig], Any], config: ISICConfig) -> dict[str, float]:
+def run_folds(main: Callable[[Any], Any], config: Any) -> dict[str, float]:
     """Call `main` for each unfinished fold. Return the mean scores of all folds, which are also written to work_dir."""
     work_dir = Path(config.work_dir or RESULTS)
     level = logging.INFO if distributed.is_main() else logging.WARNING
@@ -54,7 +53,7 @@ def run_folds(main: Callable[[ISICConfig], Any], config: ISICConfig) -> dict[str
     path = work_dir / f"cross_validation_{runs[0].name}.csv"
     rows = table(runs)
     write_rows(path, rows)
-    for name, score in SCORES[False].items():
+    for name, score in SCORES[config.of_volumes].items():
         values = [run.score(name) for run in runs]
         single = ", ".join(score.text([value]) for value in values)
         log.info("%s over %d folds: %s (%s)", score.label, len(runs), score.text(values), single)

@@ -23,6 +23,7 @@ from datasets.volume_loaders import (
     build_synapse_volumes,
     check_synapse_parts,
     patients_of_cases,
+    pooled_slices,
 )
 from engine import train_one_epoch
 from engine_synapse import evaluate
@@ -39,13 +40,18 @@ log = logging.getLogger("vmunet")
 
 PANELS = 4  # cases of the prediction panels
 SELECTION = {
-    "paper": "the best epoch has the lowest training loss, as published; the volumes of test_vol.txt are reported",
+    "paper": "the best epoch has the lowest training loss, as published; the volumes of test_vol.txt, or of the fold, "
+    "are reported",
     "holdout": "the best epoch has the highest Dice on the volumes of val_vol.txt; those of test_vol.txt are reported",
 }
 
 
 def main(config: SynapseConfig) -> dict[str, Any]:
     """Train, unless only a checkpoint is to be tested; test. Return the scores."""
+    if config.fold == "all":
+        from cross_validation import run_folds  # imports the report, which a training does not need
+
+        return run_folds(main, config)
     if scores := scores_of_finished(config):
         return scores
     with Session(config) as session:
@@ -73,7 +79,8 @@ def train(session: Session) -> None:
     # The published Dice rewards a class that is found where there is none. Earlier runs, resumed, still select by it.
     earlier = session.resumed is not None and "selected_by" not in session.run.facts()
     dice = "dice_transunet" if distributed.broadcast_object(earlier) else "dice_strict"
-    with session.training(loader, files, dice if holdout else "train_loss") as training:
+    pool = pooled_slices(config) if config.folds else ()
+    with session.training(loader, files, dice if holdout else "train_loss", pool) as training:
         for epoch in training.epochs():
             loss = train_one_epoch(
                 session.model, training.batches, training.optimizer, criterion, session.compute, **training.step_options
@@ -93,7 +100,8 @@ def test(session: Session) -> dict[str, Any]:
     """Return the scores of the test volumes; write them, a row for each case, and every prediction as NIfTI."""
     config, folder = session.config, session.run.folder / "predictions"
     model, volumes = session.trained_model(), build_synapse_volumes(config, "test_vol.txt")
-    log.info("testing on %d volumes of test_vol.txt", len(volumes))
+    of_fold = config.folds and config.protocol == "paper"
+    log.info("testing on %d volumes of %s", len(volumes), f"fold {config.fold}" if of_fold else "test_vol.txt")
     samples: list[tuple] = []
     measured: list[bool] = []
 

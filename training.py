@@ -79,12 +79,13 @@ class Session:
         self._note_network()
 
     def training(
-        self, loader: Loader, files: Sequence[str | Path], selected_by: str
+        self, loader: Loader, files: Sequence[str | Path], selected_by: str, pool: Sequence[str | Path] = ()
     ) -> AbstractContextManager[TrainingState]:
         """Return the state of the training, as a block that saves everything if a signal stops it.
 
         files        the data files, which must be the same in a resumed run
-        selected_by  the loss or score that selects the best epoch, for messages"""
+        selected_by  the loss or score that selects the best epoch, for messages
+        pool         the files that all folds share, where they are not `files`"""
         config, rows = self.config, rows_of(self.config)
         check_smallest_batch(self.network, config, loader.batch_sampler)
         built = optimization_values(config, *rows)
@@ -95,9 +96,9 @@ class Session:
         self.run.note("selected_by", selected_by, level=None)
         trained = len(loader.dataset)  # type: ignore[arg-type]  # the division into training and validation counts too
         data = f"{data_fingerprint(files)}/{trained}", data_fingerprint(files, contents=False)
-        if getattr(config, "folds", 0):
-            pool = data_fingerprint(sorted(files, key=lambda file: Path(file).name))
-            self.run.note("pool", pool, level=None)  # of all folds, for `cross_validation`
+        if config.folds:
+            shared = data_fingerprint(sorted(pool or files, key=lambda file: Path(file).name))
+            self.run.note("pool", shared, level=None)  # of all folds, for `cross_validation`
         self.state = TrainingState(
             self.run, config, self.model, loader, self.compute, rows, self.resumed, data, selected_by
         )

@@ -76,13 +76,13 @@ def check_config(config: Any, names: Mapping[str, str] | None = None) -> None:
         raise ValueError("--early-stopping: found --select last, which has no best epoch; expected --select best")
     if config.resume is not None and config.test_only is not None:
         raise ValueError("--resume and --test-only: found both, expected one of them")
-    folds = getattr(config, "folds", 0)
+    folds = config.folds
     if folds == 1 or folds and config.fold != "all" and config.fold >= folds:
         expected = "at least 2 folds, and one of 0..folds-1 or all"
         raise ValueError(f"--folds {folds} --fold {config.fold}: expected {expected}")
-    if getattr(config, "fold", 0) == "all" and config.test_only is not None:
+    if config.fold == "all" and config.test_only is not None:
         raise ValueError("--fold all --test-only: found both, expected the number of one fold")
-    if not folds and getattr(config, "fold", 0) == "all":
+    if not folds and config.fold == "all":
         raise ValueError("--fold all: found no --folds, expected how many, such as --folds 5")
 
 

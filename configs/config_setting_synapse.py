@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from configs.optim import Optimizer, Scheduler
-from configs.options import MachineOptions, NameOptions, RunOptions, SplitOptions, VolumeDataOptions
+from configs.options import FoldOptions, MachineOptions, NameOptions, RunOptions, VolumeDataOptions
 from datasets.synapse import ORGANS
 
 
 @dataclass(kw_only=True)
-class SynapseConfig(RunOptions, MachineOptions, SplitOptions, VolumeDataOptions, NameOptions):
+class SynapseConfig(RunOptions, MachineOptions, FoldOptions, VolumeDataOptions, NameOptions):
     # --- data ---
     dataset: str = "synapse"  # synapse, acdc, demo (synthetic, made on first use), or a name for data_path
     data_path: str | None = None  # folder with train_npz, test_vol_h5 and lists; none: data/Synapse, data/acdc
@@ -70,6 +70,7 @@ class SynapseConfig(RunOptions, MachineOptions, SplitOptions, VolumeDataOptions,
     protocol: Literal["paper", "holdout"] = "paper"  # holdout: select on one set, report on another
     select: Literal["best", "last"] = "best"  # the epoch whose weights are kept and tested; last: nothing is selected
     volume_resize: Literal["labels", "logits"] = "labels"  # labels: argmax, then nearest zoom, as published
+    fold_seed: int = 12345  # of --folds: nnU-Net's, by which 5 folds are its folds
     z_spacing: float = 1  # mm between slices in the NIfTI files where the volume does not say it
     early_stopping: int | None = None  # end after this many epochs without a better one; none: never (published)
     val_interval: int = 100  # epochs between two evaluations of the volumes

@@ -1,4 +1,5 @@
-"""Splitting a folder's pairs into train, val and test: by subfolders, by a list in the folder, or by k folds."""
+"""Splitting a folder's pairs into train, val and test: by subfolders, by a list in the folder, or by k folds. Those of
+volumes are nnU-Net's."""
 
 import logging
 import random
@@ -7,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from datasets.isic import Pair, find_pairs
 from datasets.lesions import SAME_LESION, components, lesion_of
@@ -102,6 +105,17 @@ def fold_of(
         sizes[smallest] += len(groups[name])
         fold |= dict.fromkeys(groups[name], smallest)
     return fold
+
+
+def nnunet_folds(cases: Mapping[str, str], folds: int, seed: int) -> dict[str, int]:
+    """Return {case: fold} of {case: its group}, which stays in one fold. If each case is a group, 5 and 12345 give the
+    folds of nnU-Net: scikit-learn's KFold(folds, shuffle=True, random_state=seed) over the sorted names."""
+    groups = sorted({*cases.values()})
+    if not 2 <= folds <= len(groups):
+        raise ValueError(f"--folds: found {folds}, expected 2..{len(groups)}, the number of patients")
+    parts = np.array_split(np.random.RandomState(seed).permutation(len(groups)), folds)
+    fold = {groups[i]: number for number, part in enumerate(parts) for i in part}
+    return {case: fold[group] for case, group in cases.items()}
 
 
 def group_of(stem: str, group: str) -> str:

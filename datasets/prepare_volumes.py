@@ -13,7 +13,8 @@ follows:
   intensities   CT (in Hounsfield units) by --window; others by the --percentiles of each volume; to 0..1, float32
   labels        become 0, 1, 2, ... in the order of their numbers; 255, which counts nowhere: nnU-Net's `ignore`, and
                 255 beside class numbers; names from dataset.json or --class-names
-  split         by patient, drawn with --seed; or by the lists of cases in --lists
+  split         by patient, drawn with --seed; or by the lists of cases in --lists; --split 100 0 0: one pool for
+                train_synapse.py --folds 5, of which each case is written as slices and as a volume
 
 OUT/preparation.json stores these settings for training and prediction; OUT/cases.csv describes each case. To complete a
 run that was stopped or killed, repeat the command.
@@ -148,7 +149,10 @@ def prepare(options: PrepareVolumes) -> tuple[dict[str, Any], dict[str, list[str
 
     write_cases(
         out,
-        [Task(case, cases[case], None if part == "train" else [], part != "train") for case, part in part_of.items()],
+        [
+            Task(case, cases[case], None if part == "train" else [], part != "train" or not parts["test"])
+            for case, part in part_of.items()
+        ],
         read,
         Conversion(
             scaling,
@@ -181,7 +185,7 @@ def divide(
 
     Without --patient, a patient's name is the shortest beginning of a case's name, up to the end of a number, by which
     no part is empty and no patient in two. Raises ValueError if two parts then share the longest number in a name, as
-    T1_patient000 and T2_patient000 do, and for fewer than two patients."""
+    T1_patient000 and T2_patient000 do, or in one pool two patients, and for fewer than two patients."""
     found = f"found 1 patient in {len(cases)} cases"
     guesses = [rf"^(?:\D*\d+(?!\d)){{{n}}}" for n in range(1, MOST_NUMBERS + 1)]
     patterns = guesses if options.patient is None else [options.patient]
@@ -192,7 +196,8 @@ def divide(
         parts = split_cases(patients, options) if listed is None else listed
         shared = in_two_parts(parts, patients.__getitem__)
         if not shared and options.patient is None:
-            shared = in_two_parts(parts, longest_number)
+            pool = {name: [case for case in cases if patients[case] == name] for name in patients.values()}
+            shared = in_two_parts(parts if parts["test"] else pool, longest_number)
         if shared:
             found = f"found {shared}, which look like one patient"
         elif parts["val"] or listed or options.split[1] == 0 or not complete:
@@ -206,7 +211,9 @@ def divide(
         of_patients.setdefault(patient, []).append(case)
     examples = "; ".join(f"patient {name} has {first_few(of_patients[name], 3)}" for name in sorted(of_patients)[:3])
     log.info("%d patients in %d cases: %s; %s (--patient)", len(of_patients), len(cases), sizes_of(parts), examples)
-    if not parts["val"]:
+    if not parts["test"]:
+        log.info("one pool: train with --folds 5 --fold all")
+    elif not parts["val"]:
         log.warning("no patient is left for validation; train without --protocol holdout, or change --split")
     return patients, parts
 
@@ -216,14 +223,15 @@ def split_cases(patients: Mapping[str, str], options: PrepareVolumes) -> dict[st
 
     patients  {case: its patient}, of two or more. Raises ValueError for invalid shares."""
     share = np.array(options.split, dtype=float)
-    if share.min() < 0 or share[0] == 0 or share[2] == 0 or not np.isfinite(share).all():
-        expected = "shares for training, validation and testing, the first and last above 0"
+    if share.min() < 0 or share[0] == 0 or share[2] == 0 < share[1] or not np.isfinite(share).all():
+        expected = "shares for training, validation and testing, the first and last above 0, or 100 0 0 for --folds"
         raise ValueError(f"--split {first_few(share)}: expected {expected}")
     names = sorted({*patients.values()})
     random.Random(options.seed).shuffle(names)
     first, second = np.round(np.cumsum(share / share.sum())[:2] * len(names)).astype(int)
-    first = min(max(first, 1), len(names) - 1)
-    second = min(max(second, first), len(names) - 1)
+    most = len(names) - int(share[2] > 0)
+    first = min(max(first, 1), most)
+    second = min(max(second, first), most)
     if share[1] > 0 and second == first and len(names) > 2:  # rounding must not leave validation without a patient
         first = min(first, len(names) - 2)
         second = first + 1

@@ -90,7 +90,9 @@ class SynapseSlices(CachedDataset):
     """Slices named in `list_dir/train.txt`. dataset[key], key = index or (epoch, index), -> (image, label, name):
     float32 (2 * context + 1, size, size), int64 (size, size), such as case0005_slice012 (see RandomGenerator).
 
-    The channels are a slice and its `neighbours`. The random decisions depend on seed, epoch and index only."""
+    The channels are a slice and its `neighbours`. The random decisions depend on seed, epoch and index only.
+
+    names   of the list's slices, those to train on; None: all"""
 
     def __init__(
         self,
@@ -101,8 +103,9 @@ class SynapseSlices(CachedDataset):
         seed: int = 42,
         ignore_label: int | None = None,
         context: int = 0,
+        names: list[str] | None = None,
     ):
-        self.names = read_list(list_dir, "train.txt")
+        self.names = read_list(list_dir, "train.txt") if names is None else names
         self.around = neighbours(self.names, context) if context else None
         self.files = listed_files(folder, self.names, ".npz")
         self.transform = transform
@@ -136,7 +139,7 @@ class SynapseSlices(CachedDataset):
 
 
 class SynapseVolumes(Dataset):
-    """Volumes named in `list_dir/list_name`: volumes[i] -> (image, label, name, spacing).
+    """Volumes named in `list_dir/list_name`, or `names` instead: volumes[i] -> (image, label, name, spacing).
 
     image float32 and label uint8, arrays (S, H, W); name such as case0008; spacing float64 (3,) in mm along the axes of
     the arrays, from the attribute `spacing` of the h5 file, None without it."""
@@ -149,8 +152,9 @@ class SynapseVolumes(Dataset):
         list_name: str = "test_vol.txt",
         ignore_label: int | None = None,
         read: Callable[[Path], tuple[np.ndarray, np.ndarray, np.ndarray | None]] = read_h5,
+        names: list[str] | None = None,
     ):
-        self.names = read_list(list_dir, list_name)
+        self.names = read_list(list_dir, list_name) if names is None else names
         self.files = listed_files(folder, self.names, ".npy.h5")
         self.num_classes = num_classes
         self.ignore_label, self.read = ignore_label, read

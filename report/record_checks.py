@@ -70,7 +70,7 @@ def stored_config(values: Mapping[str, Any], config_class: type, where: Path) ->
         numbers = [part for part in (value if isinstance(value, tuple) else (value,)) if isinstance(part, int | float)]
         require(fits(value, kinds[name]), where, value, name, describe(kinds[name]))
         require(all(low <= number <= high for number in numbers), where, value, name, f"{low:g} to {high:g}")
-    folds, fold = getattr(config, "folds", 0), getattr(config, "fold", 0)
+    folds, fold = config.folds, config.fold
     require(folds <= MAX_FOLDS, where, folds, "folds", f"at most {MAX_FOLDS}")
     require(not folds or (isinstance(fold, int) and fold < folds), where, fold, "fold", f"one of 0..{folds - 1}")
     try:

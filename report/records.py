@@ -89,7 +89,7 @@ class Record:
     @property
     def folds(self) -> int:
         """The number of folds of the cross-validation, 0 without one."""
-        return getattr(self.checked_config, "folds", 0)  # volumes have no folds
+        return self.checked_config.folds
 
     @property
     def class_names(self) -> list[str]:

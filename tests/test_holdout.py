@@ -15,7 +15,9 @@ from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
 from configs.resolve import resolve
 from datasets.demo import make_demo_isic, make_demo_synapse
+from datasets.prepare_volumes import prepare
 from report.records import Record
+from tests.datasets.volumes import make_pairs, options
 from tests.tiny import TRAINING
 from utils.files import read_rows
 from utils.runs.named_weights import read_checkpoint
@@ -113,3 +115,19 @@ def test_a_resumed_run_keeps_to_the_score_that_it_was_begun_with(tmp_path):
     (run / "facts.json").write_text(json.dumps(facts))  # as before the fact was noted
     train_synapse.main(resolve(SynapseConfig, ["--resume", str(run), "--epochs", "2"]))
     assert Record(run).selected_by == "dice_transunet"
+
+
+@pytest.mark.slow
+def test_all_folds_of_volumes_end_with_a_table_and_every_case_is_reported_once(tmp_path):
+    prepare(options(make_pairs(tmp_path), split=(100, 0, 0)))
+    values = TRAINING | dict(
+        dataset="own", data_path=str(tmp_path / "out"), folds=2, fold="all", select="last", epochs=1
+    )
+    config = resolve(SynapseConfig(**values, work_dir=str(tmp_path / "runs"), slice_fit="pad", context=1))
+    means = train_synapse.main(config)
+    (path,) = tmp_path.glob("runs/cross_validation_*.csv")
+    rows = read_rows(path)
+    assert [row["fold"] for row in rows] == ["0", "1", "mean", "deviation"]
+    assert means["dice_transunet"] == float(rows[2]["dice_transunet"])
+    cases = [row["name"] for run in rows[:2] for row in read_rows(tmp_path / "runs" / run["run"] / "test_volumes.csv")]
+    assert sorted(cases) == ["pat1_a", "pat1_b", "pat2_a", "pat3_a"]

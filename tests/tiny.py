@@ -46,7 +46,7 @@ def synapse_config(folder, **changes):
         device="cpu",
         augmentation="published",
     )
-    values |= dict(protocol="paper", context=0, slice_fit="zoom")
+    values |= dict(protocol="paper", folds=0, context=0, slice_fit="zoom")
     return SimpleNamespace(**values | dict(batch_size=4, seed=42, num_workers=0, cache="auto", num_classes=9) | changes)
 
 

@@ -15,7 +15,7 @@ from datasets.classes import preparation, prepared_names
 from datasets.formats.arrays import read_h5
 from datasets.formats.reader_process import read_apart
 from datasets.intensities import OVERSHOOT
-from datasets.synapse import ORGANS, SynapseSlices, SynapseVolumes, case_of_slice, read_list
+from datasets.synapse import ORGANS, SynapseSlices, SynapseVolumes, case_of_slice, cases_of_slices, read_list
 from datasets.transforms import RandomGenerator
 from utils.files import first_few, printable
 
@@ -60,8 +60,17 @@ def training_command(folder: Path, num_classes: int | None, slices: int, list_di
     flags = ["--num-classes", str(num_classes)] if num_classes is not None else []
     holdout = any((list_dir / "val_vol.txt").is_file() for list_dir in list_dirs)
     flags += ["--protocol", "holdout"] if holdout else []
+    flags += ["--folds", "5", "--fold", "all"] if any(map(is_pool, list_dirs)) else []
     organs = "intensities" not in preparation(folder)[1] and num_classes in (None, len(ORGANS) + 1)
     return command_line("train_synapse.py", folder, flags, slices, "synapse" if organs else None)
+
+
+def is_pool(list_dir: Path) -> bool:
+    """Return whether all cases of train.txt are volumes too and there is no other list: --folds divides them."""
+    if any((list_dir / name).is_file() for name in LISTS[1:]) or not (list_dir / LISTS[0]).is_file():
+        return False
+    cases, volumes = cases_of_slices(read_list(list_dir, LISTS[0])), list_dir.parents[1] / "test_vol_h5"
+    return all((volumes / f"{case}.npy.h5").is_file() for case in cases)
 
 
 def read_h5_apart(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -83,7 +92,8 @@ def class_names_of(folder: Path, num_classes: int | None) -> Sequence[str]:
 
 def check_overlap(list_dir: Path, listed: dict[str, list[str]], report: DataReport) -> None:
     """Report missing lists, and cases in more than one list."""
-    report.problems += [f"{list_dir} has no {name}" for name in REQUIRED if name not in listed]
+    pool = is_pool(list_dir)
+    report.problems += [f"{list_dir} has no {name}" for name in REQUIRED if name not in listed and not pool]
     cases = {name: dict.fromkeys(map(case_of_slice, lines)) for name, lines in listed.items()}
     twice = repeated_in((case, name) for name, of_list in cases.items() for case in of_list)
     if twice:

@@ -3,11 +3,15 @@ from collections import Counter
 import pytest
 from PIL import Image
 
+from datasets.check.check_volumes import check_volumes
 from datasets.demo import make_demo_isic
-from datasets.folds import find_split, fold_of
+from datasets.folds import find_split, fold_of, nnunet_folds
 from datasets.lesions import lesion_of
 from datasets.prepare_isic import published_split
-from tests.tiny import isic_config
+from datasets.prepare_volumes import prepare
+from datasets.volume_loaders import build_synapse_loaders, listed_names
+from tests.datasets.volumes import make_pairs, options
+from tests.tiny import isic_config, synapse_config
 from utils.files import write_rows
 
 PATIENTS = [f"p{patient:02d}_{shot}" for patient in range(12) for shot in range(1 + patient % 4)]
@@ -171,3 +175,61 @@ def test_listed_names_are_found_in_any_unicode_form(tmp_path):
     flat_folder(tmp_path / "train", ["a\u0308"])
     (tmp_path / "split.csv").write_text("id,holdout\n\u00e4,train\n", encoding="utf-8")
     assert stems(tmp_path, "train", isic_config(tmp_path, protocol="holdout")) == ["\u00e4"]
+
+
+# ---- volumes
+
+
+def test_the_folds_of_volumes_are_those_of_nnunet():
+    """Of twelve cases, from scikit-learn's KFold(5, shuffle=True, random_state=12345) over their sorted names."""
+    fold = nnunet_folds({f"n{number:02d}": f"n{number:02d}" for number in range(11, -1, -1)}, 5, 12345)
+    parts = [sorted(int(case[1:]) for case in fold if fold[case] == number) for number in range(5)]
+    assert parts == [[0, 3, 8], [7, 10, 11], [6, 9], [1, 4], [2, 5]]
+    with pytest.raises(ValueError, match=r"--folds: found 5, expected 2\.\.2, the number of patients"):
+        nnunet_folds({"a": "p1", "b": "p1", "c": "p2"}, 5, 12345)
+
+
+@pytest.fixture
+def pool(tmp_path):
+    """Four cases of three patients, each as slices and as a volume."""
+    record, parts = prepare(options(make_pairs(tmp_path), split=(100, 0, 0), patient="^[^_]+"))
+    assert list(map(len, parts.values())) == [4, 0, 0] and len(record["class_names"]) == 2
+    return tmp_path / "out"
+
+
+def volume_config(folder, fold, **changes):
+    values = dict(dataset="own", folds=3, fold=fold, fold_seed=12345, fold_group="", num_classes=3, batch_size=2)
+    return synapse_config(folder, **values | changes)
+
+
+def test_every_volume_is_reported_once_and_not_trained_on(pool):
+    reported = []
+    for fold in range(3):
+        config = volume_config(pool, fold)
+        loader, volumes = build_synapse_loaders(config)
+        reported += volumes.names
+        trained = {name.rsplit("_slice", 1)[0] for name in loader.dataset.names}
+        assert trained | {*volumes.names} == {"pat1_a", "pat1_b", "pat2_a", "pat3_a"}
+        assert not {name[:4] for name in trained} & {name[:4] for name in volumes.names}  # patients
+        assert volumes[0][0].shape == (4, 6, 5) and len(loader.dataset) == 4 * len(trained)
+    assert sorted(reported) == ["pat1_a", "pat1_b", "pat2_a", "pat3_a"]
+
+
+def test_a_pattern_replaces_the_patients_of_the_folder(pool):
+    parts = {tuple(listed_names(volume_config(pool, n, folds=2, fold_group=".$"), "test_vol.txt")) for n in (0, 1)}
+    assert parts == {("pat1_a", "pat2_a", "pat3_a"), ("pat1_b",)}
+
+
+def test_with_holdout_a_fold_selects_and_the_test_volumes_are_reported(pool):
+    (pool / "lists/list_volumes/test_vol.txt").write_text("other\n")
+    config = volume_config(pool, 0, protocol="holdout")
+    assert listed_names(config, "val_vol.txt") == listed_names(volume_config(pool, 0), "test_vol.txt")
+    assert listed_names(config, "test_vol.txt") == ["other"]
+
+
+def test_a_pool_is_checked_as_such_while_every_case_is_a_volume_too(pool):
+    report = check_volumes(pool, None)
+    assert not report.problems and "--folds 5 --fold all" in report.lines[-1]
+    next((pool / "test_vol_h5").iterdir()).unlink()
+    report = check_volumes(pool, None)
+    assert "has no test_vol.txt" in report.problems[0] and "--folds" not in report.lines[-1]

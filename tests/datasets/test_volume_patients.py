@@ -14,6 +14,26 @@ def names(pattern, *ranges):
 
 
 @pytest.mark.parametrize(
+    "cases, patients",
+    [
+        (names("hippocampus_{:03}", range(1, 30, 2)), 15),
+        (names("patient{:03}_frame{:02}", range(1, 21), (1, 12)), 20),
+        (names("T{}_patient{:03}", (1, 2), range(20)), None),
+    ],
+)
+def test_in_one_pool_no_two_patients_share_a_long_number(cases, patients):
+    """Its folds are drawn later, by patient."""
+    if patients is None:
+        with pytest.raises(
+            ValueError, match=r"found T1_patient000 \(T1.*\) and T2_patient000 \(T2.*\), which.* one patient"
+        ):
+            divide(cases, options(Path(), split=(100, 0, 0)))
+        return
+    of_patients, parts = divide(cases, options(Path(), split=(100, 0, 0)))
+    assert len({*of_patients.values()}) == patients and parts == {"train": sorted(cases), "val": [], "test": []}
+
+
+@pytest.mark.parametrize(
     "cases, patients, example",
     [
         (names("hippocampus_{:03}", range(1, 30, 2)), 15, "hippocampus_001 has hippocampus_001"),

@@ -271,7 +271,7 @@ def test_a_fold_is_one_of_its_cross_validation(folds, fold, run):
 
 @pytest.mark.parametrize("value", ["x", [1], 0.5, 10**9, None])
 def test_fields_that_the_config_of_a_run_does_not_have_are_only_shown(value, run_of_volumes, tmp_path, capsys):
-    for name in ("folds", "fold", "threshold", "mask_values"):
+    for name in ("rotation", "antialias", "threshold", "mask_values"):
         change(run_of_volumes / "config.json", name, value)
     assert write_report(Record(run_of_volumes)).is_file()
     other = tmp_path / "runs" / "other"
