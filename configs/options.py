@@ -82,8 +82,7 @@ class FoldOptions(SplitOptions):
     folds: int = 0  # k-fold: images of train and val or of one folder, cases of train.txt, in so many parts; 0: off
     fold: int | Literal["all"] = 0  # the part to validate on, 0..folds-1; all: one run after the other, then a table
     fold_seed: int = 42  # of the deal; not `seed`, so that runs of different seeds share their parts
-    fold_group: str = ""  # regular expression: names in which it matches the same text, a patient's, stay together; of
-    # volumes without one: the patients in cases.csv
+    fold_group: str = ""  # regular expression: names with one match, a patient's, stay together; volumes: cases.csv
 
 
 @dataclass(kw_only=True)

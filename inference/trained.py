@@ -91,8 +91,8 @@ def describe(config: Any) -> dict[str, Any]:
             fit = "pixels as they are, slices smaller than the input size in the middle of zeros"
         preprocessing = f"{values}; {axes}; {fit}"
         if config.context:
-            around = f"the {config.context} slices before it, itself, the {config.context} after it"
-            preprocessing += f"; channels of a slice: {around}, at the ends the outermost repeated"
+            around = f"{config.context} before it, itself, {config.context} after it"
+            preprocessing += f"; channels of a slice: {around}, beyond the ends the outermost one"
         normalization, threshold = None, None
     else:
         preprocessing = describe_images(vars(config))

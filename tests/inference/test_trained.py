@@ -122,4 +122,4 @@ def test_the_channels_and_the_fit_of_slices_are_described():
     alone = describe(SynapseConfig())["preprocessing"]
     assert "cubic zoom" in alone and "channels" not in alone
     text = describe(SynapseConfig(context=2, input_channels=5, slice_fit="pad"))["preprocessing"]
-    assert "the 2 slices before it, itself, the 2 after it" in text and "zoom" not in text and "middle of zeros" in text
+    assert "2 before it, itself, 2 after it" in text and "zoom" not in text and "middle of zeros" in text
