@@ -1,8 +1,8 @@
 """The scores on the card of the shipped network are those of its records."""
 
 import numpy as np
-import pytest
 
+from datasets.lesions import LISTED, leaked
 from report.records import Record
 from tests.tiny import ROOT
 from utils.files import read_rows
@@ -46,15 +46,24 @@ def test_the_table_is_that_of_the_records():
 
 
 def test_lesions_of_the_training_photographs_are_left_out():
-    lesions = pytest.importorskip("datasets.lesions")
     listed = read_rows(ROOT / "datasets/splits/isic17.csv", "id", "official")
     training = {row["id"] for row in listed if row["official"] == "train"}
     cells = []
     for record in ("isic17_official/robust_42", "isic18_unseen/robust_42"):
         names = Record(ROOT / "results" / record).test_rows
-        images = columns(record, lesions.leaked(names, training))
+        images = columns(record, leaked(names, training))
         cells.append(f"{images['dsc'].mean():.3f}, {images['miou'].mean():.3f} ({len(images['dsc'])})")
     assert f"| without lesions of the training photographs: Dice, Jaccard | {' | '.join(cells)} |" in CARD
-    known = {id for pair in read_rows(lesions.LISTED, "first", "second") for id in (pair["first"], pair["second"])}
+    known = {id for pair in read_rows(LISTED, "first", "second") for id in (pair["first"], pair["second"])}
     samples = {path.stem for path in (ROOT / "data/samples/images").iterdir()}
     assert len(samples) == 6 and not samples & (training | known)
+
+
+def test_the_calibration_is_that_on_record():
+    path = ROOT / "results/isic17_official/robust_42/calibration.txt"
+    rows = [line.split(maxsplit=4) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+    sets = ("150 validation photographs", "529 of ISIC 2017", "144 of ISIC 2018")
+    for name, plain, fitted in zip(sets, rows[::2], rows[1::2], strict=True):
+        assert plain[0] == "1.000" and f"{float(fitted[0]):.2f}" in CARD
+        assert plain[4] == fitted[4] and f"{name[:3]} images" in plain[4]
+        assert f"| {name} | {' | '.join(f'{float(score):.3f}' for score in (*plain[1:4], *fitted[1:4]))} |" in CARD
