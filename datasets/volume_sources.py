@@ -161,7 +161,8 @@ def read_dataset_json(*folders: Path | None) -> tuple[dict[int, str], dict[int, 
     names = {number: name for number, name in numbers.items() if number not in (0, ignored)}
     if numbers and not (0 in numbers and 1 <= len(names) <= 254):
         raise ValueError(f"{path}: found the labels {sorted(numbers)}, expected 0 and those of 1 to 254 structures")
-    return names, dict(enumerate(str(channels[key]) for key in sorted(channels))), ignored
+    in_order = sorted(channels, key=lambda key: (len(key), key))  # "2" before "10"
+    return names, dict(enumerate(str(channels[key]) for key in in_order)), ignored
 
 
 def read_case(files: CaseFiles, channel: int | None = None) -> RawCase:

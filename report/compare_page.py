@@ -79,12 +79,13 @@ def comparison_contents(runs: list[Record]) -> Contents:
         raise ValueError(f"{kinds[True]} was tested on volumes and {kinds[False]} on images: they have no common score")
     groups = group_runs(runs)
     dice = {group.letter: group.dice() for group in groups}
-    unit = "cases" if runs[0].of_volumes else "images"
+    unit, larger = ("cases", "patients") if runs[0].of_volumes else ("images", "lesions")
+    averaged = any(name != its for group in groups for name, its in group.units.items())
     folds = any(group.folds for group in groups)
     caption = "Mean ± standard deviation over the seeds" + (", of a cross-validation over its folds" if folds else "")
     return {
         "what": unit,
-        "unit": "patients" if runs[0].of_volumes else "lesions",
+        "unit": larger if averaged else unit,
         "groups": table((group_row(group, unit, folds) for group in groups), caption),
         "runs": table(run_row(run, group.letter, folds) for group in groups for run in group.runs),
         "notes": notes(groups),

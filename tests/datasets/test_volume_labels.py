@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from datasets.prepare_volumes import PrepareVolumes, prepare
+from datasets.volume_sources import read_dataset_json
 from tests.datasets.volumes import affine, arrays, make_data_set, make_pairs, options, save
 
 
@@ -116,3 +117,9 @@ def test_labels_of_dataset_json_that_are_no_classes(tmp_path, content, message):
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         prepare(options(tmp_path))
+
+
+def test_channels_are_in_the_order_of_their_numbers(tmp_path):
+    channels = {str(number): f"channel {number}" for number in (10, 2, *range(2), *range(3, 10))}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "a": 1}, "channel_names": channels}))
+    assert read_dataset_json(tmp_path)[1] == {number: f"channel {number}" for number in range(11)}

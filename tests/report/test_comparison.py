@@ -172,13 +172,14 @@ def test_the_two_frames_of_a_patient_are_one_unit(tmp_path):
 
 def test_photographs_of_one_lesion_are_one_unit(tmp_path):
     one, other = (make_run(tmp_path / network, [0.8, 0.6, 0.4], network=network) for network in ("vmunet", "unet"))
+    assert compared([one, other])["unit"] == "images"  # of which none is known to share a lesion
     first, second = next((row["first"], row["second"]) for row in read_rows(LISTED))
     for run in (one, other):
         table = read_rows(run / "test_images.csv")
         names = (first, second, "image2")
         write_rows(run / "test_images.csv", [row | {"name": name} for row, name in zip(table, names, strict=True)])
-    (pair,) = compared([one, other])["pairs"]
-    assert pair["pairs"] == 2
+    page = compared([one, other])
+    assert page["pairs"][0]["pairs"] == 2 and page["unit"] == "lesions"
     run = Record(one)
     assert sorted(means_of_units(run.dice(), run.units).values()) == pytest.approx([0.4, 0.7])
 
