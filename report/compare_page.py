@@ -73,7 +73,8 @@ def comparison_contents(runs: list[Record]) -> Contents:
     """Return everything that the template compare.html shows."""
     runs = list({run.folder.resolve(): run for run in runs}.values())
     if len(runs) < 2:
-        raise ValueError(f"found {len(runs)} finished run, expected two or more different ones to compare")
+        expected = "two or more different ones to compare; without -o each has its own page"
+        raise ValueError(f"found {len(runs)} finished run, expected {expected}")
     kinds = {run.of_volumes: run.name for run in reversed(runs)}
     if len(kinds) > 1:
         raise ValueError(f"{kinds[True]} was tested on volumes and {kinds[False]} on images: they have no common score")
