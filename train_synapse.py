@@ -63,6 +63,7 @@ def main(config: SynapseConfig) -> dict[str, Any]:
 def train(session: Session) -> None:
     """Train all epochs, or those that a resumed run has not done yet."""
     config, holdout = session.config, session.config.protocol == "holdout"
+    selects = holdout and config.select == "best"  # by Dice
     session.start_training()
     if holdout:
         check_synapse_parts(config)
@@ -80,19 +81,19 @@ def train(session: Session) -> None:
     earlier = session.resumed is not None and "selected_by" not in session.run.facts()
     dice = "dice_transunet" if distributed.broadcast_object(earlier) else "dice_strict"
     pool = pooled_slices(config) if config.folds else ()
-    with session.training(loader, files, dice if holdout else "train_loss", pool) as training:
+    with session.training(loader, files, dice if selects else "train_loss", pool) as training:
         for epoch in training.epochs():
             loss = train_one_epoch(
                 session.model, training.batches, training.optimizer, criterion, session.compute, **training.step_options
             )
             row, selected_by, samples = {"train_loss": loss}, loss, []
             due = epoch % config.val_interval == 0
-            if due or holdout:  # which selects by Dice: HD95 in every epoch would take longer than the epoch
+            if due or selects:  # HD95 in every epoch would take longer than the epoch
                 with training.averaged():
                     scores, _ = evaluate_share(session, session.model, volumes, add_to(samples), distances=due)
                 row |= {name: scores[name] for name in SCORE_NAMES if due or not name.startswith("hd95")}
                 row |= dice_of_structures(scores, config.structures)
-                selected_by = 1 - float(np.nan_to_num(scores[dice], nan=1)) if holdout else loss  # NaN: rightly nothing
+                selected_by = 1 - float(np.nan_to_num(scores[dice], nan=1)) if selects else loss  # NaN: rightly nothing
             training.finish_epoch(row, selected_by, samples)
 
 
