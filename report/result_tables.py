@@ -144,6 +144,39 @@ def volumes(runs: Rows) -> str:
     return markdown(["", "Dice, mean ± sd over patients", *structures, "HD95, voxels", "Epoch"], rows)
 
 
+def dice_of_folds(folds: Sequence[str]) -> list[dict[str, dict[str, float]]]:
+    """Return {case: {structure: Dice}} of each fold, from its test_volumes.csv."""
+    start, found = "dice_strict ", []
+    for name in folds:
+        rows = read_rows(REPOSITORY / "results" / name / "test_volumes.csv")
+        of = {row["name"]: {k.removeprefix(start): float(row[k]) for k in row if k.startswith(start)} for row in rows}
+        found.append(of)
+    return found
+
+
+def folds(runs: Rows) -> str:
+    """Return the mean Dice of the cases and its deviation over folds, of both structures and of each."""
+    rows, structures = [], []
+    for label, names in runs.items():
+        cases = [list(fold.values()) for fold in dice_of_folds(names)]
+        structures = list(cases[0][0])
+        means = [[statistics.fmean(case[s] for case in fold) for fold in cases] for s in structures]
+        cells = [percent(of) for of in ([statistics.fmean(of) for of in zip(*means, strict=True)], *means)]
+        rows.append([label, sum(map(len, cases)), *cells])
+    return markdown(["", "Cases", "Dice", *structures], rows)
+
+
+def test_of_folds(ours: Sequence[str], others: Sequence[str]) -> dict[str, Any]:
+    """Return the paired test of all folds' cases, by the mean Dice of each case's structures."""
+    sides = [[of for fold in dice_of_folds(names) for of in fold.items()] for names in (ours, others)]
+    return paired_test(*({name: statistics.fmean(dice.values()) for name, dice in side} for side in sides))
+
+
+def paired_folds(pairs: Pairs) -> str:
+    tests = [test_of_folds(*sides) for sides in pairs.values()]
+    return test_rows(pairs, tests, "Difference of means", "Cases")
+
+
 def by_unit(names: Sequence[str], score: str, clean: bool) -> dict[str, float]:
     """Return {lesion or patient: score}, the mean over runs and over the images or cases of each."""
     out = leaked_in(names[0]) if clean else set()
@@ -160,13 +193,16 @@ def paired(pairs: Pairs, score: str = "dsc", unit: str = "Lesions") -> str:
     tables = []
     for clean in (False, True) if unit == "Lesions" else (False,):
         tests = [paired_test(*(by_unit(names, score, clean) for names in sides)) for sides in pairs.values()]
-        rows = []
-        for label, test, corrected in zip(pairs, tests, holm([test["p"] for test in tests]), strict=True):
-            points = (f"{100 * test[key]:+.2f}" for key in ("mean", "low", "high"))
-            rows.append([label, test["pairs"], *points, f"{test['p']:#.2g}", f"{corrected:#.2g}"])
-        what = "Without leaked images" if clean else "Difference of means"
-        tables.append(markdown([what, unit, "Mean", "95 % from", "to", "p", "p, Holm"], rows))
+        tables.append(test_rows(pairs, tests, "Without leaked images" if clean else "Difference of means", unit))
     return "\n".join(tables)
+
+
+def test_rows(labels: Iterable[str], tests: Sequence[dict[str, Any]], what: str, unit: str) -> str:
+    rows = []
+    for label, test, corrected in zip(labels, tests, holm([test["p"] for test in tests]), strict=True):
+        points = (f"{100 * test[key]:+.2f}" for key in ("mean", "low", "high"))
+        rows.append([label, test["pairs"], *points, f"{test['p']:#.2g}", f"{corrected:#.2g}"])
+    return markdown([what, unit, "Mean", "95 % from", "to", "p", "p, Holm"], rows)
 
 
 def collapse(runs: Rows) -> str:

@@ -8,7 +8,7 @@ written by hand; tests/report/test_results.py compares its numbers with the reco
 import utils.start
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from report import result_tables as tables
 from utils.files import REPOSITORY, write_atomically
@@ -53,6 +53,24 @@ SPLITS = {
     "ISIC18, stable − published": (stable("isic18"), ["isic18/published_42"]),
 }
 ACDC = {"VM-UNet": ["acdc/stable_vmunet_42"], "U-Net": ["acdc/stable_unet_42"]}
+PUBLISHED_ACDC = {"VM-UNet": ["acdc/robust_vmunet_42"], "U-Net": ["acdc/robust_unet_42"]}
+
+
+def hippocampus(name: str, folds: Sequence[int] = range(5)) -> list[str]:
+    return [f"hippocampus/{name}_fold{fold}" for fold in folds]
+
+
+FOLDS = {"VM-UNet, `pad` 64, `--context 1`": "pad64_context1", "nnU-Net 2d, 5 epochs": "nnunet_2d"}
+VARIANTS = {
+    "VM-UNet, `zoom` 128, `--context 1`": "zoom128_context1",
+    "VM-UNet, `pad` 64, `--context 1`": "pad64_context1",
+    "VM-UNet, `pad` 64": "pad64",
+    "nnU-Net 2d, 5 epochs": "nnunet_2d",
+}
+VARIANT_PAIRS = {
+    "`zoom` 128 − `pad` 64, both with `--context 1`": ("zoom128_context1", "pad64_context1"),
+    "`pad` 64: `--context 1` − 0": ("pad64_context1", "pad64"),
+}
 FRONT = {"VM-UNet, three seeds": stable("isic17"), "U-Net (ResNet-34), one seed": ["isic17/stable_unet_42"]}
 # runs between which only the rate differs, and others
 FAST = ["isic17/published_42", "isic17/ablation/published_fp32", "isic17/stable_at_1e-3_42", "isic17/collapse_43"]
@@ -71,6 +89,18 @@ TABLES: dict[str, Callable[[], str]] = {
     "scan_tests": lambda: tables.paired(SCAN, "miou"),
     "acdc": lambda: tables.volumes(ACDC),
     "acdc_test": lambda: tables.paired({"VM-UNet − U-Net": (ACDC["VM-UNet"], ACDC["U-Net"])}, unit="Patients"),
+    "acdc_published": lambda: tables.volumes(PUBLISHED_ACDC),
+    "acdc_published_test": lambda: tables.paired(
+        {"VM-UNet − U-Net": (PUBLISHED_ACDC["VM-UNet"], PUBLISHED_ACDC["U-Net"])}, unit="Patients"
+    ),
+    "hippocampus": lambda: tables.folds({label: hippocampus(name) for label, name in FOLDS.items()}),
+    "hippocampus_test": lambda: tables.paired_folds(
+        {"VM-UNet − nnU-Net": (hippocampus("pad64_context1"), hippocampus("nnunet_2d"))}
+    ),
+    "hippocampus_variants": lambda: tables.folds({label: hippocampus(name, [0]) for label, name in VARIANTS.items()}),
+    "hippocampus_variants_test": lambda: tables.paired_folds(
+        {label: (hippocampus(one, [0]), hippocampus(other, [0])) for label, (one, other) in VARIANT_PAIRS.items()}
+    ),
     "collapse": lambda: tables.collapse(COLLAPSE),
 }
 
