@@ -30,6 +30,7 @@ from utils.optimizers import check_optimization, optimization_values, warm_up_wa
 from utils.runs.epoch_records import show_panels
 from utils.runs.named_weights import load_checkpoint_weights, read_checkpoint
 from utils.runs.run_folder import started_run
+from utils.runs.tracking import tracking
 from utils.runs.training_state import TrainingState
 
 log = logging.getLogger("vmunet")
@@ -56,6 +57,7 @@ class Session:
         with self.stack:
             self.stack.enter_context(distributed.process_group(self.device))
             self.run = self.stack.enter_context(started_run(config))
+            self.tracker = self.stack.enter_context(tracking(config, self.run))
             for line in remarks(config) if config.resume is None else ():
                 log.info("%s", line)
             if config.test_only is not None:
@@ -100,7 +102,7 @@ class Session:
             shared = data_fingerprint(sorted(pool or files, key=lambda file: Path(file).name))
             self.run.note("pool", shared, level=None)  # of all folds, for `cross_validation`
         self.state = TrainingState(
-            self.run, config, self.model, loader, self.compute, rows, self.resumed, data, selected_by
+            self.run, config, self.model, loader, self.compute, rows, self.resumed, data, selected_by, self.tracker
         )
         return self.state.saved_when_stopped()
 
@@ -123,6 +125,9 @@ class Session:
             show_panels(folder, samples, self.state.step if self.state else 0, names, config.structure_colours)
             log.info("results are in %s", folder)
             report_at_end(folder)
+            if self.tracker is not None and (folder / "report.html").exists():
+                self.tracker.add({f"test/{name}": value for name, value in scores.items()}, config.epochs)
+                self.tracker.add_file(folder / "report.html")
 
     def _note_network(self) -> None:
         before = self.run.facts() if self.config.resume and distributed.is_main() else {}

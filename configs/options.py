@@ -118,6 +118,7 @@ class RunOptions(ResumeOptions):
     test_only: str | None = None  # a checkpoint to evaluate, under its own configuration, instead of training
     val_interval: int  # epochs between two sets of prediction panels; volumes: between two evaluations
     print_interval: int = 20  # steps between two lines of the log and points in TensorBoard
+    log_to: Literal["tensorboard", "mlflow", "wandb"] = "tensorboard"  # mlflow, wandb: there too (docs/training.md)
     checkpoint_interval: float = 60  # seconds of work that a crash may cost; 0: save after every epoch
     save_interval: int = 100  # epochs between two checkpoints that are kept for good
     stop_when_lost: bool = False  # end a run whose training has collapsed (utils/runs/collapse.py)

@@ -10,16 +10,18 @@ from utils import distributed
 from utils.files import write_atomically
 from utils.plots import encode_png
 from utils.runs.run_folder import Run
+from utils.runs.tracking import Tracking
 from utils.tensorboard import EventWriter
 
 
 class EpochRecords(contextlib.AbstractContextManager):
     """Writes the records of a run; figures are drawn in a thread while training continues.
 
-    step  of the training at which it continues: what TensorBoard had beyond is taken back"""
+    step     of the training at which it continues: what TensorBoard had beyond is taken back
+    tracker  of --log-to, which gets the rows too"""
 
-    def __init__(self, run: Run, step: int) -> None:
-        self.run = run
+    def __init__(self, run: Run, step: int, tracker: Tracking | None = None) -> None:
+        self.run, self.tracker = run, tracker
         self.writer = EventWriter(run.folder / "tensorboard", step)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="figures")
         self.figures: list[tuple[int, Future]] = []  # (step, picture of predictions; None: a file was drawn)
@@ -29,10 +31,12 @@ class EpochRecords(contextlib.AbstractContextManager):
             self.writer.add_scalar(name, value, step)
 
     def add_epoch(self, row: dict[str, Any], step: int) -> None:
-        """Record an epoch in TensorBoard and as a row of metrics.csv."""
+        """Record an epoch in TensorBoard, as a row of metrics.csv, and in the tracker."""
         self.add_scalars({f"epoch/{name}": value for name, value in row.items()}, step)
         self.writer.flush()
         self.run.add_metrics(row)
+        if self.tracker is not None:
+            self.tracker.add(row, row["epoch"])
 
     def draw_panels(self, samples: Sequence, names: Sequence[str] | None, colours: Sequence[str], step: int) -> None:
         """Begin to draw predictions, (name, image, target, prediction) each, for TensorBoard."""

@@ -26,6 +26,7 @@ from utils.runs.collapse import CollapseDetector
 from utils.runs.epoch_records import EpochRecords
 from utils.runs.run_folder import Run
 from utils.runs.stopping import Stopped, on_signals
+from utils.runs.tracking import Tracking
 
 log = logging.getLogger("vmunet")
 
@@ -40,6 +41,7 @@ class TrainingState:
     state  a checkpoint to continue from, or None
     data   hashes of the data files: the first is saved, a checkpoint may have any
     selected_by  the name of the loss or score that selects the best epoch
+    tracker  of --log-to
 
     Raises ValueError if the data have changed since the checkpoint, unless config.accept_changed_data."""
 
@@ -54,9 +56,10 @@ class TrainingState:
         state: dict[str, Any] | None = None,
         data: Sequence[str] = ("",),
         selected_by: str = "val_loss",
+        tracker: Tracking | None = None,
     ) -> None:
         self.run, self.config, self.model, self.compute, self.data = run, config, model, compute, data
-        self.selected_by = selected_by
+        self.selected_by, self.tracker = selected_by, tracker
         optimizers, schedulers = rows
         self.optimizer = build_optimizer(model, config, optimizers, config.opt_args)
         self.scheduler = build_scheduler(self.optimizer, config, schedulers, config.sch_args)
@@ -95,7 +98,7 @@ class TrainingState:
     def saved_when_stopped(self) -> Iterator["TrainingState"]:
         """Finish the batch, save everything and raise Stopped if SIGTERM or Ctrl-C comes in this block."""
         with on_signals(self.compute.stop.remember):
-            self.records = EpochRecords(self.run, self.step)
+            self.records = EpochRecords(self.run, self.step, self.tracker)
             with self.saver, self.records:
                 try:
                     yield self
