@@ -1,5 +1,6 @@
-"""Two connected processes, without the seconds that torchrun takes to start them."""
+"""Several connected processes, without the seconds that torchrun and the imports of each process take."""
 
+import multiprocessing
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +11,9 @@ import torch.multiprocessing as mp
 from torch.distributed import TCPStore
 
 from utils import distributed
+
+START = "forkserver"  # the server imports these once, and every process is a copy of it
+multiprocessing.set_forkserver_preload(["train", "train_synapse"])
 
 
 @contextmanager
@@ -24,7 +28,7 @@ def environments() -> Iterator[list[dict[str, str]]]:
 def run_in_two_processes(function, *args) -> None:
     """Runs function(rank, *args) in each of two processes, connected as in a training. Raises what a process raises."""
     with environments() as variables:
-        mp.spawn(_connected, (variables, function, args), nprocs=2)
+        mp.start_processes(_connected, (variables, function, args), nprocs=2, start_method=START)
 
 
 def _connected(rank, variables, function, args):
@@ -33,6 +37,19 @@ def _connected(rank, variables, function, args):
     with distributed.process_group(torch.device("cpu")):
         function(rank, *args)
     assert_no_thread_of_gloo()
+
+
+def run_command(processes, function, *args) -> None:
+    """Runs function(*args), which connects the processes itself as commands do, in one process or in each of two."""
+    with environments() as variables:
+        variables = variables if processes == 2 else [{}]
+        mp.start_processes(_command, (variables, function, args), nprocs=processes, start_method=START)
+
+
+def _command(rank, variables, function, args):
+    os.environ.update(variables[rank])
+    torch.set_num_threads(1)
+    function(*args)
 
 
 def assert_no_thread_of_gloo() -> None:

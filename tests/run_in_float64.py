@@ -1,7 +1,7 @@
 """Runs train.py or train_synapse.py, its first argument, in double precision: rounding can't look like a mistake. Files
 are written late, as on a slow disk: no process may go on as if they were there.
 
-Used by test_train.py under torchrun."""
+Used by test_train.py, under torchrun and in processes of tests/ranks.py."""
 
 import importlib
 import sys
@@ -43,19 +43,27 @@ def in_double(loop):
     return lambda model, loader, *rest, **options: loop(model, Doubled(loader), *rest, **options)
 
 
-def write_late(*arguments):
-    time.sleep(1)
-    write_atomically(*arguments)
+def main(script, *flags):
+    """Changes this process for good."""
+    write_atomically = checkpoint.write_atomically
+
+    def write_late(*arguments):
+        time.sleep(1)
+        write_atomically(*arguments)
+
+    checkpoint.write_atomically = write_late
+    sys.argv = [script, *flags]
+    script = importlib.import_module(script.removesuffix(".py"))
+    build_model, train_one_epoch = training.build_model, script.train_one_epoch
+    training.build_model = lambda config: build_model(config).double()
+    script.train_one_epoch = in_double(train_one_epoch)
+    if script.__name__ == "train":
+        script.evaluate = in_double(script.evaluate)
+        run(script.main, script.ISICConfig, script.resolve)
+    else:
+        script.test = lambda session: None  # volumes go through the network in float32
+        run(script.main, script.SynapseConfig, script.resolve)
 
 
-write_atomically, checkpoint.write_atomically = checkpoint.write_atomically, write_late
-script = importlib.import_module(sys.argv.pop(1).removesuffix(".py"))
-build_model, train_one_epoch = training.build_model, script.train_one_epoch
-training.build_model = lambda config: build_model(config).double()
-script.train_one_epoch = in_double(train_one_epoch)
-if script.__name__ == "train":
-    script.evaluate = in_double(script.evaluate)
-    run(script.main, script.ISICConfig, script.resolve)
-else:
-    script.test = lambda session: None  # volumes go through the network in float32
-    run(script.main, script.SynapseConfig, script.resolve)
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -25,6 +25,8 @@ from datasets.demo import make_demo_isic, make_demo_synapse
 from datasets.transforms import run_angle
 from models.vmunet import VMUNet
 from report.records import Record
+from tests import run_in_float64
+from tests.ranks import run_command
 from tests.tiny import NETWORK, ROOT, TRAINING, TRAINING_FLAGS
 from utils.runs import checkpoint, training_state
 from utils.runs.batches import USAGE
@@ -269,16 +271,12 @@ def test_several_classes_from_folders(data, tmp_path):
     assert set(np.unique(np.array(Image.open(run / "predictions" / "0.png")))) <= {0, 1, 2}
 
 
-def run_script(script, processes, flags):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [sys.executable, *(torchrun if processes > 1 else []), script, *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=600, check=False)
-
-
 @pytest.mark.slow
 def test_no_process_reads_the_best_weights_before_they_are_written(data, tmp_path):
     flags = ["--dataset", "demo", "--data-path", str(data / "isic"), "--work-dir", str(tmp_path), "--epochs", "1"]
-    result = run_script("tests/run_in_float64.py", 2, ["train.py", *flags, *TRAINING_FLAGS, "--batch-size", "5"])
+    torchrun = [sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node=2".split()]
+    command = [*torchrun, "tests/run_in_float64.py", "train.py", *flags, *TRAINING_FLAGS, "--batch-size", "5"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=600, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("--recipe stable") == 1  # nor says what the main process says
 
@@ -296,8 +294,7 @@ def test_two_processes_follow_one_processs_losses(script, kind, recipe, data, tm
         flags = ["--dataset", "demo", "--data-path", str(data / kind), "--work-dir", str(work_dir), "--epochs", "2"]
         flags += [*TRAINING_FLAGS, "--batch-size", "5", "--drop-path-rate", "0", "--recipe", recipe]
         flags += ["--val-interval", "1" if kind == "isic" else "3"]  # volumes go through the network in float32
-        result = run_script("tests/run_in_float64.py", processes, [script, *flags])
-        assert result.returncode == 0, result.stderr
+        run_command(processes, run_in_float64.main, script, *flags)
         tables[processes] = without_time(rows(the_run(work_dir) / "metrics.csv"))
     assert len(tables[1]) == 2
     tolerance = 1e-5 if recipe == "robust" else 1e-9  # the images of a batch are augmented in float32

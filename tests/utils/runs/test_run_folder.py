@@ -1,10 +1,7 @@
 import dataclasses
 import json
 import logging
-import os
 import random
-import subprocess
-import sys
 from datetime import datetime
 
 import numpy as np
@@ -14,12 +11,13 @@ import torch
 from configs.config_setting import ISICConfig
 from configs.config_setting_synapse import SynapseConfig
 from configs.resolve import resolve
-from tests.tiny import ROOT, empty_state
+from tests.ranks import run_in_two_processes
+from tests.tiny import empty_state
 from utils import distributed
 from utils.errors import CheckpointError
 from utils.files import read_rows
 from utils.machine.device import choose_device
-from utils.runs.checkpoint import save_latest
+from utils.runs.checkpoint import restore, save_latest, training_state
 from utils.runs.run_folder import find_run, make_run_folder, set_seed, start_run, stop_log
 
 
@@ -240,17 +238,8 @@ def test_half_of_torchruns_variables_are_an_error(monkeypatch):
         distributed.rank()
 
 
-TWO_PROCESSES = """
-import sys, torch
-from configs.config_setting import ISICConfig
-from tests.ranks import assert_no_thread_of_gloo
-from utils import distributed
-from utils.runs.checkpoint import restore, training_state
-from utils.machine.device import choose_device
-from utils.runs.run_folder import start_run
-with distributed.process_group(choose_device("cpu")):
-    rank = distributed.rank()
-    run = start_run(ISICConfig(work_dir=sys.argv[1], dataset="demo"))
+def share(rank, work_dir):
+    run = start_run(ISICConfig(work_dir=work_dir, dataset="demo"))
     assert distributed.all_gather(run.folder) == [run.folder] * 2
     assert distributed.broadcast_object(rank) == 0 and distributed.all_reduce_max(rank).item() == 1
 
@@ -265,18 +254,10 @@ with distributed.process_group(choose_device("cpu")):
     assert torch.equal(torch.rand(1), drawn)
     assert distributed.all_gather(drawn.item()) == 2 * [drawn.item()]  # stochastic depth is drawn for the whole batch
     distributed.barrier()
-assert_no_thread_of_gloo()
-"""
 
 
 @pytest.mark.slow
 def test_two_processes_share_a_folder_and_their_random_numbers(tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*torchrun, str(script), str(tmp_path / "results")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=100)
-    assert done.returncode == 0, done.stderr
+    run_in_two_processes(share, str(tmp_path / "results"))
     (folder,) = (tmp_path / "results").iterdir()
     assert (folder / "log.txt").read_text(encoding="utf-8").count("run folder") == 1
