@@ -1,14 +1,17 @@
 import html
 import json
-import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import train
+from configs.config_setting import ISICConfig
+from configs.resolve import resolve
 from datasets.demo import make_demo_isic
 from datasets.loaders import data_fingerprint
-from tests.training_process import FLAGS, run, the_run
+from tests.tiny import TRAINING
+from tests.training_process import the_run
 from utils.files import read_rows
 
 
@@ -48,19 +51,19 @@ def test_a_fingerprint_of_an_empty_file_and_of_a_short_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_images_that_were_removed_while_a_run_was_stopped_are_noticed(tmp_path):
+def test_images_that_were_removed_while_a_run_was_stopped_are_noticed(tmp_path, caplog):
     make_demo_isic(tmp_path / "data", size=40, train=9, val=3)
-    flags = [*FLAGS, "--data-path", tmp_path / "data", "--work-dir", tmp_path / "runs", "--num-workers", 0]
-    status, said = run("train.py", *flags, "--epochs", 1)
-    assert status == 0, said
+    places = dict(data_path=str(tmp_path / "data"), work_dir=str(tmp_path / "runs"))
+    train.main(ISICConfig(**TRAINING, **places, dataset="demo", epochs=1))
     folder = the_run(tmp_path / "runs")
     for part in ("images", "masks"):
         sorted((tmp_path / "data" / "train" / part).iterdir())[0].unlink()
-    status, said = run("train.py", "--resume", folder, "--epochs", 2)
-    assert status == 2 and re.search(r"--resume .* epoch 1\b.*--accept-changed-data", said)
+    resumed = ["--resume", str(folder), "--epochs", "2"]
+    with pytest.raises(ValueError, match=r"--resume .* epoch 1\b.*--accept-changed-data"):
+        train.main(resolve(ISICConfig, resumed))
     assert len(read_rows(folder / "metrics.csv")) == 1
-    status, said = run("train.py", "--resume", folder, "--epochs", 2, "--accept-changed-data")
-    assert status == 0, said
+    caplog.clear()
+    train.main(resolve(ISICConfig, [*resumed, "--accept-changed-data"]))
     fact = json.loads((folder / "facts.json").read_text(encoding="utf-8"))["changed_data"]
-    assert "epoch 1" in fact and fact in said
+    assert "epoch 1" in fact and fact in caplog.text
     assert fact in html.unescape((folder / "report.html").read_text(encoding="utf-8"))

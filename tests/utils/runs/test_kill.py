@@ -14,13 +14,21 @@ import sys
 import time
 
 import pytest
+import torch
 
+import train
+import train_synapse
+from configs.config_setting import ISICConfig
+from configs.config_setting_synapse import SynapseConfig
+from configs.resolve import resolve
 from datasets.demo import make_demo_isic, make_demo_synapse
-from tests.training_process import FLAGS, ROOT, differences, finish, kill, results, run, start, the_run, wait_for
+from tests.training_process import FLAGS, ROOT, differences, finish, kill, results, start, the_run, wait_for
 from utils.runs.stopping import SAVED, Stopped, stopped_at_once
+from utils.runs.training_state import TrainingState
 
 KILLS = int(os.environ.get("VMUNET_KILLS", 2))
 SCRIPTS = {"isic": "train.py", "synapse": "train_synapse.py"}
+MODULES = {"isic": (train, ISICConfig), "synapse": (train_synapse, SynapseConfig)}
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +50,24 @@ def flags(data):
     }
 
 
+def in_this_process(kind, *flags):
+    """Runs the script to its end: no process is needed where none is disturbed."""
+    module, config_class = MODULES[kind]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        module.main(resolve(config_class, [*map(str, flags)]))
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(flags, tmp_path_factory):
     """The results of both runs without interruption."""
     found = {}
-    for kind, script in SCRIPTS.items():
+    for kind in SCRIPTS:
         work_dir = tmp_path_factory.mktemp("undisturbed")
-        status, said = run(script, *flags[kind], "--work-dir", work_dir)
-        assert status == 0, said
+        in_this_process(kind, *flags[kind], "--work-dir", work_dir)
         found[kind] = results(the_run(work_dir))
     return found
 
@@ -76,8 +94,9 @@ def wait_for_training(process, work_dir):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("kind, workers", [("isic", 0), ("synapse", 2)])
-def test_killed_at_random_moments_a_run_ends_as_if_undisturbed(kind, workers, flags, undisturbed, tmp_path):
+def test_killed_at_random_moments_a_run_ends_as_if_undisturbed(kind, workers, flags, undisturbed, tmp_path, caplog):
     """A third of the kills comes while a file is written, a third during training, a third at any time."""
     script, moments, killed = SCRIPTS[kind], random.Random(kind), []
     while len(killed) < KILLS:
@@ -97,16 +116,17 @@ def test_killed_at_random_moments_a_run_ends_as_if_undisturbed(kind, workers, fl
             break
         kill(process)
         killed.append(sorted(path.name for path, _ in in_writing(tmp_path) - old))
-    status, said = finish(resume(script, tmp_path, flags[kind]))
-    assert status == 0, said
+    folder = the_run(tmp_path)
+    in_this_process(kind, *(["--resume", folder] if folder else [*flags[kind], "--work-dir", tmp_path]))
     print(f"{kind}: {len(killed)} kills, {sum(map(bool, killed))} while files were written: {killed}")
     assert len(killed) == KILLS
-    assert "Traceback" not in said
+    assert "Traceback" not in caplog.text
     assert differences(results(the_run(tmp_path)), undisturbed[kind]) == []
 
 
 @pytest.mark.slow
-def test_a_signal_finishes_the_batch_saves_and_says_so(flags, undisturbed, tmp_path):
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_signal_finishes_the_batch_saves_and_says_so(flags, undisturbed, tmp_path, caplog):
     """Slurm and terminals send signals to every process of the run; the workers must ignore them."""
     moments = random.Random(1)
     options = [*flags["isic"], "--num-workers", 2, "--work-dir", tmp_path]
@@ -120,8 +140,8 @@ def test_a_signal_finishes_the_batch_saves_and_says_so(flags, undisturbed, tmp_p
         assert status == SAVED, said
         assert re.search(rf"{number.name}.*--resume", said) and "Traceback" not in said
         options = ["--resume", the_run(tmp_path)]
-    status, said = run("train.py", *options)
-    assert status == 0 and "Traceback" not in said, said
+    in_this_process("isic", *options)
+    assert "Traceback" not in caplog.text
     assert differences(results(the_run(tmp_path)), undisturbed["isic"]) == []
 
 
@@ -173,15 +193,22 @@ def test_of_two_processes_the_survivor_ends_soon_and_says_why(flags, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_truncated_checkpoint_is_named_and_the_one_before_used(flags, undisturbed, tmp_path):
-    process = start("train_synapse.py", *flags["synapse"], "--work-dir", tmp_path)
-    assert wait_for(lambda: list(tmp_path.glob("*/checkpoints/latest.previous.pth")), process)
-    kill(process)
+def test_a_truncated_checkpoint_is_named_and_the_one_before_used(flags, undisturbed, tmp_path, monkeypatch, caplog):
+    finish_epoch = TrainingState.finish_epoch
+
+    def stop_after_three(training, *args):
+        finish_epoch(training, *args)
+        if training.epoch == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainingState, "finish_epoch", stop_after_three)
+        in_this_process("synapse", *flags["synapse"], "--work-dir", tmp_path, "--checkpoint-interval", 0)
     latest = the_run(tmp_path) / "checkpoints" / "latest.pth"
-    if latest.exists():  # else the kill came between its two renamings
-        os.truncate(latest, latest.stat().st_size // 2)
-    status, said = run("train_synapse.py", "--resume", the_run(tmp_path))
-    assert status == 0 and f"{latest}: " in said and re.search(r"latest\.previous\.pth.* \d", said)
+    assert latest.with_name("latest.previous.pth").exists()
+    os.truncate(latest, latest.stat().st_size // 2)
+    in_this_process("synapse", "--resume", the_run(tmp_path))
+    assert f"{latest}: " in caplog.text and re.search(r"latest\.previous\.pth.* \d", caplog.text)
     assert differences(results(the_run(tmp_path)), undisturbed["synapse"]) == []
 
 
@@ -209,6 +236,5 @@ def test_a_full_disk_is_named_and_costs_nothing_saved_before(flags, undisturbed,
     assert done.returncode == 2 and f"error: {disk}" in done.stderr and "Traceback" not in done.stderr, done.stderr
     copy = tmp_path / "disk.copy"
     assert (the_run(copy) / "checkpoints" / "latest.pth").exists()
-    status, said = run("train.py", "--resume", the_run(copy))
-    assert status == 0, said
+    in_this_process("isic", "--resume", the_run(copy))
     assert differences(results(the_run(copy)), undisturbed["isic"]) == []
