@@ -22,10 +22,10 @@ demo: $(VENV)/installed  ## install, outline six real lesions, then train on syn
 	@echo "Next: source $(VENV)/bin/activate, then run the commands in README.md."
 
 test: $(VENV)/installed-dev  ## install, run the tests, except the slow ones, on all cores
-	$(PY) -m pytest --numprocesses auto --dist loadfile -m "not slow" $(PYTEST)
+	$(PY) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not slow" $(PYTEST)
 
 test-all: $(VENV)/installed-dev  ## install, run all tests
-	$(PY) -m pytest --numprocesses auto --dist loadfile $(PYTEST)
+	$(PY) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 lint: $(VENV)/installed-dev  ## check style, format and types: ruff, mypy
 	$(PY) -m ruff check .

@@ -5,6 +5,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import utils.start
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,12 @@ def pytest_report_header():
 
     edited = [(file_of(kind), name) for kind in (ISICConfig, SynapseConfig) for name in edited_values(kind)]
     return [f"{file}: {name} is edited; tests of the published values fail" for file, name in edited]
+
+
+def pytest_collection_modifyitems(items):
+    """Files with the most slow tests come first, or one process has them to do when the others have ended."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])  # a file's tests stay together and in order
 
 
 @pytest.fixture(scope="session")
