@@ -12,7 +12,7 @@ import torch
 from models.kernels import nvrtc
 
 OLDEST = 12  # g++, for _Float16
-OPTIONS = ("-std=c++17", "-O2", "-march=native", "-fno-strict-aliasing", "-ffp-contract=off", "-w", "-shared", "-fPIC")
+OPTIONS = ("-std=c++17", "-O1", "-march=native", "-fno-strict-aliasing", "-ffp-contract=off", "-w", "-shared", "-fPIC")
 LAUNCHER = """
 extern "C" const char* launch_{name}(void** arguments, int count, const int* grid, int threads, int order) {{
     return launch({name}, arguments, count, grid, threads, order);
