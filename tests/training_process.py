@@ -34,10 +34,6 @@ def finish(process, timeout=500):
     return process.returncode, said
 
 
-def run(script, *flags, **options):
-    return finish(start(script, *flags, **options))
-
-
 def the_run(work_dir):
     """The one run folder that can be resumed; None if the process was killed before it had one."""
     folders = [path.parent for path in Path(work_dir).glob("*/config.json")]
