@@ -229,7 +229,7 @@ def make_page(gr: Any, predictor: Predictor, config: AppConfig, folder: Path) ->
                 files = gr.File(label=accepted, file_count="multiple", height=160)
                 samples = gr.Dataset(
                     **dict(label="Samples", components=["image"], samples=[[str(path)] for path in SAMPLES]),
-                    **dict(type="index", visible=not predictor.volumes),
+                    **dict(type="index", visible=not predictor.volumes and bool(SAMPLES)),
                 )
                 threshold = gr.Slider(
                     *(0, 1, start.threshold),
@@ -294,5 +294,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-if __name__ == "__main__":
+def command() -> None:
     run(main, AppConfig)
+
+
+if __name__ == "__main__":
+    command()

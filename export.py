@@ -272,5 +272,9 @@ def seconds(call: Predict, images: torch.Tensor) -> float:
     return min(timeit.repeat(lambda: call(images), number=1, repeat=1 + TIMED_RUNS)[1:])
 
 
-if __name__ == "__main__":
+def command() -> None:
     run(main, ExportConfig)
+
+
+if __name__ == "__main__":
+    command()

@@ -244,5 +244,9 @@ def check_dicom_seg(inputs: Sequence[Input]) -> None:
         log.info(text)
 
 
-if __name__ == "__main__":
+def command() -> None:
     run(main, PredictConfig)
+
+
+if __name__ == "__main__":
+    command()

@@ -114,5 +114,9 @@ def add_to(samples: list[tuple]) -> Callable[..., None]:
     return add
 
 
-if __name__ == "__main__":
+def command() -> None:
     run(main, ISICConfig, resolve)
+
+
+if __name__ == "__main__":
+    command()

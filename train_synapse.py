@@ -150,5 +150,9 @@ def add_to(samples: list[tuple]) -> Callable[..., None]:
     return add
 
 
-if __name__ == "__main__":
+def command() -> None:
     run(main, SynapseConfig, resolve)
+
+
+if __name__ == "__main__":
+    command()

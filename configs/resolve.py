@@ -235,8 +235,8 @@ def checkpoint_values(
     if not stored:
         return shape_of_weights(checkpoint.weights, checkpoint.path) if values["network"] in NETWORKS else {}
     if of_volumes(dict(stored)) is not config_class.of_volumes:
-        script = "train.py" if config_class.of_volumes else "train_synapse.py"
-        raise ValueError(f"--test-only {checkpoint.path}: its network is for {kind_of(stored)}: python {script}")
+        command = "python train.py" if config_class.of_volumes else "python train_synapse.py"
+        raise ValueError(f"--test-only {checkpoint.path}: its network is for {kind_of(stored)}: {command}")
     left_out = fields_of(MachineOptions, RunOptions) | {"load_ckpt_path"}
     if given.keys() & fields_of(VolumeDataOptions):
         left_out |= fields_of(VolumeDataOptions, FoldOptions) - {"dataset"}

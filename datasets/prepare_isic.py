@@ -341,5 +341,9 @@ def main(options: PrepareISIC) -> None:
     print(f"{options.out}: " + ", ".join(f"{part} {count} pairs" for part, count in counts.items()))
 
 
-if __name__ == "__main__":
+def command() -> None:
     run(main, PrepareISIC)
+
+
+if __name__ == "__main__":
+    command()

@@ -143,5 +143,9 @@ def main(options: PrepareSynapse) -> None:
     print(f"{options.out}: {slices} slices to train on, {volumes} whole volumes; arrays run {ORIENTATION}")
 
 
-if __name__ == "__main__":
+def command() -> None:
     run(main, PrepareSynapse)
+
+
+if __name__ == "__main__":
+    command()

@@ -343,5 +343,9 @@ def plane_of(affine: np.ndarray) -> str | None:
     return PLANE_OF_AXIS[aff2axcodes(affine)[thickest]]
 
 
-if __name__ == "__main__":
+def command() -> None:
     run(main, PrepareVolumes)
+
+
+if __name__ == "__main__":
+    command()

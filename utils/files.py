@@ -26,7 +26,8 @@ MAX_PIXELS = 2**26  # of an image: 8192 x 8192; the largest ISIC image has half 
 TEMPORARY_NAME = f".{16 * '[0-9a-f]'}.tmp"  # pattern of the file that `write_atomically` is writing
 PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes of a colour profile or text, which some programs make larger than 1 MB
 LONGEST_NAME = 240  # bytes; "_overlay.png" is appended, and file systems allow 255
-REPOSITORY = Path(__file__).resolve().parents[1]
+# The folder of data/ and results/: that of the code or, of the installed package, the current one
+REPOSITORY = Path() if __name__.startswith("vmunet.") else Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "results"  # of runs without --work-dir
 FORMULA = re.compile(r"'*[=+\-@\t\r\n]")  # a spreadsheet may run text that begins so; apostrophes protect it
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

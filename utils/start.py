@@ -20,7 +20,10 @@ def explain(kind: type[BaseException], error: BaseException, traceback: Tracebac
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return sys.__excepthook__(kind, error, traceback)
     expected = f"the packages of {ROOT / 'requirements.txt'}"
-    if ENVIRONMENT.is_dir() and Path(sys.prefix).resolve() != ENVIRONMENT.resolve():
+    if __name__.startswith("vmunet."):  # the installed package
+        expected = "the packages of an extra"
+        advice = "pip install 'vmunet[train]', or for predictions alone 'vmunet[predict]'"
+    elif ENVIRONMENT.is_dir() and Path(sys.prefix).resolve() != ENVIRONMENT.resolve():
         advice = f"they are installed in {ENVIRONMENT}: source {ENVIRONMENT}/bin/activate"
     else:
         advice = "`make demo` installs them into .venv, `pip install -r requirements.txt` into this Python"

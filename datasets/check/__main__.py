@@ -56,9 +56,9 @@ def main(options: Check) -> int:
     return 1 if report.problems else 0
 
 
-def command(options: Check) -> None:
-    sys.exit(main(options))
+def command() -> None:
+    run(lambda options: sys.exit(main(options)), Check)
 
 
 if __name__ == "__main__":
-    run(command, Check)
+    command()

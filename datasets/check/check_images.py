@@ -74,7 +74,7 @@ def training_command(folder: Path, flags: Sequence[str], parts: Sequence[str]) -
         pool = len(parts) - parts.count("test")
         flags += ["--folds", "5", "--fold", "0"]
         number = pool - -(-pool // 5)
-    return command_line("train.py", folder, flags, number)
+    return command_line("python train.py", folder, flags, number)
 
 
 def find_all_pairs(folder: Path, report: DataReport) -> list[tuple[str, Pair]]:

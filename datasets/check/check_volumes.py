@@ -62,7 +62,7 @@ def training_command(folder: Path, num_classes: int | None, slices: int, list_di
     flags += ["--protocol", "holdout"] if holdout else []
     flags += ["--folds", "5", "--fold", "all"] if any(map(is_pool, list_dirs)) else []
     organs = "intensities" not in preparation(folder)[1] and num_classes in (None, len(ORGANS) + 1)
-    return command_line("train_synapse.py", folder, flags, slices, "synapse" if organs else None)
+    return command_line("python train_synapse.py", folder, flags, slices, "synapse" if organs else None)
 
 
 def is_pool(list_dir: Path) -> bool:

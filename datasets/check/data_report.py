@@ -134,11 +134,11 @@ def repeated_in(places: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def command_line(script: str, folder: Path, flags: Sequence[str], number: int, dataset: str | None = None) -> str:
-    """Return the command that trains on `number` images or slices of a folder without a download. By default the data
-    set is called by the folder's name."""
+    """Return the command that trains on `number` images or slices of a folder without a download, by a script such as
+    "python train.py". By default the data set is called by the folder's name."""
     name = folder.resolve().name
     name = dataset or ("own" if name == "demo" else name)
-    command = ["python", script, "--dataset", name, "--data-path", str(folder), *flags]
+    command = [*script.split(), "--dataset", name, "--data-path", str(folder), *flags]
     command += ["--batch-size", str(max(1, number))] if number < BATCH_SIZE else []
     command += [] if DEFAULT_START.is_file() else ["--recipe", "stable", "--load-ckpt-path", "none"]
     return shlex.join(command)

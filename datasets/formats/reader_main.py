@@ -11,12 +11,11 @@ import pickle
 import signal
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 PLAIN = {  # (package, name) of the types in results
     *(("numpy", name) for name in ("ndarray", "dtype", "_reconstruct", "_frombuffer", "scalar")),
-    *(("datasets", name) for name in ("StoredVolume", "RawCase", "DicomSlice")),
+    *((ours, name) for ours in ("datasets", "vmunet") for name in ("StoredVolume", "RawCase", "DicomSlice")),
     *(("nibabel", name) for name in ("Nifti1Header", "Nifti1Extensions")),
     *(("pathlib", name) for name in ("PosixPath", "WindowsPath")),
 }
@@ -85,6 +84,6 @@ def main(memory: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-    importlib.import_module("datasets.volume_sources")  # imported before the first file, whose time is limited
-    main(int(sys.argv[1]))
+    sys.path[0], module, memory = sys.argv[1:]
+    importlib.import_module(module)  # before the first file, whose time is limited
+    main(int(memory))

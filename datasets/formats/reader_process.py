@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 
 SECONDS, BYTES_PER_SECOND = 10, 2**20  # of CPU time: for any file, and what a large file adds
 LEAST_MEMORY = 2**31  # bytes
+READERS = __name__.replace("formats.reader_process", "volume_sources")  # the module, also in the package vmunet
+ROOT = Path(__file__).resolve().parents[READERS.count(".") + 1]  # of that name
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}  # each thread takes memory
 
 
@@ -43,7 +45,8 @@ class ReaderProcess:
             if self.process is None or self.process.poll() is not None:
                 self.stop()
                 self.memory = max(LEAST_MEMORY, free_memory() // 2)
-                command, pipe = [sys.executable, reader_main.__file__, str(self.memory)], subprocess.PIPE
+                command = [sys.executable, reader_main.__file__, str(ROOT), READERS, str(self.memory)]
+                pipe = subprocess.PIPE
                 self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=os.environ | ONE_THREAD)
 
     def stop(self) -> None:

@@ -18,11 +18,12 @@ from models.hub import WEIGHTS
 from models.weights.filling import fill_network
 from models.weights.reading import Checkpoint, read_weights
 from utils.download import Release, fetch
-from utils.files import find_path, first_few
+from utils.files import REPOSITORY, find_path, first_few
 
 log = logging.getLogger("vmunet")
 
 FOLDER = Path(__file__).resolve().parents[2] / "pretrained_weights"
+DOWNLOADED = REPOSITORY / "pretrained_weights"  # the same folder, unless the code is installed
 SHIPPED = {"isic17": "vmunet_isic17.h5"}  # networks that ship with the code, and their files in FOLDER
 DOWNLOADS = "https://github.com/MzeroMiko/VMamba/releases/download/%23v0cls/"
 SMALL, TINY = "vssmsmall_dp03_ckpt_epoch_238.pth", "vssmtiny_dp01_ckpt_epoch_292.pth"
@@ -65,7 +66,8 @@ def find_initial_weights(named: str) -> Path:
     if named not in RELEASED:
         return find_checkpoint(named if named in SHIPPED else str(find_path(named)))
     release = RELEASED[named]
-    return fetch(release, FOLDER / release.url.rsplit("/", 1)[1])
+    DOWNLOADED.mkdir(exist_ok=True)
+    return fetch(release, DOWNLOADED / release.url.rsplit("/", 1)[1])
 
 
 def is_checkpoint(named: str) -> bool:
