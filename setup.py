@@ -40,6 +40,7 @@ CHANGES = [  # (pattern, its replacement), in this order
     (rf"python -m ((?:{OURS})\b[.\w]*)", lambda found: command_of(found[1])),
     (r"pip install -r requirements(?:-extra)?\.txt", "pip install 'vmunet[all]'"),
     (r"requirements-extra\.txt", "vmunet[all]"),
+    (r"\binference\.Predictor\b", "vmunet.Predictor"),
 ]
 
 

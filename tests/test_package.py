@@ -1,17 +1,15 @@
-"""models/ as the installed package vmunet, through torch.hub, and in folders of huggingface_hub."""
+"""models/ as a library: networks of files, through torch.hub, and in folders of huggingface_hub."""
 
 import json
-import subprocess
 import sys
 import types
-import zipfile
 
 import pytest
 import safetensors.torch
 import torch
 
 import models
-from tests.tiny import NETWORK, ROOT, write_packed_weights
+from tests.tiny import NETWORK, ROOT
 
 SMALL = {"vmunet": NETWORK, "vmunetv2": dict(depths=(1, 1, 1, 1), dims=(32, 64, 128, 256), d_state=4), "ultralight": {}}
 
@@ -26,69 +24,6 @@ def assert_same(network, other):
     state, expected = network.state_dict(), other.state_dict()
     assert list(state) == list(expected)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
-
-
-# ---- installed
-
-USE = """
-import sys
-import torch, vmunet
-
-assert not {"models", "utils", "configs", "datasets"} & sys.modules.keys()
-network = vmunet.VMUNet(depths=(1, 1, 1, 1), depths_decoder=(1, 1, 1, 1), dims=(8, 16, 32, 64), d_state=4)
-images = torch.rand(2, 3, 32, 32)
-network(images).sum().backward()
-assert all(p.grad is not None for p in network.parameters())
-compiled = torch.compile(network.eval(), backend="aot_eager", fullgraph=True)
-torch.testing.assert_close(compiled(images), network(images))
-loaded = vmunet.load(sys.argv[1])
-assert loaded.predict(images).shape == (2, 1, 32, 32) and not loaded.training
-
-sys.path.append(sys.argv[2])  # the repository: both in one process
-import models
-again = models.load(sys.argv[1])
-assert type(again) is not type(loaded)
-torch.testing.assert_close(again(images), loaded(images))
-"""
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel of a copy of what it is made from: a build leaves folders beside its sources."""
-    pytest.importorskip("setuptools", minversion="77")
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    for path in [*SOURCES, *map(ROOT.joinpath, PROJECT_FILES)]:
-        target = source / path.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(path.read_bytes())
-    options = "--no-deps --no-build-isolation --disable-pip-version-check --quiet --wheel-dir".split()
-    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, folder, source], check=True)
-    (path,) = folder.glob("*.whl")
-    return path
-
-
-SOURCES = [path for kind in ("py", "cu", "cuh") for path in ROOT.glob(f"models/**/*.{kind}")]
-PROJECT_FILES = ("pyproject.toml", "LICENSE", "docs/library.md", "train.py", "utils/files.py")
-
-
-@pytest.mark.slow
-def test_the_wheel_holds_the_package_and_nothing_else(wheel):
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"vmunet"}
-    assert {f"vmunet/{path.relative_to(ROOT / 'models').as_posix()}" for path in SOURCES} <= names
-
-
-@pytest.mark.slow
-def test_the_package_works_without_the_repository_and_beside_it(wheel, tmp_path):
-    with zipfile.ZipFile(wheel) as archive:  # all that pip does with a wheel without scripts
-        archive.extractall(tmp_path / "site")
-    network = small("vmunet")
-    write_packed_weights(tmp_path / "a.h5", network.state_dict(), {"network": "vmunet", **NETWORK}, {})
-    environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", USE, str(tmp_path / "a.h5"), str(ROOT)]
-    subprocess.run(command, check=True, cwd=tmp_path, env=environment)
 
 
 # ---- a network from a file

@@ -21,6 +21,8 @@ LAYERS = [
     ["engine_synapse", "report"],
     ["inference", "cross_validation", "training"],
     ["train", "train_synapse", "predict", "app", "export", "experiments", "hubconf"],
+    ["cli"],  # which finds the others by their names
+    ["setup"],
     ["configs.config_own"],  # a config to copy, which is a script too: it calls train.main
     ["benchmarks"],
     ["tests"],

@@ -107,7 +107,7 @@ def test_more_than_was_promised_is_not_kept(server, tmp_path):
 
 def test_training_starts_from_a_released_file(server, tmp_path, monkeypatch, save_vmamba):
     server.content = save_vmamba
-    monkeypatch.setattr(named_weights, "FOLDER", tmp_path)
+    monkeypatch.setattr(named_weights, "DOWNLOADED", tmp_path)
     monkeypatch.setitem(named_weights.RELEASED, "vmamba-tiny", release(server, save_vmamba))
     model = VMUNet(**SMALL)
     load_initial_weights(model, ISICConfig(load_ckpt_path="vmamba-tiny"))
@@ -117,7 +117,7 @@ def test_training_starts_from_a_released_file(server, tmp_path, monkeypatch, sav
 
 def test_without_a_network_the_error_names_the_address_the_place_and_the_way_without(server, tmp_path, monkeypatch):
     unreachable = release(server)._replace(url="http://127.0.0.1:9/weights.pth")
-    monkeypatch.setattr(named_weights, "FOLDER", tmp_path)
+    monkeypatch.setattr(named_weights, "DOWNLOADED", tmp_path)
     monkeypatch.setitem(named_weights.RELEASED, "vmamba-small", unreachable)
     with pytest.raises(ConnectionError) as error:
         load_initial_weights(VMUNet(**SMALL), ISICConfig(load_ckpt_path="vmamba-small"))

@@ -19,7 +19,6 @@ from datasets.demo import make_demo_isic, make_demo_synapse
 from datasets.synthetic import lesion
 from tests.tiny import write_slice
 from utils.files import read_rows
-from utils.runs import command_line
 from utils.runs.named_weights import RELEASED
 
 IMAGE, MASK = "val/images/DEMO_0000007.jpg", "val/masks/DEMO_0000007_segmentation.png"
@@ -299,7 +298,7 @@ def test_exit_status_of_the_command(good, tmp_path, monkeypatch, caplog):
     def status(folder):
         monkeypatch.setattr(sys, "argv", ["check", str(folder), "--output", str(tmp_path / "out")])
         with pytest.raises(SystemExit) as exit:
-            command_line.run(command, Check)
+            command()
         return exit.value.code
 
     assert status(good) == 0
