@@ -3,6 +3,7 @@
     python export.py results/<run> --format onnx        # ONNX Runtime and others
     python export.py isic17 --format torch              # torch.export.load, .pt2
     python export.py results/<run> --format weights     # for this code, less than half of best.pth
+    python export.py results/<run> --format hub         # a folder, as others load and share networks
 
 The exported network maps `images`, float32 (batch, channels, height, width), to `probabilities` (batch, classes,
 height, width), for any batch and any size from 33 x 33 on (sides are padded to multiples of 32 and cropped inside). The
@@ -14,6 +15,9 @@ compared with this code; a difference above 1e-4 is an error. The last lines of 
 
 `weights` is for this code, which reads the file like a checkpoint: the weights, most of them rounded to 16 bits
 (models/weights/packed.py), with the configuration and the scores of the run. The log shows what the rounding changes.
+
+`hub` is the folder of `save_pretrained`: model.safetensors, config.json with the preprocessing, and a model card with
+what is known of the training and its scores. predict.py, `VMUNet.from_pretrained` and `Predictor` read it.
 """
 
 import utils.start
@@ -22,6 +26,7 @@ import dataclasses
 import io
 import json
 import logging
+import tempfile
 import timeit
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -37,12 +42,14 @@ import tyro
 from torch import nn
 from torch.export import Dim
 
+import models
 from configs.options import MachineOptions, RunOptions, VolumeDataOptions, fields_of
 from datasets.transforms import normalizer
 from inference.image_files import read_picture
 from inference.inputs import find_inputs
 from inference.trained import TrainedNetwork, describe, load_trained
 from models.cross_scan.export import exportable
+from models.hub import WEIGHTS
 from models.network import STRIDE, SegmentationNetwork
 from models.weights.packed import pack_weights, read_packed_weights
 from utils.files import RESULTS, read_json, write_atomically
@@ -52,16 +59,17 @@ from utils.runs.named_weights import BEST, SHIPPED, find_checkpoint
 
 log = logging.getLogger("vmunet")
 
-Format = Literal["onnx", "torch", "weights"]
+Format = Literal["onnx", "torch", "weights", "hub"]
 Predict = Callable[[torch.Tensor], torch.Tensor]  # images to probabilities
 DURATION = {"onnx": "about a minute", "torch": "a few minutes"}
-ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "weights": ".h5"}
+ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "weights": ".h5", "hub": "_hub"}
 TOLERANCE = 1e-4  # of probabilities; of rounded weights none, because it depends on the weights
 LARGEST = 8192  # side of an image that torch.export must be told
 AXES = {0: "batch", 2: "height", 3: "width"}  # of images and probabilities that are free
 TIMED_RUNS = 3
 # they log at every Split that no constant is folded there, and at every empty list that its type is assumed
 VERBOSE_LOGGERS = ("onnxscript", "torch._export.serde.serialize")
+ABOUT = ("title", "data", "run", "licence", "use", "checkpoint_sha256", "initial_weights")  # facts of the card
 # fields of a config that are not stored with packed weights
 NON_MODEL_FIELDS = fields_of(MachineOptions, RunOptions, VolumeDataOptions) - {"dataset"} | {"load_ckpt_path"}
 
@@ -70,8 +78,8 @@ NON_MODEL_FIELDS = fields_of(MachineOptions, RunOptions, VolumeDataOptions) - {"
 class ExportConfig:
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """a checkpoint, a run's folder, or isic17, which comes with this code"""
-    format: Format = "onnx"  # onnx: ONNX Runtime and others; torch: PyTorch; weights: this code
-    output: str | None = None  # file to write; none: beside the checkpoint, of isic17 in results/
+    format: Format = "onnx"  # onnx: ONNX Runtime and others; torch: PyTorch; weights: this code; hub: a folder to share
+    output: str | None = None  # file or folder to write; none: beside the checkpoint, of isic17 in results/
     images: tuple[str, ...] = ()  # image files or folders to compare the outputs on
     kind: Literal["images", "volumes"] | None = None  # what a checkpoint without a stored configuration is for
     image_size: int | None = None  # side of the network's input; none: from the checkpoint
@@ -100,7 +108,7 @@ def main(config: ExportConfig) -> None:
     log.setLevel(logging.INFO)
     output = output_of(config)
     if output.exists():
-        raise ValueError(f"--output {output}: found such a file, expected none; remove it or name another")
+        raise ValueError(f"--output {output}: found such a path, expected none; remove it or name another")
     output.parent.mkdir(parents=True, exist_ok=True)
     if config.format == "onnx":  # before anything is loaded
         for module in ("onnx", "onnxscript", "onnxruntime"):
@@ -109,6 +117,9 @@ def main(config: ExportConfig) -> None:
     network = trained.network
     of_volumes = trained.config.of_volumes
     channels = 2 * trained.config.context + 1 if of_volumes else trained.config.input_channels
+    if config.format == "hub":
+        save_folder(trained, output)
+        return
     batches = list(sample_batches(config.images, trained.config, channels))
     with torch.inference_mode():
         expected = [network.predict(images) for images in batches]  # before the network is changed
@@ -142,7 +153,8 @@ def output_of(config: ExportConfig) -> Path:
         return Path(config.output)
     if config.checkpoint in SHIPPED:
         return RESULTS / (config.checkpoint + ENDINGS[config.format])
-    return find_checkpoint(config.checkpoint).with_suffix(ENDINGS[config.format])
+    path = find_checkpoint(config.checkpoint)
+    return path.with_name(path.stem + ENDINGS[config.format])
 
 
 def by(shape: Sequence[int]) -> str:
@@ -160,6 +172,33 @@ def about(trained: TrainedNetwork) -> dict[str, Any]:
     if checkpoint.path.parts[-2:] == BEST.parts and metrics.is_file():
         facts["metrics"] = read_json(metrics)
     return facts | checkpoint.about | describe(trained.config)
+
+
+def save_folder(trained: TrainedNetwork, folder: Path) -> None:
+    """Write the folder of `save_pretrained` with what is known of the network in its card."""
+    network = trained.network.prepared_as(dataclasses.asdict(trained.config))
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as place:
+        part = Path(place, "hub")
+        network.save_pretrained(part, model_card_kwargs={"record": record(trained)})
+        weights = models.load(part / WEIGHTS[0]).state_dict()
+        if not all(torch.equal(weights[name], tensor) for name, tensor in network.state_dict().items()):
+            raise ValueError("--format hub: found other weights than the network's in the folder; nothing is written")
+        part.rename(folder)
+    log.info("%s: %s", folder, ", ".join(sorted(path.name for path in folder.iterdir())))
+
+
+def record(trained: TrainedNetwork) -> str:
+    """Return what is known of a network's training and scores, in Markdown: stored facts, and the text of a card
+    beside its file, such as vmunet_isic17.md, without its title and pictures."""
+    facts, config = about(trained), trained.config
+    scores = facts.pop("metrics", {})
+    lines = [f"- {name}: {facts[name]}" for name in ABOUT if name in facts]
+    lines += [f"- {name}: {getattr(config, name)}" for name in ("dataset", "recipe", "epochs", "seed", "protocol")]
+    lines += [f"- test, {name}: {value:.4f}" for name, value in scores.items() if isinstance(value, float)]
+    card = trained.checkpoint.path.with_suffix(".md")
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    paragraphs = [line for line in text.splitlines()[1:] if not line.startswith("![")]
+    return "\n".join(["## Training and scores", "", *lines, *paragraphs])
 
 
 def export(network: SegmentationNetwork, channels: int, format: Format, metadata: dict[str, Any]) -> bytes:

@@ -38,10 +38,9 @@ A network for the segmentation of images, made with the package vmunet:
 
 {{ preparation }}
 
-## Still to be written
-
-The data that the network was trained on, its accuracy and its failures.
+{{ record }}
 """
+UNKNOWN = "## Still to be written\n\nThe data that the network was trained on, its accuracy and its failures."
 
 
 def describe_images(values: Mapping[str, Any]) -> str:
@@ -102,12 +101,12 @@ class HubMixin(PyTorchModelHubMixin):
         values = {"network": getattr(self, "name", None), **self.preparation, **values}
         return super().save_pretrained(save_directory, config=values, **options)
 
-    def generate_model_card(self, *arguments: Any, **options: Any) -> ModelCard:
+    def generate_model_card(self, *arguments: Any, record: str = UNKNOWN, **options: Any) -> ModelCard:
         values = {**vars(self)["_hub_mixin_config"], **self.preparation}
         lines = [f"- {name}: {value}" for name, value in self.preparation.items() if value not in (None, (), [])]
         if str(values.get("normalization")) in IMAGE_VALUES:
             size = values.get("image_size")
             lines.insert(0, f"- {describe_images(values)} of {size} x {size} pixels")
         text = "\n".join(lines) or "Not recorded: the network was not loaded from a training checkpoint. Write it here."
-        facts = dict(class_name=type(self).__name__, preparation=text)
+        facts = dict(class_name=type(self).__name__, preparation=text, record=record)
         return super().generate_model_card(*arguments, **options, **facts)

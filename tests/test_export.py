@@ -18,6 +18,7 @@ from export import NON_MODEL_FIELDS, TOLERANCE, ExportConfig, load
 from inference.trained import load_trained
 from models.cross_scan import reference
 from models.cross_scan.export import exportable
+from models.vmunet import VMUNet
 from tests.tiny import TRAINING
 from utils.runs import named_weights
 from utils.runs.checkpoint import save_checkpoint
@@ -180,6 +181,24 @@ def test_weights_packed_again_are_the_same_file(trained, tmp_path):
     for source, output in ((run, "a.h5"), (tmp_path / "a.h5", "b.h5")):
         export.main(ExportConfig(checkpoint=str(source), format="weights", output=str(tmp_path / output)))
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_a_hub_folder_is_the_network_its_preprocessing_and_a_card_with_its_scores(trained, tmp_path):
+    run, network = trained
+    (run / "checkpoints/best.md").write_text("# Tiny\n\n![picture](a.png)\nIt fails on hair.\n")
+    export.main(ExportConfig(checkpoint=str(run), format="hub", output=str(tmp_path / "tiny")))
+    again, config, _ = load_trained(tmp_path / "tiny")
+    assert (config.threshold, config.image_size, config.normalization) == (0.4, 64, "minmax")
+    loaded = VMUNet.from_pretrained(tmp_path / "tiny")
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor) and torch.equal(loaded.state_dict()[name], tensor)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "tiny").iterdir()}
+    assert files.keys() == {"README.md", "config.json", "model.safetensors"}
+    card = files["README.md"].decode()
+    assert "- test, dsc: 0.9000" in card and "It fails on hair." in card and "a.png" not in card
+    assert not any(b"someone" in content for content in files.values())
+    with pytest.raises(ValueError, match="--output .*tiny: found"):
+        export.main(ExportConfig(checkpoint=str(run), format="hub", output=str(tmp_path / "tiny")))
 
 
 def test_scores_are_those_of_the_best_checkpoint_only(trained):
