@@ -145,6 +145,7 @@ def test_commands_import_utils_start_first():
         if is_command and first is not None and ast.unparse(first) != "import utils.start":
             wrong.append(module)
     others = {"configs.config_own": "imports train.py", "datasets.formats.reader_main": "a process without PyTorch"}
+    others["setup"] = "builds the package"
     assert {name for name in wrong if not name.startswith(("benchmarks.", "tests."))} == set(others)
     assert (ROOT / "benchmarks" / "__init__.py").read_text().startswith("import utils.start")
 
