@@ -3,6 +3,7 @@
     python predict.py isic17 photo.jpg folder_of_images --output predictions
     python predict.py results/<run> scan.nii.gz folder_with_dicom_slices case0001.npy.h5 --output predictions
     python predict.py results/<fold 0> results/<fold 1> photo.jpg --output predictions
+    torchrun --nproc_per_node=8 predict.py isic17 folder_of_images --output predictions
 
 The network is isic17, which ships with the code, the folder of a run, or a file such as best.pth. List all networks
 before the inputs; the probabilities of several networks are averaged.
@@ -18,6 +19,8 @@ Files in --output: masks/, overlays/, structures.csv, prediction.json (the netwo
 --probabilities probabilities/, with several networks or --tta disagreement/ (see inference/ensemble.py), and
 left_out.csv, which lists every file that was not used with the reason.
 
+Under torchrun the processes, one for each GPU, share the inputs.
+
 Exit status 0: every input has its mask. 2: some inputs were left out and are listed, the others have their masks; a
 DICOM-SEG could not be written; or an error occurred before anything was predicted.
 """
@@ -27,15 +30,20 @@ import utils.start
 import dataclasses
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
 
+import torch
 import tyro
 
+from datasets.loaders import processes_here
 from datasets.masks import VOID
 from inference import Predictor
 from inference.formats.dicom_seg import NEEDED_BY, save_dicom_seg
@@ -46,6 +54,7 @@ from inference.prediction_options import PredictionOptions
 from inference.progress import Progress
 from inference.trained import describe
 from inference.truth import Truth, dice
+from utils import distributed
 from utils.files import check_name, first_few, printable
 from utils.machine.device import available_cpus
 from utils.optional import optional
@@ -57,6 +66,7 @@ from utils.runs.run_folder import start_log
 
 log = logging.getLogger("vmunet")
 
+LONGEST = timedelta(days=30)  # that a process waits for the shares of the others; it notices at once if one has ended
 INPUTS = tyro.conf.arg(metavar="INPUT ...", help_behavior_hint="(required)")
 
 
@@ -87,50 +97,64 @@ def main(config: PredictConfig) -> None:
     options = {f.name: getattr(config, f.name) for f in dataclasses.fields(PredictionOptions)}
     predictor = Predictor(checkpoints, **options)
     output = OutputFolder(config.output, config.existing, names, config.dicom_seg, config.truth is not None)
-    output.exclusions, total = found.exclusions, len(output.todo) + len(found.mistakes)
+    output.exclusions = found.exclusions if distributed.is_main() else []
+    total = len(output.todo) + len(found.mistakes)
     check_kind(output.todo, predictor)
     if config.dicom_seg:
         check_dicom_seg(output.todo)
     truth = Truth(config.truth, output.todo, predictor.config) if config.truth is not None else None
-    output.path.mkdir(parents=True, exist_ok=True)  # only after the checks, so that an error leaves no folder
-    with locked_folder(output.path, f"--output {output.path}"):
-        start_log(output.path)
-        members = [
-            {"checkpoint": printable(name), "sha256": member.sha256}
-            for name, member in zip(checkpoints, predictor.members, strict=True)
-        ]
-        network = describe(predictor.config)
-        output.begin({**members[0], "members": members, "network": network, "options": options})
-        log_exclusions(output.exclusions)
-        log.info("%d inputs, %d at a time on %s", len(output.todo), predictor.network.batch_size, predictor.device)
-        if not output.todo:
-            log.info("nothing to do: all %d inputs have their masks", len(names))
-        without_seg = predict_all(output, predictor, truth, config)
-        if truth is not None:
-            scores = [float(row["dice"]) for row in output.rows if row.get("dice") not in (None, "")]
-            log.info("mean Dice of %d structures: %s", len(scores), f"{fmean(scores):.3f}" if scores else "none")
+    locked = locked_folder(output.path, f"--output {output.path}") if distributed.is_main() else nullcontext()
+    with distributed.process_group(torch.device("cpu"), LONGEST):
+        output.check_same()
+        output.path.mkdir(parents=True, exist_ok=True)  # only after the checks, so that an error leaves no folder
+        with locked:
+            start_log(output.path)
+            members = [
+                {"checkpoint": printable(name), "sha256": member.sha256}
+                for name, member in zip(checkpoints, predictor.members, strict=True)
+            ]
+            network = describe(predictor.config)
+            if distributed.is_main():
+                output.begin({**members[0], "members": members, "network": network, "options": options})
+            distributed.barrier()
+            log_exclusions(output.exclusions)
+            log.info(
+                "%d inputs, %d at a time on %s%s",
+                *(len(output.todo), predictor.network.batch_size, predictor.device),
+                f", in {distributed.world_size()} processes" * distributed.under_torchrun(),
+            )
+            if not output.todo:
+                log.info("nothing to do: all %d inputs have their masks", len(names))
+            without_seg = distributed.gather_rows(predict_all(output, predictor, truth, config))
+            output.gather()
+            if truth is not None:
+                scores = [float(row["dice"]) for row in output.rows if row.get("dice") not in (None, "")]
+                log.info("mean Dice of %d structures: %s", len(scores), f"{fmean(scores):.3f}" if scores else "none")
     output.check_saved()
-    mistakes = found.mistakes  # with those of predict_all
+    mistakes = [one for one in output.exclusions if one.mistake]
     log.info(
         "%d inputs predicted, %d left out, %d files and folders passed over; results are in %s",
-        *(total - len(mistakes), len(mistakes), len(found.exclusions) - len(mistakes), output.path),
+        *(total - len(mistakes), len(mistakes), len(output.exclusions) - len(mistakes), output.path),
     )
     problems = []
     if mistakes:
         problems.append(f"{len(mistakes)} of {total} inputs were left out: {first_few(one.path for one in mistakes)}")
     if without_seg:
         problems.append(f"{len(without_seg)} DICOM-SEG could not be written: {first_few(without_seg)}")
+    if problems and not distributed.is_main():
+        sys.exit(2)  # the main process says why
     if problems:
         raise ValueError("; ".join(problems))
 
 
 def predict_all(output: OutputFolder, predictor: Predictor, truth: Truth | None, config: PredictConfig) -> list[Path]:
-    """Predict the inputs and save their results. Inputs that fail are excluded; they do not affect the others. Return
-    the inputs whose results lack a requested DICOM-SEG.
+    """Predict this process's share of the inputs and save their results. Inputs that fail are excluded; they do not
+    affect the others. Return the inputs whose results lack a requested DICOM-SEG.
 
     Threads draw, compress and write results while the next inputs are predicted; one thread for volumes, which are
     large."""
-    bar, without_seg = Progress(len(output.todo), "input"), list[Path]()
+    share = output.todo[distributed.rank() :: distributed.world_size()]
+    bar, without_seg = Progress(len(share), "input"), list[Path]()
 
     def report(item: Input, error: Exception) -> None:
         output.exclusions.append(Exclusion(item.path, str(error) or type(error).__name__))
@@ -174,13 +198,13 @@ def predict_all(output: OutputFolder, predictor: Predictor, truth: Truth | None,
             output.add(item, rows)
             bar.update()
 
-    threads = 1 if any(item.is_volume for item in output.todo) else available_cpus()
+    threads = 1 if any(item.is_volume for item in share) else max(1, available_cpus() // processes_here())
     try:
         with OrderedPool(threads, finished) as saver:
-            for item, result in predictor.predict_all(output.todo, report):
+            for item, result in predictor.predict_all(share, report):
                 saver.submit(result.nbytes, save, item, result)
     except KeyboardInterrupt:
-        log.error("stopped after %d of %d inputs; --existing skip predicts the others", bar.done, len(output.todo))
+        log.error("stopped after %d of %d inputs; --existing skip predicts the others", bar.done, len(share))
         raise SystemExit(130) from None
     finally:
         bar.close()

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import fnmatch
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 from inference.inputs import ABOUT, RESULTS, Exclusion, Input
 from inference.prediction_options import ResultOptions
+from utils import distributed
 from utils.files import (
     TEMPORARY_NAME,
     first_few,
@@ -33,6 +35,9 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no other input could 
 class OutputFolder:
     """A folder for the results of inputs, and its table structures.csv with a row for each input and structure.
 
+    Under torchrun process N writes its rows into structures.N.csv. `gather`, or the next command if this one is killed,
+    merges them into the table of the main process.
+
     path      a new or empty folder, or one of earlier results
     existing  what to do with earlier results
     names     {input: the name of its results}
@@ -50,7 +55,7 @@ class OutputFolder:
         scored: bool = False,
     ):
         self.path, self.existing, self.names, self.dicom_seg = Path(path), existing, names, dicom_seg
-        self.table = self.path / "structures.csv"
+        self.table = self.table_of(distributed.rank())
         self.todo = list(names)  # inputs that remain to be predicted
         self.rows: list[dict[str, Any]] = []
         self.exclusions: list[Exclusion] = []  # of left_out.csv
@@ -66,7 +71,10 @@ class OutputFolder:
         if present and ABOUT not in present and present != ["log.txt"]:  # a run that is stopped at once leaves its log
             raise ValueError(f"--output {path}: found {first_few(present, 3)}, expected a new folder or one of results")
         if existing == "skip":
-            rows = read_rows(self.table, "name", "input")
+            rows = read_rows(self.table_of(0), "name", "input")
+            merged = {row["input"] for row in rows}
+            for part in self.parts():
+                rows += [row for row in read_rows(part, "name", "input") if row["input"] not in merged]
             done = {row["input"]: row["name"] for row in rows if "dice" in row or not scored}
             self.todo = [i for i in names if not self.has_results(i, done.get(printable(i.path), ""))]
             again = {printable(item.path) for item in self.todo}
@@ -75,11 +83,30 @@ class OutputFolder:
             others = [names[item] for item in self.todo if names[item] in used]
             if others:
                 raise ValueError(f"--output {path}: found results of other inputs of these names: {first_few(others)}")
+            if not distributed.is_main():
+                self.rows = []  # the main process keeps them
+
+    def table_of(self, rank: int) -> Path:
+        """Return the table that a process writes."""
+        return self.path / (f"structures.{rank}.csv" if rank else "structures.csv")
+
+    def parts(self) -> list[Path]:
+        """Return the tables of the processes other than the main one, which may be left of a killed command."""
+        return sorted(self.path.glob("structures.[0-9]*.csv"))
+
+    def check_same(self) -> None:
+        """Wait for all processes. Raises ValueError if they do not have the same inputs left to predict."""
+        names = "\n".join(f"{self.names[item]}\t{printable(item.path)}" for item in self.todo)
+        found = distributed.all_gather((len(self.todo), hashlib.sha256(names.encode()).hexdigest()))
+        if len(set(found)) > 1:
+            counts = ", ".join(str(count) for count, _ in found)
+            raise ValueError(f"INPUT: found {counts} inputs in the processes, expected the same inputs in each")
 
     def begin(self, record: dict[str, Any]) -> None:
         """Write the networks and options of the results. Raises ValueError if earlier results that stay have others.
 
-        With `existing` overwrite warn about earlier results that no input overwrites; the new table omits them."""
+        With `existing` overwrite remove the earlier table, or a later `skip` could take its masks for results of the
+        new network. Warn about earlier results that no input overwrites."""
         path, text = self.path / ABOUT, json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         if self.existing == "skip" and path.exists():
             with reading(path):
@@ -92,12 +119,16 @@ class OutputFolder:
             if different:
                 names = ", ".join(different)
                 raise ValueError(f"--existing skip: found results of another {names} in {self.path}, expected the same")
-        write_atomically(path, text.encode())
         if self.existing == "overwrite":
-            earlier = {row["name"] for row in read_rows(self.table, "name")} - set(self.names.values())
-            if earlier:
+            tables = [self.table, *self.parts()]
+            rows = [row for table in tables for row in read_rows(table, "name")]
+            if earlier := {row["name"] for row in rows} - set(self.names.values()):
                 count, shown = len(earlier), first_few(sorted(earlier))
                 log.warning("%s keeps earlier results of %d other inputs: %s", self.path, count, shown)
+            for table in tables:
+                table.unlink(missing_ok=True)
+        write_atomically(path, text.encode())
+        self.merge(self.parts())
 
     def mask_of(self, item: Input, name: str) -> Path:
         return self.path / "masks" / f"{name}{'.nii.gz' if item.is_volume else '.png'}"
@@ -138,11 +169,34 @@ class OutputFolder:
             for ending in (".png", ".nii.gz", ".dcm"):
                 (self.path / kind / f"{self.names[item]}{ending}").unlink(missing_ok=True)
 
+    def merge(self, parts: Sequence[Path]) -> None:
+        """Save the table, which has the rows of `parts` now, in the order of the inputs, and remove the parts."""
+        if parts:
+            order = {printable(item.path): number for number, item in enumerate(self.todo)}
+            self.rows.sort(key=lambda row: order.get(row["input"], -1))  # -1: of earlier commands
+            write_rows(self.table, self.rows)
+            for part in parts:
+                part.unlink()
+
+    def gather(self) -> None:
+        """Bring the rows and exclusions of all processes together in the main one. All must call it."""
+        counts = distributed.all_gather(len(self.rows))
+        self.exclusions = distributed.gather_rows(self.exclusions)
+        if distributed.is_main():
+            parts = [self.table_of(rank) for rank, count in enumerate(counts) if rank and count]
+            rows = [row for part in parts for row in read_rows(part)]
+            if len(rows) != sum(counts[1:]):
+                found = f"{len(rows)} rows in {first_few(parts)}, expected {sum(counts[1:])}"
+                raise OSError(f"--output {self.path}: found {found}; do all machines see the same folder?")
+            self.rows += rows
+            self.merge(parts)
+            self.save_exclusions()
+
     def save_exclusions(self) -> None:
-        """Write left_out.csv, a row for each unused file; no file if there are none."""
+        """Write left_out.csv, a row for each unused file; no file if there are none. Only the main process does so."""
         path = self.path / "left_out.csv"
         rows = [dict(path=printable(o.path), reason=printable(o.reason), mistake=o.mistake) for o in self.exclusions]
-        if rows or path.exists():
+        if distributed.is_main() and (rows or path.exists()):
             write_rows(path, rows)
 
 

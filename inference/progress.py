@@ -6,6 +6,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from utils import distributed
+
 log = logging.getLogger("vmunet")
 
 INTERVAL = 60  # seconds between two lines in the log
@@ -15,7 +17,8 @@ class Progress(tqdm):
     """A progress bar that disappears when closed; without a terminal, log lines such as "3 of 20 inputs"."""
 
     def __init__(self, total: int, unit: str):
-        super().__init__(total=total, desc=f"{unit}s", unit=unit, leave=False, disable=None)
+        hidden = None if distributed.is_main() else True  # None: without a terminal
+        super().__init__(total=total, desc=f"{unit}s", unit=unit, leave=False, disable=hidden)
         self.units, self.done, self.logged = f"{unit}s", 0, time.monotonic()
 
     def update(self, n: Any = 1) -> bool | None:
