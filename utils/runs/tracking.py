@@ -6,6 +6,7 @@ sent with a later epoch, and what it never got is in the folder.
 
 import contextlib
 import dataclasses
+import importlib
 import logging
 import math
 import os
@@ -17,7 +18,6 @@ from typing import Any
 
 from utils import distributed
 from utils.files import read_json
-from utils.optional import optional
 from utils.runs.run_folder import Run
 
 log = logging.getLogger("vmunet")
@@ -159,7 +159,11 @@ def tracking(config: Any, run: Run) -> Iterator[Tracking | None]:
     if config.log_to == "tensorboard" or not distributed.is_main():
         yield None
         return
-    package = optional(config.log_to, f"--log-to {config.log_to}")
+    try:
+        package = importlib.import_module(config.log_to)
+    except ModuleNotFoundError as error:
+        advice = f"pip install {config.log_to}"
+        raise ValueError(f"--log-to {config.log_to}: found no module {error.name!r}, expected it; {advice}") from error
     tracked = Tracking(TRACKERS[config.log_to](package, run, dataclasses.asdict(config)), config.log_to)
     try:
         yield tracked
