@@ -284,7 +284,7 @@ def test_no_process_reads_the_best_weights_before_they_are_written(data, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "script, kind, recipe",
-    [("train.py", "isic", "published"), ("train.py", "isic", "robust"), ("train_synapse.py", "synapse", "published")],
+    [("train.py", "isic", "robust"), ("train_synapse.py", "synapse", "published")],
 )
 def test_two_processes_follow_one_processs_losses(script, kind, recipe, data, tmp_path):
     """13 images, or 10 slices, in batches of 5, in double precision; without stochastic depth."""
