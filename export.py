@@ -1,6 +1,7 @@
 """A trained network as a file that runs without this repository: ONNX, or an exported PyTorch program.
 
     python export.py results/<run> --format onnx        # ONNX Runtime and others
+    python export.py isic17 --custom-op INCLUDE         # and the scan compiled for ONNX Runtime, see docs/library.md
     python export.py isic17 --format torch              # torch.export.load, .pt2
     python export.py results/<run> --format weights     # for this code, less than half of best.pth
     python export.py results/<run> --format hub         # a folder, as others load and share networks
@@ -26,6 +27,8 @@ import dataclasses
 import io
 import json
 import logging
+import os
+import subprocess
 import tempfile
 import timeit
 import warnings
@@ -42,13 +45,13 @@ import tyro
 from torch import nn
 from torch.export import Dim
 
-import models
 from configs.options import MachineOptions, RunOptions, VolumeDataOptions, fields_of
 from datasets.transforms import normalizer
 from inference.image_files import read_picture
 from inference.inputs import find_inputs
 from inference.trained import TrainedNetwork, describe, load_trained
-from models.cross_scan.export import exportable
+from models.cross_scan.export import DOMAIN, SOURCE, VERSION, exportable
+from models.family import load as load_network
 from models.hub import WEIGHTS
 from models.network import STRIDE, SegmentationNetwork
 from models.weights.packed import pack_weights, read_packed_weights
@@ -67,6 +70,7 @@ TOLERANCE = 1e-4  # of probabilities; of rounded weights none, because it depend
 LARGEST = 8192  # side of an image that torch.export must be told
 AXES = {0: "batch", 2: "height", 3: "width"}  # of images and probabilities that are free
 TIMED_RUNS = 3
+COMPILER_FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
 # they log at every Split that no constant is folded there, and at every empty list that its type is assumed
 VERBOSE_LOGGERS = ("onnxscript", "torch._export.serde.serialize")
 ABOUT = ("title", "data", "run", "licence", "use", "checkpoint_sha256", "initial_weights")  # facts of the card
@@ -81,6 +85,7 @@ class ExportConfig:
     format: Format = "onnx"  # onnx: ONNX Runtime and others; torch: PyTorch; weights: this code; hub: a folder to share
     output: str | None = None  # file or folder to write; none: beside the checkpoint, of isic17 in results/
     images: tuple[str, ...] = ()  # image files or folders to compare the outputs on
+    custom_op: str | None = None  # folder of onnxruntime_c_api.h: compile the scan, too, beside the file
     kind: Literal["images", "volumes"] | None = None  # what a checkpoint without a stored configuration is for
     image_size: int | None = None  # side of the network's input; none: from the checkpoint
     debug: bool = False  # show the traceback of errors
@@ -109,10 +114,17 @@ def main(config: ExportConfig) -> None:
     output = output_of(config)
     if output.exists():
         raise ValueError(f"--output {output}: found such a path, expected none; remove it or name another")
+    library = output.with_suffix(".so")
+    if config.custom_op is not None and config.format != "onnx":
+        raise ValueError(f"--custom-op: found --format {config.format}, expected onnx")
+    if config.custom_op is not None and library.exists():
+        raise ValueError(f"--custom-op: found the file {library}, expected none; remove it or name another --output")
     output.parent.mkdir(parents=True, exist_ok=True)
     if config.format == "onnx":  # before anything is loaded
         for module in ("onnx", "onnxscript", "onnxruntime"):
             optional(module, "--format onnx")
+    if config.custom_op is not None:
+        compile_operator(Path(config.custom_op), library)
     trained = load_trained(config.checkpoint, config.kind, image_size=config.image_size)
     network = trained.network
     of_volumes = trained.config.of_volumes
@@ -138,11 +150,16 @@ def main(config: ExportConfig) -> None:
         content = export(network, channels, config.format, metadata)
         call = load(content, config.format)
         errors = differences(call, batches, expected)
+        if config.custom_op is not None:
+            fast = load(content, config.format, library)
+            errors += differences(fast, batches, expected)
         if not all(error <= TOLERANCE for error in errors):  # nor if one is NaN
             what = f"--format {config.format}: differs by {max(errors):.1e} from this code"
             raise ValueError(f"{what}, expected at most {TOLERANCE:.0e}; nothing is written")
         theirs, what = seconds(call, batches[0]), f"{by(batches[0].shape)}, {torch.get_num_threads()} threads"
         log.info("on the CPU (%s): %s %.3f s, this code %.3f s", what, config.format, theirs, ours)
+        if config.custom_op is not None:
+            log.info("with %s: %.3f s", library, seconds(fast, batches[0]))
     write_atomically(output, content)
     log.info("%s, %.1f MB", output, len(content) / 1e6)
 
@@ -180,7 +197,7 @@ def save_folder(trained: TrainedNetwork, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as place:
         part = Path(place, "hub")
         network.save_pretrained(part, model_card_kwargs={"record": record(trained)})
-        weights = models.load(part / WEIGHTS[0]).state_dict()
+        weights = load_network(part / WEIGHTS[0]).state_dict()
         if not all(torch.equal(weights[name], tensor) for name, tensor in network.state_dict().items()):
             raise ValueError("--format hub: found other weights than the network's in the folder; nothing is written")
         part.rename(folder)
@@ -224,10 +241,10 @@ def to_onnx(model: Exported, channels: int, metadata: dict[str, Any]) -> bytes:
     proto = exported.model_proto
     for axis, name in AXES.items():  # which the exporter describes by a formula, as it pads and crops
         proto.graph.output[0].type.tensor_type.shape.dim[axis].dim_param = name
-    called = any(node.domain == onnx_scan.DOMAIN for node in proto.graph.node)  # not by a baseline
+    called = any(node.domain == DOMAIN for node in proto.graph.node)  # not by a baseline
     proto.functions.extend(onnx_scan.functions() if called else [])
-    if called and all(entry.domain != onnx_scan.DOMAIN for entry in proto.opset_import):
-        proto.opset_import.append(onnx.helper.make_opsetid(onnx_scan.DOMAIN, 1))
+    if called and all(entry.domain != DOMAIN for entry in proto.opset_import):
+        proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, VERSION))
     for name, value in metadata.items():
         proto.metadata_props.add(key=name, value=value if isinstance(value, str) else json.dumps(value))
     onnx.checker.check_model(proto)
@@ -279,12 +296,34 @@ def differences(call: Predict, batches: list[torch.Tensor], expected: list[torch
     return errors
 
 
-def load(content: bytes, format: Format) -> Predict:
-    """Return the exported network as a function of images, from the bytes of its file."""
+def compile_operator(include: Path, library: Path) -> None:
+    """Compile the scan (models/onnx/cross_scan.cc) for this machine's processor as a library of ONNX Runtime.
+
+    include: the folder of its header"""
+    if not (include / "onnxruntime_c_api.h").is_file():
+        where = "the folder include/ of a release of ONNX Runtime for C and C++; pip installs none"
+        raise ValueError(f"--custom-op {include}: found no onnxruntime_c_api.h, expected {where}")
+    compiler = os.environ.get("CXX", "c++")
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder, "library.so")
+        command = [compiler, *COMPILER_FLAGS, f"-I{include}", str(SOURCE), "-o", str(built)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except OSError as error:
+            raise ValueError(f"--custom-op: found no compiler {compiler!r} ({error}), expected GCC or Clang") from error
+        if done.returncode != 0:
+            raise ValueError(f"--custom-op: {compiler} ended with status {done.returncode}, expected 0:\n{done.stderr}")
+        write_atomically(library, built.read_bytes())
+
+
+def load(content: bytes, format: Format, library: Path | None = None) -> Predict:
+    """Return the exported network as a function of images, from the bytes of its file; library: of the scan."""
     if format == "onnx":
         runtime = optional("onnxruntime", "--format onnx")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        if library is not None:
+            options.register_custom_ops_library(str(library.resolve()))
         session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
     with without_known_warnings():

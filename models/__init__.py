@@ -4,8 +4,9 @@ from this folder, as `models`. So it imports nothing else of the repository, and
 A name is imported when it is first used: neither `import vmunet` nor the command `vmunet --help` waits for PyTorch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .first_use import at_first_use
 
 if TYPE_CHECKING:
     from .cpu_settings import tune_cpu as tune_cpu
@@ -35,19 +36,7 @@ __all__ = [*MODULES]
 if __name__ == "vmunet":  # the installed package holds the rest of the repository too (setup.py)
     MODULES["Predictor"] = ".inference"
 
-
-def __getattr__(name: str) -> Any:
-    if name not in MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        module = import_module(MODULES[name], __name__)
-    except ModuleNotFoundError as error:
-        if name != "Predictor":
-            raise
-        advice = "pip install 'vmunet[predict]'"
-        raise ImportError(f"{name}: found no module {error.name!r}, expected it; {advice}") from error
-    value = globals()[name] = getattr(module, name)
-    return value
+__getattr__ = at_first_use(__name__, MODULES, {"Predictor": "pip install 'vmunet[predict]'"})
 
 
 def __dir__() -> list[str]:

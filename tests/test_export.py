@@ -122,6 +122,45 @@ def test_the_graph_holds_standard_operators_and_does_not_grow(exported):
     assert json.loads(metadata["class_names"]) == ["foreground"] and metadata["threshold"] == "0.5"
 
 
+@pytest.mark.slow
+def test_openvino_opens_the_file_once_its_functions_are_inlined(exported):
+    format, file, _, network = exported
+    openvino = pytest.importorskip("openvino")
+    if format != "onnx":
+        pytest.skip("a question about ONNX")
+    import onnx.inliner
+
+    inlined = onnx.inliner.inline_local_functions(onnx.load_from_string(file.read_bytes())).SerializeToString()
+    call = openvino.compile_model(openvino.Core().read_model(inlined), "CPU")
+    for size in SIZES:
+        images = images_of(network, size)
+        with torch.inference_mode():
+            expected = network.predict(images).numpy()
+        assert abs(call(images.numpy())[0] - expected).max() < 1e-3  # on photographs, with isic17, 3e-4
+
+
+def test_the_operator_needs_a_header_a_compiler_and_onnx(exported, tmp_path, monkeypatch):
+    format, _, checkpoint, _ = exported
+    config = ExportConfig(
+        checkpoint=str(checkpoint), format=format, output=str(tmp_path / "new.onnx"), custom_op=str(tmp_path)
+    )
+    if format != "onnx":
+        with pytest.raises(ValueError, match=f"--custom-op: found --format {format}, expected onnx"):
+            export.main(config)
+        return
+    with pytest.raises(ValueError, match=f"--custom-op {tmp_path}: found no onnxruntime_c_api.h"):
+        export.main(config)
+    (tmp_path / "onnxruntime_c_api.h").write_text("#error not this one")
+    with pytest.raises(ValueError, match="(?s)--custom-op: c.* ended with status .*not this one"):
+        export.main(config)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match="--custom-op: found no compiler 'no-such-compiler'"):
+        export.main(config)
+    (tmp_path / "new.so").touch()
+    with pytest.raises(ValueError, match=f"--custom-op: found the file {tmp_path}/new.so, expected none"):
+        export.main(config)
+
+
 def test_files_are_not_overwritten(exported):
     format, file, checkpoint, _ = exported
     with pytest.raises(ValueError, match="--output .*network: found"):

@@ -7,14 +7,16 @@ processor's caches, which makes up for the number of steps.
 
 import onnx
 import torch
-from onnxscript import graph, script
+from onnxscript import FLOAT, graph, script
 from onnxscript import opset18 as op
 from onnxscript.values import Opset
 from torch import Tensor
 
-DOMAIN = "vmunet"
+from . import DOMAIN, NAME, VERSION
+
 OPSET = 18  # of the standard operators; the exporter's own, which needs no conversion
-_domain = Opset(DOMAIN, 1)
+ANY = FLOAT[...]
+_domain = Opset(DOMAIN, VERSION)
 
 
 @script(_domain, default_opset=op)
@@ -46,14 +48,15 @@ def SoftPlus(x):
 def Recurrence(delta, drive, B, C, A):
     """delta, drive (L, b, 4, 1, I), B (L, b, 4, N, 1), C (L, b, 4, 1, N), A (4, N, I) -> y (L, b, 4, 1, I)."""
 
+    # OpenVINO needs the types, and A as a state: its loops take nothing from outside.
     @graph()
-    def step(h_before, delta_t, drive_t, B_t, C_t):
-        h_after = op.Exp(delta_t * A) * h_before + B_t * drive_t
+    def step(h_before: ANY, rates: ANY, delta_t: ANY, drive_t: ANY, B_t: ANY, C_t: ANY):
+        h_after = op.Exp(delta_t * rates) * h_before + B_t * drive_t
         y_t = op.MatMul(C_t, h_after)
-        return h_after, y_t
+        return h_after, op.Identity(rates), y_t
 
     nothing = op.Gather(delta, op.Constant(value_int=0), axis=0) * A * 0.0
-    last, y = op.Scan(nothing, delta, drive, B, C, body=step, num_scan_inputs=4)
+    last, same, y = op.Scan(nothing, A, delta, drive, B, C, body=step, num_scan_inputs=4)
     return y
 
 
@@ -81,7 +84,7 @@ def scan(
     """Return a placeholder that torch.onnx.export turns into a call of `CrossScan`; nothing is computed."""
     assert dt_weight is not None  # as SS2D has it
     inputs = [x, dt, B, C, A, D, dt_bias, dt_weight]
-    return torch.onnx.ops.symbolic(f"{DOMAIN}::CrossScan", inputs, dtype=x.dtype, shape=x.shape, version=1)
+    return torch.onnx.ops.symbolic(f"{DOMAIN}::{NAME}", inputs, dtype=x.dtype, shape=x.shape, version=VERSION)
 
 
 def functions() -> list[onnx.FunctionProto]:
