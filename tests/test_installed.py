@@ -29,8 +29,9 @@ setup = pytest.importorskip("setup")
 
 PHOTOGRAPH = ROOT / "data/samples/images/ISIC_0012143.jpg"
 FOLDERS = (*setup.ROOMS, "models")
-MODULES = [*(ROOT / f"{name}.py" for name in setup.SCRIPTS)]
-MODULES += [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+MODULES = [ROOT / f"{name}.py" for name in setup.SCRIPTS] + [
+    path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")
+]
 NOT_INSTALLED = {"experiments", "hubconf", "setup"}
 
 
@@ -113,10 +114,9 @@ def test_extras_and_requirements_name_the_same_packages():
     lines = [(ROOT / f"requirements{name}.txt").read_text(encoding="utf-8").splitlines() for name in ("", "-extra")]
     assert by_name(lines[0]).keys() <= needed.keys()
     assert by_name(lines[0] + lines[1]).keys() == everything.keys()
-    for line in by_name(lines[0] + lines[1]).values(), map(Requirement, project["dependencies"]):
-        for pin in line:
-            (version,) = pin.specifier
-            assert everything[canonicalize_name(pin.name)].specifier.contains(version.version), pin
+    for pin in map(Requirement, (line for line in lines[0] + lines[1] if line[0] not in "#-")):  # each Python's
+        (version,) = pin.specifier
+        assert everything[canonicalize_name(pin.name)].specifier.contains(version.version), pin
 
 
 # ---- the command
@@ -240,8 +240,6 @@ network = vmunet.VMUNet(**{NETWORK})
 images = torch.rand(2, 3, 32, 32)
 network(images).sum().backward()
 assert all(p.grad is not None for p in network.parameters())
-compiled = torch.compile(network.eval(), backend="aot_eager", fullgraph=True)
-torch.testing.assert_close(compiled(images), network(images))
 try:
     from vmunet import Predictor
 except ImportError as error:
@@ -265,8 +263,7 @@ for package in (vmunet, models):
     results.append([p.grad for p in network.parameters()])
 torch.testing.assert_close(*results)
 assert vmunet.VMUNet is not models.VMUNet and torch.ops.vmunet.cross_scan is not torch.ops.models.cross_scan
-for module in (onnx_scan, other):
-    assert [f.SerializeToString() for f in module.functions()] == [f.SerializeToString() for f in other.functions()]
+assert onnx_scan.functions() == other.functions()
 """
 
 
