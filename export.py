@@ -154,6 +154,8 @@ def main(config: ExportConfig) -> None:
             fast = load(content, config.format, library)
             errors += differences(fast, batches, expected)
         if not all(error <= TOLERANCE for error in errors):  # nor if one is NaN
+            if config.custom_op is not None:
+                library.unlink()
             what = f"--format {config.format}: differs by {max(errors):.1e} from this code"
             raise ValueError(f"{what}, expected at most {TOLERANCE:.0e}; nothing is written")
         theirs, what = seconds(call, batches[0]), f"{by(batches[0].shape)}, {torch.get_num_threads()} threads"
