@@ -154,6 +154,10 @@ def dice_of_folds(folds: Sequence[str]) -> list[dict[str, dict[str, float]]]:
     return found
 
 
+def means_of_folds(folds: Sequence[str]) -> list[float]:
+    return [statistics.fmean(statistics.fmean(of.values()) for of in cases.values()) for cases in dice_of_folds(folds)]
+
+
 def folds(runs: Rows) -> str:
     """Return the mean Dice of the cases and its deviation over folds, of both structures and of each."""
     rows, structures = [], []
@@ -161,7 +165,7 @@ def folds(runs: Rows) -> str:
         cases = [list(fold.values()) for fold in dice_of_folds(names)]
         structures = list(cases[0][0])
         means = [[statistics.fmean(case[s] for case in fold) for fold in cases] for s in structures]
-        cells = [percent(of) for of in ([statistics.fmean(of) for of in zip(*means, strict=True)], *means)]
+        cells = [percent(of) for of in (means_of_folds(names), *means)]
         rows.append([label, sum(map(len, cases)), *cells])
     return markdown(["", "Cases", "Dice", *structures], rows)
 

@@ -225,7 +225,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"vmunet"}
-    kinds = {".py", ".cu", ".cuh", ".csv", ".txt", ".lst", ".json", ".html", ".mplstyle"}
+    kinds = {".py", ".cu", ".cuh", ".cc", ".h", ".csv", ".txt", ".lst", ".json", ".html", ".mplstyle"}
     sources = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in kinds]
     expected = {path.relative_to(ROOT).as_posix().removeprefix("models/") for path in [*sources, *MODULES]}
     expected |= {"pretrained_weights/vmunet_isic17.h5", "pretrained_weights/vmunet_isic17.md"}
