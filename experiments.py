@@ -6,16 +6,20 @@
     python -m experiments isic17-none --seeds 42 --epochs 1  every other flag is passed to the training script
     python -m experiments isic17-none --recipe stable        the same row by another recipe
     python -m experiments isic17-none --dry-run              list finished runs and those to start
+    python -m experiments isic17-none --submit slurm --submit-args timeout_min=720 gpus_per_node=1
+                                                             one job for each row and seed (docs/scale.md)
     python -m experiments                                    make the table again from the existing runs
 
 The same command resumes where it stopped: finished runs are recognised by their config.json, whoever started them, and
-killed ones are resumed. Don't start it while one of these runs is still in training elsewhere.
+killed ones are resumed. Trainings whose jobs are queued or running are not started again. Don't start the command while
+one of these runs is still in training elsewhere.
 """
 
 import utils.start
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import logging
 import shlex
@@ -34,14 +38,13 @@ from configs.resolve import resolve
 from report.groups import SCORES, Group, group_runs
 from report.paper import ROWS, paper_number, row_name
 from report.run_index import can_be_resumed, find_runs, latest_run
+from submission import CLUSTERS, STOPPED, Jobs
 from utils.files import REPOSITORY, RESULTS, write_atomically
 from utils.runs.run_folder import log_to_console
 
 log = logging.getLogger("vmunet")
 
 SEEDS = (42, 43, 44)
-# exit statuses of a training that somebody stopped; the last two: while it was importing
-STOPPED = (75, 128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 VOLUMES = ("synapse", "acdc")
 DATA_SETS = ("isic17", "isic18", *VOLUMES)
 MORE = [("unet", "none"), ("unet", "imagenet"), ("ultralight", "none"), ("vmunetv2", "none"), ("vmunetv2", "vmamba-s")]
@@ -49,7 +52,8 @@ NAMES = [*ROWS, "acdc-none", "acdc-vmamba-s"]
 NAMES += [f"{dataset}-{network}-{weights}" for dataset in DATA_SETS for network, weights in MORE]
 WEIGHTS = {"vmamba-s": "vmamba-small", "vmamba-t": "vmamba-tiny"}  # values of --load-ckpt-path
 COLUMNS = {False: ("miou", "dsc"), True: ("dice_transunet", "hd95_transunet")}  # scores, by Record.of_volumes
-Step = tuple[int, str, list[str] | None]  # seed; "finished in FOLDER" without a command, "resume" or "start" with one
+# seed; "finished in FOLDER" or "job NUMBER is STATE" without a command, "resume" or "start" with one
+Step = tuple[int, str, list[str] | None]
 
 
 def arguments_of(name: str, seed: int, work_dir: str, flags: list[str]) -> list[str]:
@@ -91,6 +95,26 @@ def plan(name: str, seeds: list[int], work_dir: str, flags: list[str]) -> list[S
         else:
             steps.append((seed, "start", [*command, *arguments_of(name, seed, work_dir, flags)]))
     return steps
+
+
+def plan_beside_jobs(name: str, seeds: list[int], work_dir: str, flags: list[str], jobs: Jobs) -> list[Step]:
+    """Return the plan without what a job does already."""
+    steps: list[Step] = []
+    for seed, state, command in plan(name, seeds, work_dir, flags):
+        at_work = jobs.state(training_of(name, seed, flags)) if command is not None else None
+        steps.append((seed, state, command) if at_work is None else (seed, at_work, None))
+    return steps
+
+
+def training_of(name: str, seed: int, flags: list[str]) -> str:
+    """Return the text by which `Jobs` knows a training."""
+    return shlex.join([name, "--seeds", str(seed), *flags])
+
+
+def next_command(name: str, seed: int, work_dir: str, flags: list[str]) -> list[str] | None:
+    """Return the command of a training that is to be started or resumed, None if it has finished. Jobs call it."""
+    ((_, _, command),) = plan(name, [seed], work_dir, flags)
+    return command
 
 
 def write_table(work_dir: str | Path) -> Path:
@@ -140,12 +164,18 @@ def log_step(name: str, step: Step) -> list[str] | None:
     return command
 
 
-def run_row(name: str, seeds: list[int], work_dir: str, flags: list[str]) -> int:
-    """Run what is left of a row and update the table after each run. Return the number of failed trainings."""
+def run_row(name: str, seeds: list[int], work_dir: str, flags: list[str], jobs: Jobs, executor: Any) -> int:
+    """Run what is left of a row and update the table after each run. Return the number of failed trainings.
+
+    executor  of submitit, which gets the trainings as jobs; None: run them here"""
     failed = 0
-    for step in plan(name, seeds, work_dir, flags):
+    for step in plan_beside_jobs(name, seeds, work_dir, flags, jobs):
         command = log_step(name, step)
         if command is None:
+            continue
+        if executor is not None:
+            find_command = functools.partial(next_command, name, step[0], work_dir, flags)
+            log.info("submitted: %s", jobs.submit(training_of(name, step[0], flags), find_command, executor))
             continue
         status = launch(command)
         if status in STOPPED:
@@ -177,21 +207,26 @@ def stop_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
-def run_rows(names: list[str], seeds: list[int], work_dir: str, flags: list[str], dry_run: bool) -> int:
-    """Run all rows and write the table, if no other process does so in this folder. Return the number of failures."""
+def run_rows(names: list[str], options: argparse.Namespace, flags: list[str]) -> int:
+    """Run or submit all rows and write the table, if no other process does so in this folder. Return the number of
+    failures."""
+    seeds, work_dir = options.seeds, options.work_dir
     for name, seed in itertools.product(names, seeds):  # so that mistakes are found before the first training
         config_of(name, seed, work_dir, flags)
-    table = Path(work_dir, "table.md")
-    if dry_run:
-        commands = [log_step(name, step) for name in names for step in plan(name, seeds, work_dir, flags)]
+    table, jobs = Path(work_dir, "table.md"), Jobs(work_dir)
+    if options.dry_run:
+        steps = [(name, step) for name in names for step in plan_beside_jobs(name, seeds, work_dir, flags, jobs)]
+        commands = [log_step(name, step) for name, step in steps]
         started = f"{len(commands) - commands.count(None)} of {len(commands)} trainings"
-        what = f"would start {started}, one after the other, and" if commands else "nothing to train; would"
+        how = "as jobs," if options.submit else "one after the other,"
+        what = f"would start {started}, {how} and" if commands else "nothing to train; would"
         log.info("--dry-run: %s write %s", what, table)
         return 0
+    executor = jobs.executor(options.submit, options.submit_args) if options.submit else None
     table.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(table.with_name(".experiments.lock"), timeout=0):
-            failed = sum(run_row(name, seeds, work_dir, flags) for name in names)
+            failed = sum(run_row(name, seeds, work_dir, flags, jobs, executor) for name in names)
             log.info("table: %s", write_table(work_dir))
             return failed
     except Timeout as error:
@@ -203,7 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
     names = list(itertools.takewhile(lambda text: not text.startswith("-"), arguments))
     parser = argparse.ArgumentParser(
         prog="python -m experiments",
-        usage="%(prog)s [NAME...] [--seeds SEED...] [--dry-run] [FLAGS OF TRAIN.PY]",
+        usage="%(prog)s [NAME...] [--seeds SEED...] [--dry-run] [--submit slurm|local] [FLAGS OF TRAIN.PY]",
         description=__doc__,
         epilog="NAME is one of " + ", ".join(NAMES),
         allow_abbrev=False,
@@ -212,13 +247,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help=f"one run each (default {SEEDS})")
     parser.add_argument("--work-dir", default=str(RESULTS), help="of runs and table.md (default: results/ of the code)")
     parser.add_argument("--dry-run", action="store_true", help="list what would be run")
+    parser.add_argument("--submit", choices=CLUSTERS, help="submit a job for each row and seed, and wait for none")
+    keys = "of submitit: timeout_min=720 gpus_per_node=1 cpus_per_task=12 slurm_partition=gpu ..."
+    parser.add_argument("--submit-args", metavar="KEY=VALUE", nargs="+", default=(), help=keys)
     options, flags = parser.parse_known_args(arguments[len(names) :])
     log_to_console()
     log.setLevel(logging.INFO)
     try:
         if flags and not names:
             raise ValueError(f"found {shlex.join(flags)} without an experiment, expected its name first")
-        failed = run_rows(names, options.seeds, options.work_dir, flags, options.dry_run)
+        if options.submit_args and not options.submit:
+            raise ValueError("--submit-args: found no --submit, expected --submit slurm or local")
+        failed = run_rows(names, options, flags)
     except (ValueError, OSError) as error:
         log.error("error: %s", error)
         sys.exit(2)

@@ -19,7 +19,7 @@ LAYERS = [
     ["configs"],
     ["engine"],
     ["engine_synapse", "report"],
-    ["inference", "cross_validation", "training"],
+    ["inference", "cross_validation", "training", "submission"],
     ["train", "train_synapse", "predict", "app", "export", "experiments", "hubconf"],
     ["cli"],  # which finds the others by their names
     ["setup"],
