@@ -124,3 +124,25 @@ def test_wrong_parameters_are_said_before_anything_is_submitted(arguments, messa
     monkeypatch.setenv("PATH", str(tmp_path))  # without Slurm
     assert run("isic17-none", "--work-dir", tmp_path, *arguments) == 2
     assert message in caplog.text and not (tmp_path / "jobs/jobs.json").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Slurm runs on Unix")
+def test_slurm_gets_the_parameters_and_is_asked_for_the_state(tmp_path, monkeypatch):
+    """Beside stand-ins for Slurm's programs."""
+    pytest.importorskip("submitit")
+    programs = {"srun": "", "sbatch": "echo Submitted batch job 17", "sacct": f"cat {tmp_path}/state"}
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    jobs = Jobs(tmp_path)
+    executor = jobs.executor("slurm", ["timeout_min=720", "slurm_partition=gpu", "gpus_per_node=1"])
+    assert jobs.submit("a training", functools.partial(list, ["true"]), executor).startswith("job 17, log ")
+    script = (tmp_path / "jobs/17_submission.sh").read_text()
+    assert all(f"#SBATCH --{line}\n" in script for line in ("time=720", "partition=gpu", "gpus-per-node=1"))
+    for state in ("PENDING", "RUNNING", "PREEMPTED", "FAILED"):
+        (tmp_path / "state").write_text(f"JobID|State|NodeList\n17|{state}|n1\n")
+        assert Jobs(tmp_path).state("a training") == (f"job 17 is {state}" if state != "FAILED" else None)
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho invalid partition >&2; exit 1\n")
+    with pytest.raises(ValueError, match="--submit slurm: .*invalid partition"):
+        jobs.submit("another", functools.partial(list, ["true"]), executor)
