@@ -113,8 +113,9 @@ def test_extras_and_requirements_name_the_same_packages():
     everything = needed | by_name(extras["all"])
     lines = [(ROOT / f"requirements{name}.txt").read_text(encoding="utf-8").splitlines() for name in ("", "-extra")]
     assert by_name(lines[0]).keys() <= needed.keys()
-    assert by_name(lines[0] + lines[1]).keys() == everything.keys()
-    for pin in map(Requirement, (line for line in lines[0] + lines[1] if line[0] not in "#-")):  # each Python's
+    pinned = [one for one in lines[0] + lines[1] if not one.startswith("submitit")]  # of experiments.py, in no wheel
+    assert by_name(pinned).keys() == everything.keys()
+    for pin in map(Requirement, (line for line in pinned if line[0] not in "#-")):  # each Python's
         (version,) = pin.specifier
         assert everything[canonicalize_name(pin.name)].specifier.contains(version.version), pin
 
