@@ -32,7 +32,7 @@ FOLDERS = (*setup.ROOMS, "models")
 MODULES = [ROOT / f"{name}.py" for name in setup.SCRIPTS] + [
     path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")
 ]
-NOT_INSTALLED = {"experiments", "hubconf", "setup"}
+NOT_INSTALLED = {"experiments", "hubconf", "setup", "submission"}
 
 
 # ---- what changes in the copies
