@@ -46,6 +46,7 @@ from inference.browser_page import (
     remove_oldest,
     save_masks,
     slices_of,
+    trust,
 )
 from inference.prediction_options import PredictionOptions
 from utils.optional import optional
@@ -157,6 +158,7 @@ class OwnPage:
 def make_page(gr: Any, predictor: Predictor, config: AppConfig, folder: Path) -> Any:
     """Build the page, a gradio.Blocks; `gr` is gradio, `folder` is for its files."""
     one_class = predictor.config.num_classes == 1
+    several = len(predictor.members) > 1 or predictor.options.tta != "none"
     predictor.options.probabilities = one_class or config.probabilities  # for other thresholds
     images = not predictor.volumes or predictor.options.insist
     accepted = "Photographs: PNG, JPEG, BMP, TIFF, WebP" if images else "Volumes: NIfTI, MetaImage, NRRD, h5, DICOM"
@@ -177,7 +179,7 @@ def make_page(gr: Any, predictor: Predictor, config: AppConfig, folder: Path) ->
             session,
             gr.Dropdown(choices, value=chosen and chosen.name, visible=len(choices) > 1),
             gr.Slider(maximum=max(1, slices - 1), value=number or 0, visible=slices > 1),
-            draw(chosen.result, number or 0) if chosen else None,
+            draw(chosen.result, number or 0, session.disagreement) if chosen else None,
             table(measurements(session.results), [c for one in session.results for c in colours_of(one.result)]),
             rejections(session.rejections),
             gr.Button(visible=bool(session.results)),
@@ -202,13 +204,13 @@ def make_page(gr: Any, predictor: Predictor, config: AppConfig, folder: Path) ->
 
     def start_over(session: PageSession) -> list[Any]:
         sessions.remove(session)
-        return show(PageSession(session.threshold, session.pixel_size), None)
+        return show(PageSession(session.threshold, session.pixel_size, session.disagreement), None)
 
     def turn_to(session: PageSession, name: str, number: int) -> Any:
         chosen = session.find(name)
         if not chosen:
             gr.Warning(GONE)
-        return draw(chosen.result, number) if chosen else None
+        return draw(chosen.result, number, session.disagreement) if chosen else None
 
     def save(session: PageSession) -> Any:
         if not session.results:
@@ -218,9 +220,14 @@ def make_page(gr: Any, predictor: Predictor, config: AppConfig, folder: Path) ->
         remove_oldest(folder)
         return gr.File(value=str(path), visible=True)
 
+    def reveal(session: PageSession, name: str, number: int, disagreement: bool) -> Any:
+        session.disagreement = disagreement
+        return turn_to(session, name, number)
+
     sessions = PageSessions()
+    sentence, curves = trust(config.networks)
     start = PageSession(predictor.config.threshold if one_class else 0.5, config.pixel_size)
-    gr.set_static_paths(SAMPLES)
+    gr.set_static_paths([*SAMPLES, *filter(None, [curves])])
     with gr.Blocks(title="VM-UNet", analytics_enabled=False, delete_cache=(CHECK_INTERVAL, LONGEST_UPLOAD)) as page:
         state = gr.State(start, delete_callback=sessions.remove)  # a copy for each tab
         gr.HTML(f"<h1>VM-UNet</h1><p>{escaped(purpose(predictor))}</p>")
@@ -239,6 +246,7 @@ def make_page(gr: Any, predictor: Predictor, config: AppConfig, folder: Path) ->
             with gr.Column(scale=2, min_width=280):
                 chooser = gr.Dropdown([], label="File", visible=False)
                 number = gr.Slider(0, 1, 0, step=1, label="Slice", buttons=[], visible=False)
+                disagreement = gr.Checkbox(label="Show where the networks disagree, in yellow", visible=several)
                 picture = gr.Image(
                     **dict(label="Result", type="pil", format="png", interactive=False, buttons=["fullscreen"]),
                     elem_classes="picture",
@@ -248,6 +256,11 @@ def make_page(gr: Any, predictor: Predictor, config: AppConfig, folder: Path) ->
                 button = gr.Button("Masks to download", visible=False)
                 download = gr.File(label="Masks", interactive=False, visible=False)
                 restart = gr.Button("Start over")
+        with gr.Accordion("Can the probabilities be trusted?", open=False, visible=one_class and not predictor.volumes):
+            gr.HTML(escaped(sentence))
+            gr.Image(
+                curves and str(curves), show_label=False, interactive=False, buttons=[], visible=curves is not None
+            )
         gr.HTML(escaped(about(predictor, config.networks)), elem_classes="about")
         outputs = [state, chooser, number, picture, areas, missing, button, download]
         often: dict[str, Any] = dict(trigger_mode="always_last", show_progress="hidden", api_visibility="undocumented")
@@ -256,6 +269,7 @@ def make_page(gr: Any, predictor: Predictor, config: AppConfig, folder: Path) ->
         samples.click(add_sample, [samples, state], outputs, api_name="sample", **seldom)
         chooser.input(show, [state, chooser], outputs, **often)
         number.input(turn_to, [state, chooser, number], picture, **often)
+        disagreement.input(reveal, [state, chooser, number, disagreement], picture, **often)
         for control in (threshold, mm):
             control.change(decide, [state, chooser, number, threshold, mm], outputs, **often)
         button.click(save, state, download, **seldom)

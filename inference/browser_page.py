@@ -26,7 +26,7 @@ from inference.volume_inputs import Volume
 from utils.files import MAX_PIXELS, REPOSITORY, first_few, write_rows
 from utils.plots import PREDICTION, Colour, class_colours
 from utils.runs.lock import HOLDER, LOCK
-from utils.runs.named_weights import SHIPPED
+from utils.runs.named_weights import SHIPPED, find_checkpoint
 from utils.volume_plots import draw_slice
 
 TABS = 8  # browser tabs with results
@@ -38,6 +38,7 @@ FLAGS = "|".join(f"--{field.name.replace('_', '-')}" for field in dataclasses.fi
 ADVICE = re.compile(rf" ?\([^()]*({FLAGS})\b[^()]*\)|[;,][^;,(]*({FLAGS})\b.*")  # advice that only applies to commands
 BYTES_PER_NUMBER = 8  # at most, in a file; limits uploads to the largest input that is read, uncompressed
 SMALLEST_SIDE, LARGEST_SIDE = 768, 2048  # pixels of the longer side of a picture on the page
+DISAGREEMENT = (255, 225, 25)  # a yellow that outlines and photographs of skin do not have
 SERIES = "series"  # the name of the only DICOM series of an upload
 
 
@@ -56,6 +57,7 @@ class PageSession:
 
     threshold: float  # for networks of one class
     pixel_size: float | None = None  # mm, of images
+    disagreement: bool = False  # show it in the picture
     results: list[PageResult] = field(default_factory=list)
     rejections: list[str] = field(default_factory=list)  # a sentence for each file
 
@@ -156,6 +158,16 @@ def about(predictor: Predictor, names: Sequence[str]) -> str:
     )
 
 
+def trust(names: Sequence[str]) -> tuple[str, Path | None]:
+    """Return a sentence on the calibration of the network, and a picture of it if there is one."""
+    files = [find_checkpoint(name) for name in names if name in SHIPPED]
+    picture = files[0].with_name(f"{files[0].stem}_calibration.png") if len(names) == len(files) == 1 else None
+    if picture is None or not picture.is_file():
+        return "Calibration has not been measured here. python -m inference.calibration compares with experts.", None
+    text = "Reliability: of the pixels with a probability, the share that experts marked. On the diagonal a probability"
+    return f"{text} is a frequency. Below it the network is too sure.", picture
+
+
 def add_uploads(
     session: PageSession,
     predictor: Predictor,
@@ -224,16 +236,27 @@ def colours_of(result: Prediction) -> list[Colour]:
     return class_colours(len(result.class_names), result.colours)
 
 
-def draw(result: Prediction, number: int = 0) -> Image.Image:
-    """Draw an image, with its EXIF orientation applied, or one slice of a volume."""
+def draw(result: Prediction, number: int = 0, disagreement: bool = False) -> Image.Image:
+    """Draw an image, with its EXIF orientation applied, or one slice of a volume.
+
+    disagreement  add that of several networks: opaque where half of them say yes, half no"""
+    shown = result.disagreement if disagreement else None
     if isinstance(result.source, Volume):
         volume = result.source.slices, result.classes, number
-        return Image.fromarray(draw_slice(*volume, colours_of(result), result.spacing, SMALLEST_SIDE))
+        picture = Image.fromarray(draw_slice(*volume, colours_of(result), result.spacing, SMALLEST_SIDE))
+        return picture if shown is None else _cover(picture, shown[number])
     picture = result.overlay()
+    if shown is not None:
+        picture = _cover(picture, shown)
     picture.getexif().load(result.source.exif)
     picture = ImageOps.exif_transpose(picture)
     side = min(max(SMALLEST_SIDE, *picture.size), LARGEST_SIDE)
     return ImageOps.contain(picture, (side, side))
+
+
+def _cover(picture: Image.Image, disagreement: np.ndarray) -> Image.Image:
+    opacity = Image.fromarray((255 * (2 * disagreement).clip(0, 1)).astype(np.uint8)).resize(picture.size)
+    return Image.composite(Image.new("RGB", picture.size, DISAGREEMENT), picture, opacity)
 
 
 def slices_of(result: Prediction) -> int:

@@ -229,7 +229,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     kinds = {".py", ".cu", ".cuh", ".cc", ".h", ".csv", ".txt", ".lst", ".json", ".html", ".mplstyle"}
     sources = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in kinds]
     expected = {path.relative_to(ROOT).as_posix().removeprefix("models/") for path in [*sources, *MODULES]}
-    expected |= {"pretrained_weights/vmunet_isic17.h5", "pretrained_weights/vmunet_isic17.md"}
+    expected |= {f"pretrained_weights/vmunet_isic17{end}" for end in (".h5", ".md", "_calibration.png")}
     assert {name.removeprefix("vmunet/") for name in names if ".dist-info/" not in name} == expected
 
 

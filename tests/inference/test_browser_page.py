@@ -1,5 +1,6 @@
 """What the page of app.py keeps and shows, without its server."""
 
+import dataclasses
 import os
 import re
 import zipfile
@@ -14,6 +15,7 @@ from PIL import Image
 import inference.browser_page
 import utils.files
 from inference.browser_page import (
+    DISAGREEMENT,
     FOLDER,
     PageSession,
     PageSessions,
@@ -26,6 +28,7 @@ from inference.browser_page import (
     remove_leftovers,
     remove_oldest,
     save_masks,
+    trust,
 )
 from inference.predictor import Predictor
 from utils.runs.lock import LOCK
@@ -191,6 +194,27 @@ def test_a_line_says_what_the_network_is(predictor):
     line = about(predictor, ["isic17"])
     assert "Not a medical device" in line and "trained on images of the data set demo" in line
     assert "pretrained_weights/vmunet_isic17.md" in line and "on this computer" in line
+
+
+def test_where_networks_disagree_the_picture_is_yellow(add_uploads, predictor, photo, scan, predictor_of_volumes):
+    for one, file in ((predictor, photo), (predictor_of_volumes, scan)):
+        (added,) = add_uploads(PageSession(0.5), one, [file])
+        plain = np.asarray(draw(added.result))
+        assert np.array_equal(draw(added.result, disagreement=True), plain)  # one network has none
+        half = np.zeros(added.result.classes.shape, np.float32)
+        half[..., : half.shape[-1] // 2] = 0.5
+        result = dataclasses.replace(added.result, disagreement=half)
+        covered, width = np.asarray(draw(result, disagreement=True)), plain.shape[1]
+        assert (covered[:, : width // 3] == DISAGREEMENT).all()
+        assert np.array_equal(covered[:, -width // 3 :], plain[:, -width // 3 :])
+
+
+def test_calibration_is_shown_for_the_shipped_network_and_said_to_be_unknown_for_others():
+    text, picture = trust(["isic17"])
+    assert "too sure" in text and picture is not None and picture.name == "vmunet_isic17_calibration.png"
+    for names in (["results/a_run"], ["isic17", "results/a_run"]):
+        text, picture = trust(names)
+        assert "not been measured" in text and picture is None
 
 
 def test_files_of_one_name_beside_one_named_like_their_folder(add_uploads, predictor, photo, tmp_path):
