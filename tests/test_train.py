@@ -162,9 +162,7 @@ ROBUST = dict(RECIPES["robust"], recipe="robust")
 @pytest.mark.parametrize(
     "script, kind, make, recipe",
     [
-        (train, ISICConfig, isic, {}),
         (train, ISICConfig, isic, ROBUST),
-        (train_synapse, SynapseConfig, synapse, {}),
         (train_synapse, SynapseConfig, synapse, dict(ema=0.99)),
     ],
 )

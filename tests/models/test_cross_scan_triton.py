@@ -29,12 +29,11 @@ CASES = {  # b, H, W, I, N, R, dtype, gated, chunked
     "one step short of a tile, low rank of one": (1, 5, 3, 16, 4, 1, torch.float32, False, False),
     "chunks, raw steps": (1, 10, 4, 20, 2, None, torch.float32, False, True),
     "chunks, batch, norm and gate": (2, 3, 6, 24, 2, 2, torch.float32, True, True),
-    "16-bit": (1, 4, 5, 24, 2, 3, torch.float16, True, False),
     "bfloat16": (1, 5, 4, 24, 2, 3, torch.bfloat16, True, True),
 }
 # forward and gradients, as relative norms. The interpreter cuts bits off when it rounds to bfloat16, instead of
 # rounding to nearest, so its results are twice as far away as a GPU's.
-TOLERANCE = {torch.float32: (5e-7, 2e-6), torch.float16: (1e-3, 2e-3), torch.bfloat16: (1e-2, 1e-2)}
+TOLERANCE = {torch.float32: (5e-7, 2e-6), torch.bfloat16: (1e-2, 1e-2)}
 
 
 def relative(found, expected):
