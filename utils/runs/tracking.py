@@ -48,6 +48,7 @@ class MLflow:
         self.client: Any = None
         self.stored = run.folder / "mlflow_run.json"
         self.id = read_json(self.stored)["id"] if self.stored.exists() else None
+        self.is_new = self.id is None
 
     def _start(self) -> None:
         for name, value in SHORT_WAIT.items():
@@ -58,9 +59,10 @@ class MLflow:
             experiment = client.get_experiment_by_name(name)
             number = client.create_experiment(name) if experiment is None else experiment.experiment_id
             self.id = client.create_run(number, run_name=self.run.folder.name).info.run_id
+            self.run.save_json(self.stored.name, {"id": self.id})
+        if self.is_new:  # again if the server was lost after the last line; the same values are no change
             params = [self.mlflow.entities.Param(key, str(value)[:LONGEST]) for key, value in self.params.items()]
             client.log_batch(self.id, params=params)
-            self.run.save_json(self.stored.name, {"id": self.id})
         else:
             client.update_run(self.id, status="RUNNING")  # a resumed run goes on in its own
         self.client = client
