@@ -6,6 +6,7 @@ for bfloat16 (AMX) it really rounds to bfloat16. So the switch is tested, and ke
 """
 
 import ctypes
+import functools
 import logging
 import sys
 
@@ -23,6 +24,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 LARGEST_KEPT = 2**30  # bytes of one tensor
 
 
+@functools.cache
 def tune_cpu() -> bool:
     """Make networks on a CPU faster, with the same results; return whether oneDNN computes float32 matmuls.
 

@@ -8,7 +8,12 @@ import utils.start
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from markupsafe import Markup
+
+from utils.files import write_atomically
+from utils.plots import encode_png
 
 
 def pytest_report_header():
@@ -25,6 +30,27 @@ def pytest_collection_modifyitems(items):
     """Files with the most slow tests come first, or one process has them to do when the others have ended."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])  # a file's tests stay together and in order
+
+
+@pytest.fixture(scope="module", autouse=True)
+def undrawn():
+    """Charts and figures take longer than the trainings of the tests, so they are drawn only after a test for `drawn`."""
+    from report import charts
+    from utils import figures
+
+    chart, picture = Markup('<svg viewBox="0 0 1 1"></svg>'), np.zeros((4, 4, 3), np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("lines", "histogram", "boxes"):
+            patch.setattr(charts, name, lambda *args, **options: chart)
+        patch.setattr(figures, "draw_panels", lambda *args: picture)
+        patch.setattr(figures, "save_curves", lambda metrics, path: write_atomically(path, encode_png(picture)))
+        yield patch
+
+
+@pytest.fixture
+def drawn(undrawn):
+    """From here to the end of the file figures are drawn."""
+    undrawn.undo()
 
 
 @pytest.fixture(scope="session")

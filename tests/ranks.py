@@ -13,7 +13,7 @@ from torch.distributed import TCPStore
 from utils import distributed
 
 START = "forkserver"  # the server imports these once, and every process is a copy of it
-multiprocessing.set_forkserver_preload(["train", "train_synapse"])
+multiprocessing.set_forkserver_preload(["train", "train_synapse", "torch._dynamo", "report.run_page"])
 
 
 @contextmanager

@@ -104,14 +104,6 @@ def pictures(run):
     return found
 
 
-@pytest.mark.parametrize("panels", [2, 5])  # of 4 images
-def test_the_test_shows_its_first_predictions(panels, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "PANELS", panels)
-    train.main(isic(data, tmp_path, epochs=1))
-    with Image.open(the_run(tmp_path) / "panels.png") as picture:
-        assert picture.height == 40 + 320 * min(panels, 4)
-
-
 @pytest.mark.parametrize("name", ["save_curves", "draw_panels"])
 def test_a_figure_that_can_not_be_drawn_ends_the_run_with_its_error(name, data, tmp_path, monkeypatch):
     def wrong(*arguments):
@@ -300,3 +292,11 @@ def test_two_processes_follow_one_processs_losses(script, kind, recipe, data, tm
         assert one.keys() == two.keys()
         for name in one:
             assert math.isclose(float(one[name]), float(two[name]), rel_tol=tolerance), name
+
+
+@pytest.mark.parametrize("panels", [2, 5])  # of 4 images
+def test_the_test_shows_its_first_predictions(panels, data, tmp_path, monkeypatch, drawn):
+    monkeypatch.setattr(train, "PANELS", panels)
+    train.main(isic(data, tmp_path, epochs=1))
+    with Image.open(the_run(tmp_path) / "panels.png") as picture:
+        assert picture.height == 40 + 320 * min(panels, 4)

@@ -5,7 +5,9 @@ import socket
 
 import pytest
 
+from configs.config_setting import ISICConfig
 from datasets.demo import make_demo_isic
+from tests.inference.networks import SMALL, save_trained
 from tests.tiny import ROOT, TRAINING_FLAGS
 from tests.training_process import finish, start, the_run
 from utils.files import read_rows
@@ -32,7 +34,8 @@ def test_two_agents_train_one_run(tmp_path):
 
 @pytest.mark.slow
 def test_two_agents_make_one_table(tmp_path):
-    run_on_two("predict.py", "isic17", ROOT / "data/samples/images", "--output", tmp_path, "--device", "cpu")
+    network = save_trained(tmp_path, ISICConfig(**SMALL))
+    run_on_two("predict.py", network, ROOT / "data/samples/images", "--output", tmp_path / "out", "--device", "cpu")
     names = sorted(path.stem for path in (ROOT / "data/samples/images").iterdir())
-    assert [row["name"] for row in read_rows(tmp_path / "structures.csv")] == names
-    assert ", in 2 processes" in (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert [row["name"] for row in read_rows(tmp_path / "out/structures.csv")] == names
+    assert ", in 2 processes" in (tmp_path / "out/log.txt").read_text(encoding="utf-8")

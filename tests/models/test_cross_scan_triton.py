@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from models.cross_scan import gpu_problem, reference
 from models.cross_scan.problems import present
 from models.cross_scan.triton import triton_scan
-from tests.interpreter import run_interpreted
+from tests.interpreter import patch_language_once, run_interpreted
 
 if triton_scan.IMPORT_ERROR is not None:
     pytest.skip(f"needs Triton: {triton_scan.IMPORT_ERROR}", allow_module_level=True)
@@ -48,18 +48,19 @@ def errors(b, H, W, I, N, R, dtype, gated, chunked):
     z = torch.randn(b, H, W, 2 * I, generator=random).to(dtype)[..., I:]
     norm = [1 + 0.1 * torch.randn(I, generator=random), 0.1 * torch.randn(I, generator=random)]
     grad = torch.randn(b, H, W, I, generator=random).to(dtype)
+    large = b * H * W > 20  # the smaller maps are also scanned without saving states
     inputs = inputs.gated(z, *norm) if gated else inputs
     leaves = inputs._make(None if t is None else t.double().requires_grad_() for t in inputs)
     if gated:
         norm = (leaves.norm_weight, leaves.norm_bias)
         expected = F.layer_norm(reference.scan(*leaves.scan), (I,), *norm, 1e-5) * F.silu(leaves.z)
         out, y, saved = triton_scan.gated_forward(inputs, 1e-5)
-        assert torch.equal(out, triton_scan.gated_forward(inputs, 1e-5, save=False)[0])
+        assert large or torch.equal(out, triton_scan.gated_forward(inputs, 1e-5, save=False)[0])
         grads = triton_scan.gated_backward(grad, y, saved, inputs, 1e-5)
     else:
         expected = reference.scan(*leaves)
         out, saved = triton_scan.forward(inputs)
-        assert torch.equal(out, triton_scan.forward(inputs, save=False)[0])
+        assert large or torch.equal(out, triton_scan.forward(inputs, save=False)[0])
         assert saved.shape == triton_scan.saved_shape(inputs)
         grads = triton_scan.backward(grad, saved, inputs)
     wanted = iter(torch.autograd.grad(expected, present(leaves), grad.double()))
@@ -166,5 +167,6 @@ def test_an_impossible_number_of_states_is_refused():
 
 
 if __name__ == "__main__":
+    patch_language_once()
     torch.set_num_threads(1)
     print(json.dumps({case: errors(*arguments) for case, arguments in CASES.items()}))

@@ -1,4 +1,8 @@
+import pytest
+
 from report import charts
+
+pytestmark = pytest.mark.usefixtures("drawn")
 
 
 def axis_labels(svg):

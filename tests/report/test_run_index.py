@@ -9,6 +9,7 @@ from configs.config_setting_synapse import SynapseConfig
 from report.records import Record
 from report.run_index import can_be_resumed, find_runs, latest_run, same_run
 from tests.report.made_runs import make_run
+from utils.files import write_rows
 
 CONFIG = ISICConfig(dataset="isic17", load_ckpt_path="none")
 
@@ -58,3 +59,21 @@ def test_the_newest_finished_run_counts_else_the_newest(tmp_path, caplog):
     (second / "metrics.json").unlink()
     assert latest_run(find_runs(tmp_path), CONFIG).folder == third
     assert latest_run(runs, ISICConfig(dataset="isic18")) is None
+
+
+def test_the_selected_epoch_follows_the_protocol(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    values = dict(dataset="synapse", network="vmunet", load_ckpt_path="none", seed=1, epochs=2, test_only=None)
+    values |= {"volume_resize": "labels"}
+    first, second = {"train_loss": 0.5, "dice_transunet": 0.7}, {"train_loss": 0.4, "dice_transunet": 0.6}
+    write_rows(run / "metrics.csv", [{"epoch": 1, **first}, {"epoch": 2, **second}])
+    for protocol, epoch in (("paper", 2), ("holdout", 1)):
+        (run / "config.json").write_text(json.dumps(values | {"protocol": protocol}))
+        assert Record(run).best_epoch == epoch
+    write_rows(
+        run / "metrics.csv", [{"epoch": 1, **first, "dice_strict": 0.2}, {"epoch": 2, **second, "dice_strict": 0.3}]
+    )
+    assert Record(run).best_epoch == 1  # of a run that did not note it
+    (run / "facts.json").write_text('{"selected_by": "dice_strict"}')
+    assert Record(run).best_epoch == 2

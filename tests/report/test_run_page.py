@@ -429,19 +429,7 @@ def test_command_makes_pages_anew_and_says_what_is_no_run(isic_run, tmp_path, ca
         write_report(Record(run))
 
 
-def test_the_selected_epoch_follows_the_protocol(tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    values = dict(dataset="synapse", network="vmunet", load_ckpt_path="none", seed=1, epochs=2, test_only=None)
-    values |= {"volume_resize": "labels"}
-    first, second = {"train_loss": 0.5, "dice_transunet": 0.7}, {"train_loss": 0.4, "dice_transunet": 0.6}
-    write_rows(run / "metrics.csv", [{"epoch": 1, **first}, {"epoch": 2, **second}])
-    for protocol, epoch in (("paper", 2), ("holdout", 1)):
-        (run / "config.json").write_text(json.dumps(values | {"protocol": protocol}))
-        assert Record(run).best_epoch == epoch
-    write_rows(
-        run / "metrics.csv", [{"epoch": 1, **first, "dice_strict": 0.2}, {"epoch": 2, **second, "dice_strict": 0.3}]
-    )
-    assert Record(run).best_epoch == 1  # of a run that did not note it
-    (run / "facts.json").write_text('{"selected_by": "dice_strict"}')
-    assert Record(run).best_epoch == 2
+def test_charts_are_drawn(isic_run, drawn):
+    page = Page(write_report(Record(isic_run)))
+    assert_self_contained(page)
+    assert page.tags.count("path") > 50

@@ -10,6 +10,7 @@ from utils.files import write_rows
 
 ORGANS = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
 DISC = disc()
+pytestmark = pytest.mark.usefixtures("drawn")
 
 
 def test_curves_show_what_the_table_has(tmp_path, monkeypatch):

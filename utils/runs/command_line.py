@@ -7,6 +7,7 @@ A comment behind a field is its help. --help has a box for each class that decla
 import contextlib
 import dataclasses
 import difflib
+import functools
 import inspect
 import logging
 import re
@@ -36,6 +37,8 @@ WORKER = (
 )
 Config = TypeVar("Config")
 
+# HelptextFromCommentsOff: tyro need not look for help in the sources, `places_of` does
+TYRO = (tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff)
 SECTION = re.compile(r" +# --- (?P<title>.+?)(?: \(.*\))? ---")
 FIELD = re.compile(r" +(?P<name>\w+): .*?(?:  # (?P<help>.*))?")
 
@@ -63,7 +66,7 @@ def parse_flags(
     grouped = dataclasses.make_dataclass(config_class.__name__, boxes, kw_only=True)
     check_names(sys.argv[1:] if arguments is None else arguments, helps)
     description = description or sys.modules[config_class.__module__].__doc__
-    parsed = tyro.cli(grouped, prog=prog, args=arguments, description=description, config=(tyro.conf.OmitArgPrefixes,))
+    parsed = tyro.cli(grouped, prog=prog, args=arguments, description=description, config=TYRO)
     return config_class(**{name: value for box in vars(parsed).values() for name, value in vars(box).items()})
 
 
@@ -77,6 +80,7 @@ def check_names(arguments: Sequence[str], fields: Iterable[str]) -> None:
             sys.exit(2)
 
 
+@functools.cache
 def places_of(config_class: Any) -> dict[str, tuple[str, str]]:
     """Return {field: (title of its box, help)}, the class's own fields first."""
     places: dict[str, tuple[str, str]] = {}

@@ -42,7 +42,7 @@ def data(tmp_path_factory):
 def flags(data):
     """Flags of the runs that all tests compare with: augmentation, stochastic depth, several batches an epoch."""
     epochs = 4 + 2 * KILLS
-    flags = [*FLAGS, "--epochs", epochs, "--val-interval", 2]
+    flags = [*FLAGS, "--epochs", epochs, "--val-interval", 4]
     return {
         kind: [*flags, "--data-path", data / kind, "--checkpoint-interval", seconds]
         for kind, seconds in (("isic", 0), ("synapse", 1))  # after every epoch; after some
