@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module", autouse=True)
 def undrawn():
-    """Charts and figures take longer than the trainings of the tests, so they are drawn only after a test for `drawn`."""
+    """Charts and figures take longer than the trainings of the tests: without the fixture `drawn` they stay empty."""
     from report import charts
     from utils import figures
 
