@@ -22,6 +22,7 @@ from configs.optim import OPTIMIZERS, SCHEDULERS
 from configs.resolve import resolve
 from datasets.classes import ISIC_FOLDERS, SYNAPSE_FOLDERS
 from datasets.demo import make_demo_isic, make_demo_synapse
+from models.cpu_settings import tune_cpu
 from tests.inference.networks import save_trained
 from tests.tiny import ROOT, TRAINING, TRAINING_FLAGS
 from utils.files import RESULTS, read_rows
@@ -250,6 +251,7 @@ def test_a_log_in_a_file_has_no_bar_but_a_line_an_epoch_with_the_time_left(data,
 
 
 def test_debug_says_more(data, command, tmp_path):
+    tune_cpu.cache_clear()  # which speaks once in a process
     status, text = command(*flags_of(data, tmp_path / "runs"), "--debug")
     assert status == 0 and "oneDNN" in text
 

@@ -41,8 +41,8 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def flags(data):
     """Flags of the runs that all tests compare with: augmentation, stochastic depth, several batches an epoch."""
-    epochs = 4 + 2 * KILLS
-    flags = [*FLAGS, "--epochs", epochs, "--val-interval", 4]
+    epochs = 2 + 2 * KILLS
+    flags = [*FLAGS, "--epochs", epochs, "--val-interval", 3]
     return {
         kind: [*flags, "--data-path", data / kind, "--checkpoint-interval", seconds]
         for kind, seconds in (("isic", 0), ("synapse", 1))  # after every epoch; after some
