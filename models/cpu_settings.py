@@ -47,7 +47,9 @@ def keep_freed_memory() -> bool:
 
 def use_fast_matmuls() -> bool:
     """Switch oneDNN's float32 matmuls on if they are accurate on this processor; return whether they are on."""
-    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    if matmul is None:  # PyTorch before 2.9 has no such switch
+        return False
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"
     error: float = in_fresh_thread(largest_error)  # autocast around the call would round

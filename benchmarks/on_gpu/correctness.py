@@ -125,7 +125,7 @@ def check_gated(scan: ModuleType, report: Report) -> None:
 
 def gated_in_double(inputs: GatedInputs, grad: torch.Tensor) -> tuple[torch.Tensor, GatedInputs]:
     """Return output and gradients of the scan with norm and gate, by the torch loop and autograd in float64."""
-    exact = in_double(inputs.scan)
+    exact = in_double(inputs.scan())
     y, saved = torch_loop.forward(exact)
     leaves = [t.double().requires_grad_() for t in (y, inputs.z, inputs.norm_weight, inputs.norm_bias)]
     y, z, weight, bias = leaves

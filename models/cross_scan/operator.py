@@ -59,7 +59,7 @@ def cross_scan(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     with torch.autocast(inputs.x.device.type, enabled=False):
         if inputs.z is not None:
             return module.gated_forward(inputs, eps, save)
-        y, saved = module.forward(inputs.scan, save)
+        y, saved = module.forward(inputs.scan(), save)
     return y, y.new_empty(0), saved
 
 
@@ -68,7 +68,7 @@ def _(*args):
     *tensors, _eps, backend, save = args
     inputs = GatedInputs(*tensors)
     x, kept = inputs.x, save and inputs.z is not None
-    saved = inputs.A.new_empty(backends.load(backend).saved_shape(inputs.scan) if save else (0,))
+    saved = inputs.A.new_empty(backends.load(backend).saved_shape(inputs.scan()) if save else (0,))
     return x.new_empty(x.shape), x.new_empty(x.shape if kept else (0,)), saved
 
 
@@ -80,7 +80,7 @@ def cross_scan_backward(grad: Tensor, y: Tensor, saved: Tensor, *args: Any) -> l
     with torch.autocast(inputs.x.device.type, enabled=False):
         if inputs.z is not None:
             return present(module.gated_backward(grad, y, saved, inputs, eps))
-        return present(module.backward(grad, saved, inputs.scan).gated(None, None, None))
+        return present(module.backward(grad, saved, inputs.scan()).gated(None, None, None))
 
 
 @torch.library.register_fake(f"{NAMESPACE}::cross_scan_backward", lib=LIBRARY)

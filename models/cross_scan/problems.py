@@ -49,7 +49,6 @@ class GatedInputs(NamedTuple):
         assert self.norm_weight is not None and self.norm_bias is not None and self.z is not None
         return self.norm_weight, self.norm_bias, self.z
 
-    @property
     def scan(self) -> ScanInputs:
         """The inputs of the scan alone."""
         N = self.A.shape[-1]

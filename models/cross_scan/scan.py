@@ -74,7 +74,7 @@ def gated_cross_scan(
     z is (b, H, W, I); projected (b, H, W, 4, R + 2 N) has dt, B and C side by side; norm_weight and norm_bias are (I,);
     the other tensors, `backend` and the errors are those of `cross_selective_scan`."""
     inputs = GatedInputs(x, z, projected, A, D, dt_bias, dt_weight, norm_weight, norm_bias)
-    check_inputs(inputs.scan)
+    check_inputs(inputs.scan())
     name = _resolve(backend, *inputs)
     if backends.is_fused(name):
         return _call_operator(inputs, eps, name)
@@ -97,9 +97,9 @@ def _scan(inputs, backend):
         return _call_operator(inputs, 0.0, backend)
     device = inputs.x.device.type
     if not torch.is_autocast_enabled(device):  # a graph with the block below can't be exported
-        return module.scan(*inputs.scan)
+        return module.scan(*inputs.scan())
     with torch.autocast(device, enabled=False):
-        return module.scan(*inputs.scan)
+        return module.scan(*inputs.scan())
 
 
 def _call_operator(inputs, eps, backend):

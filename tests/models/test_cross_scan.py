@@ -313,7 +313,7 @@ def test_a_fused_backend_is_called_with_norm_and_gate_and_gives_their_gradients(
 
         @staticmethod
         def gated_forward(inputs, eps, save):
-            y, saved = torch_loop.forward(inputs.scan, save)
+            y, saved = torch_loop.forward(inputs.scan(), save)
             normed = F.layer_norm(y, y.shape[-1:], inputs.norm_weight, inputs.norm_bias, eps)
             return normed * F.silu(inputs.z), y if save else y.new_empty(0), saved
 
@@ -325,7 +325,7 @@ def test_a_fused_backend_is_called_with_norm_and_gate_and_gives_their_gradients(
             dy, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
                 grad * F.silu(inputs.z), y, y.shape[-1:], mean, rstd, *norm, [True, True, True]
             )
-            return torch_loop.backward(dy, saved, inputs.scan).gated(dz, d_weight, d_bias)
+            return torch_loop.backward(dy, saved, inputs.scan()).gated(dz, d_weight, d_bias)
 
     monkeypatch.setattr(backends, "load", lambda name, load=backends.load: Fused if name == "fused" else load(name))
     monkeypatch.setattr(backends, "resolve", lambda name, *_: name)

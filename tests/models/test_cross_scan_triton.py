@@ -53,7 +53,7 @@ def errors(b, H, W, I, N, R, dtype, gated, chunked):
     leaves = inputs._make(None if t is None else t.double().requires_grad_() for t in inputs)
     if gated:
         norm = (leaves.norm_weight, leaves.norm_bias)
-        expected = F.layer_norm(reference.scan(*leaves.scan), (I,), *norm, 1e-5) * F.silu(leaves.z)
+        expected = F.layer_norm(reference.scan(*leaves.scan()), (I,), *norm, 1e-5) * F.silu(leaves.z)
         out, y, saved = triton_scan.gated_forward(inputs, 1e-5)
         assert large or torch.equal(out, triton_scan.gated_forward(inputs, 1e-5, save=False)[0])
         grads = triton_scan.gated_backward(grad, y, saved, inputs, 1e-5)

@@ -49,7 +49,7 @@ def make_inputs(b, H, W, I, R, dtype):
 )
 def test_the_scan_with_norm_and_gate(emulated, b, H, W, I, R, dtype, chunks):
     inputs, grad = make_inputs(b, H, W, I, R, dtype), torch.randn(b, H, W, I).to(dtype)
-    assert cuda_scan.fits(inputs.scan) and cuda_scan.CUDAProblem(inputs.scan, inputs.projected).chunks == chunks
+    assert cuda_scan.fits(inputs.scan()) and cuda_scan.CUDAProblem(inputs.scan(), inputs.projected).chunks == chunks
     exact, exact_grads = correctness.gated_in_double(inputs, grad)
     runs = []
     for emulated.reversed in (False, True):
@@ -111,7 +111,7 @@ def test_a_missing_barrier_is_noticed(emulated, line, dtype, monkeypatch, tmp_pa
     assert source.count(line) == 1
     slip = tmp_path / f"{tmp_path.name}.cu"
     slip.write_text(source.replace(line, line.replace("__syncthreads();", "").replace("finish_copies();", "")), "utf-8")
-    scan = make_inputs(1, 3, 6, 32, 6, dtype).scan
+    scan = make_inputs(1, 3, 6, 32, 6, dtype).scan()
     y, saved = cuda_scan.forward(scan)
     monkeypatch.setattr(cuda_scan.SCAN, "source", slip)
     runs = []

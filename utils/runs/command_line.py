@@ -50,7 +50,7 @@ def parse_flags(
     description: str | None = None,
 ) -> Config:
     """Return the config that a command line (default: sys.argv) describes. --help and mistakes end the program."""
-    helps, sections = places_of(config_class), {}
+    helps, sections = places_of(config_class), {}  # type: ignore[arg-type]
     hints = typing.get_type_hints(config_class, include_extras=True)
     for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
         title, text = helps[field.name]

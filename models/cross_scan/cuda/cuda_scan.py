@@ -209,7 +209,7 @@ def _backward(grad_y, saved, inputs, projected):
 
 def gated_forward(inputs: GatedInputs, eps: float, save: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """Return LayerNorm(scan) * SiLU(z), the scan itself, and the saved states; the last two empty without `save`."""
-    scan = inputs.scan
+    scan = inputs.scan()
     if not fits(scan):
         return triton_scan.gated_forward(inputs, eps, save)
     x = inputs.x
@@ -226,7 +226,7 @@ def gated_forward(inputs: GatedInputs, eps: float, save: bool = True) -> tuple[T
 
 def gated_backward(grad: Tensor, y: Tensor, saved: Tensor, inputs: GatedInputs, eps: float) -> GatedInputs:
     """Return the gradients of the inputs."""
-    scan = inputs.scan
+    scan = inputs.scan()
     if not fits(scan):
         return triton_scan.gated_backward(grad, y, saved, inputs, eps)
     x, I, R = inputs.x, inputs.x.shape[-1], scan.dt.shape[-1]

@@ -199,7 +199,7 @@ def scan_kernel(
     rate = tl.load(weights + of_state, mask=mine[None, :], other=0.0)
     skip = tl.load(D + k * I + d, mask=mine, other=0.0)
     offset = tl.load(bias + k * I + d, mask=mine, other=0.0)
-    GROUP: tl.constexpr = min(N, 16)  # states in straight code, so that h and rate stay in registers; the rest loops
+    GROUP: tl.constexpr = N if N < 16 else 16  # states in straight code: h and rate stay in registers; the rest loops
     handed = d[None, :] < tl.where(first > 0, I, 0)
     h = tl.load(starts + tl.program_id(1) * stride * N * I + of_state, mask=handed, other=0.0)
 
@@ -265,7 +265,7 @@ def ends_kernel(
     mine = d < I
     rate = tl.load(weights + of_state, mask=mine[None, :], other=0.0)
     offset = tl.load(bias + k * I + d, mask=mine, other=0.0)
-    GROUP: tl.constexpr = min(N, 16)
+    GROUP: tl.constexpr = N if N < 16 else 16
     h = tl.zeros((N, BD), tl.float32)
     total = tl.zeros((BD,), tl.float32)
     order = T - 1 - t if BACKWARDS else t

@@ -3,6 +3,8 @@
 `forward`, `backward` and `saved_shape` are what `operator.py` asks of a backend; `gated_forward` and `gated_backward`
 do the same with the LayerNorm and the gate after the scan. Nothing waits for the GPU: CUDA graphs can record it."""
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ except ImportError as error:
     IMPORT_ERROR = error
 
 NAME = "triton"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # by which Triton decides, too
 MOST_STATES = 64
 # Warps of 32 channels in a program, the fastest measured (`benchmarks/notes/gpu_scan.md`).
 WARPS = {"forward_warps": 1, "backward_warps": 1}
@@ -31,7 +34,7 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return None if the kernels can run, otherwise the reason."""
     if IMPORT_ERROR is not None:
         return f"{IMPORT_ERROR} (Triton comes with PyTorch's CUDA builds, or `pip install triton`)"
-    if device.type != "cuda" and not triton.knobs.runtime.interpret:
+    if device.type != "cuda" and not INTERPRETED:
         return "it needs an NVIDIA GPU"
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 and float16, not {dtype}"
@@ -125,7 +128,7 @@ def backward(grad_y: Tensor, saved: Tensor, inputs: ScanInputs) -> ScanInputs:
         sizes = (p.H, p.W, p.I, p.chunk, p.tiles, saved.shape[2])
         options = dict(RP=p.RP, NP=max(16, p.N), PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32")
         # the interpreter can't multiply bfloat16
-        options["ROUND"] = x.dtype == torch.bfloat16 and not triton.knobs.runtime.interpret
+        options["ROUND"] = x.dtype == torch.bfloat16 and not INTERPRETED
         grid = (p.blocks, p.chunks, p.b * 4)
         kernels.scan_backward_kernel[grid](*tensors, *filled, *sizes, **options, **p.constants)
         dx = _sum_planes(planes, x.new_empty(x.shape))
@@ -147,7 +150,7 @@ def gated_forward(inputs: GatedInputs, eps: float, save: bool = True) -> tuple[T
     """Return LayerNorm(scan) * SiLU(z), the scan itself, and the saved states; the last two empty without `save`."""
     x = inputs.x
     with torch.cuda.device_of(x):
-        planes, saved = TritonProblem(inputs.scan).forward(save)
+        planes, saved = TritonProblem(inputs.scan()).forward(save)
         I = x.shape[-1]
         out, y = x.new_empty(x.shape), x.new_empty(x.shape if save else (0,))
         *norm, gate = inputs.norm_and_gate
@@ -179,4 +182,4 @@ def gated_backward(grad: Tensor, y: Tensor, saved: Tensor, inputs: GatedInputs, 
             *tensors, *sizes, BT=length, BI=width, num_warps=4, enable_fp_fusion=True
         )
         d_weight, d_bias = parameters[:, 0].sum(0), parameters[:, 1].sum(0)
-    return backward(dy, saved, inputs.scan).gated(dz, d_weight, d_bias)
+    return backward(dy, saved, inputs.scan()).gated(dz, d_weight, d_bias)
