@@ -1,5 +1,6 @@
 """The command `vmunet` of an installation (setup.py): `vmunet predict ...` is `python predict.py ...` of a clone."""
 
+import importlib.metadata
 import pkgutil
 import sys
 from typing import NamedTuple
@@ -28,6 +29,8 @@ COMMANDS = {
 def main() -> None:
     """Call the function of the command that the arguments begin with. It reads the other arguments."""
     arguments = sys.argv[1:]
+    if arguments == ["--version"]:
+        return print(f"vmunet {importlib.metadata.version('vmunet')}")
     name = next((n for n in (" ".join(arguments[:words]) for words in (1, 2)) if n in COMMANDS), None)
     if name is None:
         return show(arguments)

@@ -28,6 +28,8 @@ import io
 import json
 import logging
 import os
+import re
+import shutil
 import subprocess
 import tempfile
 import timeit
@@ -73,6 +75,7 @@ TIMED_RUNS = 3
 COMPILER_FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
 # they log at every Split that no constant is folded there, and at every empty list that its type is assumed
 VERBOSE_LOGGERS = ("onnxscript", "torch._export.serde.serialize")
+PICTURE = re.compile(r"!\[[^]]*\]\(([\w.-]+)\)")  # of a card, beside it
 ABOUT = ("title", "data", "run", "licence", "use", "checkpoint_sha256", "initial_weights")  # facts of the card
 # fields of a config that are not stored with packed weights
 NON_MODEL_FIELDS = fields_of(MachineOptions, RunOptions, VolumeDataOptions) - {"dataset"} | {"load_ckpt_path"}
@@ -198,7 +201,10 @@ def save_folder(trained: TrainedNetwork, folder: Path) -> None:
     network = trained.network.prepared_as(dataclasses.asdict(trained.config))
     with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as place:
         part = Path(place, "hub")
-        network.save_pretrained(part, model_card_kwargs={"record": record(trained)})
+        text = record(trained)
+        network.save_pretrained(part, model_card_kwargs={"record": text})
+        for name in PICTURE.findall(text):
+            shutil.copyfile(trained.checkpoint.path.with_name(name), part / name)
         weights = load_network(part / WEIGHTS[0]).state_dict()
         if not all(torch.equal(weights[name], tensor) for name, tensor in network.state_dict().items()):
             raise ValueError("--format hub: found other weights than the network's in the folder; nothing is written")
@@ -208,7 +214,7 @@ def save_folder(trained: TrainedNetwork, folder: Path) -> None:
 
 def record(trained: TrainedNetwork) -> str:
     """Return what is known of a network's training and scores, in Markdown: stored facts, and the text of a card
-    beside its file, such as vmunet_isic17.md, without its title and pictures."""
+    beside its file, such as vmunet_isic17.md, without its title."""
     facts, config = about(trained), trained.config
     scores = facts.pop("metrics", {})
     lines = [f"- {name}: {facts[name]}" for name in ABOUT if name in facts]
@@ -216,8 +222,7 @@ def record(trained: TrainedNetwork) -> str:
     lines += [f"- test, {name}: {value:.4f}" for name, value in scores.items() if isinstance(value, float)]
     card = trained.checkpoint.path.with_suffix(".md")
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    paragraphs = [line for line in text.splitlines()[1:] if not line.startswith("![")]
-    return "\n".join(["## Training and scores", "", *lines, *paragraphs])
+    return "\n".join(["## Training and scores", "", *lines, *text.splitlines()[1:]])
 
 
 def export(network: SegmentationNetwork, channels: int, format: Format, metadata: dict[str, Any]) -> bytes:

@@ -51,6 +51,10 @@ def installed(source: str) -> str:
     return source
 
 
+def install_text(path: Path) -> None:
+    path.write_text(installed(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
 class BuildPackage(build_py):
     def run(self):
         if self.editable_mode:
@@ -64,8 +68,14 @@ class BuildPackage(build_py):
 
     def build_module(self, module, module_file, package):
         copy, copied = super().build_module(module, module_file, package)
-        Path(copy).write_text(installed(Path(module_file).read_text(encoding="utf-8")), encoding="utf-8")
+        install_text(Path(copy))
         return copy, copied
+
+    def build_package_data(self):
+        super().build_package_data()
+        for pattern in ("report/templates/*.html", "pretrained_weights/*.md"):
+            for path in Path(self.build_lib, "vmunet").glob(pattern):
+                install_text(path)
 
 
 if __name__ == "__main__":

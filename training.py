@@ -21,7 +21,8 @@ from configs.build import (
 )
 from configs.optim import rows_of
 from configs.resolve import collapse_warning, log_checkpoint, remarks
-from datasets.loaders import Loader, data_fingerprint
+from datasets.classes import ISIC_FOLDERS, SYNAPSE_FOLDERS
+from datasets.loaders import Loader, data_fingerprint, data_folder
 from engine import Compute
 from utils import distributed
 from utils.files import write_rows
@@ -76,6 +77,7 @@ class Session:
         """Load the weights to start from, or the last checkpoint of a resumed run; prepare the network for training."""
         self.resumed = self.run.resume() if self.config.resume else None
         if self.resumed is None:
+            data_folder(self.config, SYNAPSE_FOLDERS if self.config.of_volumes else ISIC_FOLDERS)  # before a download
             load_initial_weights(self.network, self.config)
         self.model = prepare(self.network, self.config, self.device)
         self._note_network()

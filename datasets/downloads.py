@@ -63,6 +63,12 @@ def find_downloads(source: str | Path, folder: str, pattern: str) -> dict[str, D
     return by_name(zip_members(path), pattern, path) if path.is_file() else None
 
 
+def check_source(source: str | Path) -> None:
+    """Raise FileNotFoundError if what --source names is not there."""
+    if not Path(source).exists():
+        raise FileNotFoundError(f"--source {source}: found nothing of this name, expected a folder of downloads")
+
+
 def zip_members(path: str | Path) -> list[Download]:
     """Return the files of a zip archive as Downloads, without those that macOS adds."""
     with reading(path):

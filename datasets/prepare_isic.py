@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.downloads import Download, find_downloads
+from datasets.downloads import Download, check_source, find_downloads
 from datasets.duplicates import Duplicate, Fingerprint, find_duplicates, fingerprint
 from datasets.folds import SPLIT_LIST
 from datasets.image_reading import MASK_SUFFIX, read_image
@@ -140,6 +140,7 @@ def find_sets(
     """Return (data set, {set: {id: OfficialPair}}) of the official sets in `source`.
 
     Raises FileNotFoundError if sets, or the masks of one, are missing; ValueError if files have no partner."""
+    check_source(source)
     wanted = [key for key in PARTS if split == "official" or key != "test"]
     datasets = [dataset] if dataset else list(OFFICIAL)
     years: dict[str, dict[str, dict[str, OfficialPair]]] = {}

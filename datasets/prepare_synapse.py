@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.downloads import Download, by_name, zip_members
+from datasets.downloads import Download, by_name, check_source, zip_members
 from datasets.intensities import HU_WINDOW, Window, to_unit
 from datasets.nifti import own_orientation
 from datasets.preparation_record import claim_folder, sha256
@@ -123,6 +123,7 @@ def find_volumes(source: str | Path, listed: Collection[str]) -> dict[str, CaseF
     Raises FileNotFoundError if there are none, ValueError if a listed case has only an image or only a label. The
     challenge's test cases, which have no labels, are ignored."""
     source = Path(source)
+    check_source(source)
     archives = [path for path in (source, source / "RawData.zip") if path.is_file()]
     unpacked = [Download(path) for path in files_below(source) if path.match("*.nii*") and path.is_file()]
     files = zip_members(archives[0]) if archives else unpacked

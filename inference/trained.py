@@ -9,10 +9,10 @@ from configs.resolve import config_of_checkpoint, kind_of
 from datasets.intensities import HU_WINDOW
 from datasets.masks import MaskValue, parse_mask_values
 from datasets.synapse import ORGANS
-from models.hub import describe_images
+from models.hub import WEIGHTS, describe_images
 from models.network import SegmentationNetwork
 from models.weights.filling import fill_network
-from models.weights.reading import Checkpoint
+from models.weights.reading import CONFIG, Checkpoint
 from models.weights.shape import shape_of_weights
 from utils.runs.named_weights import read_checkpoint
 
@@ -50,8 +50,11 @@ def load_trained(name: str | os.PathLike[str], kind: Kind | None = None, **chang
     if not checkpoint.config.get("deep_supervision", True):
         raise ValueError(f"{path}: found deep_supervision off, which only models.load can build; expected it on")
     found: str | None
+    of_hub = path.name in WEIGHTS  # the folder of `save_pretrained`
     if checkpoint.config:
         values, found = checkpoint.config, kind_of(checkpoint.config)
+        if of_hub and "image_size" not in values:
+            log.warning("%s holds no preprocessing of images: taken as published", path.with_name(CONFIG))
     else:
         values = shape_of_weights(checkpoint.weights, path)
         found = kind or KIND_OF_CLASSES.get(values["num_classes"])
@@ -59,7 +62,7 @@ def load_trained(name: str | os.PathLike[str], kind: Kind | None = None, **chang
             raise ValueError(f"{path} holds no configuration; --kind tells whether it is for images or volumes")
         log.info("%s holds no configuration: published values for %s", path, found)
     given = {name: value for name, value in changes.items() if value is not None}
-    config = config_of_checkpoint(found, values, path, given)
+    config = config_of_checkpoint(found, values, path.with_name(CONFIG) if of_hub else path, given)
     check_size(config, checkpoint)
     network = build_model(config)
     fill_network(network, checkpoint.weights, path)

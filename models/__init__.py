@@ -29,6 +29,7 @@ MODULES = {
     "cross_selective_scan": ".cross_scan",
     "load": ".family",
     "load_pretrained": ".vmunet.pretrained",
+    "onnx": ".onnx",
     "read_weights": ".weights.reading",
     "tune_cpu": ".cpu_settings",
 }

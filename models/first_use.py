@@ -22,7 +22,7 @@ def at_first_use(
             if advice is None or name not in advice:
                 raise
             raise ImportError(f"{name}: found no module {error.name!r}, expected it; {advice[name]}") from error
-        value = getattr(module, name)
+        value = module if module_of[name] == f".{name}" else getattr(module, name)  # a package of that name
         setattr(sys.modules[package], name, value)
         return value
 

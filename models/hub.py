@@ -99,7 +99,10 @@ class HubMixin(PyTorchModelHubMixin):
         assert isinstance(values, dict)  # of the arguments of __init__
         values = {name: value for name, value in values.items() if name not in MACHINE_OPTIONS}
         values = {"network": getattr(self, "name", None), **self.preparation, **values}
-        return super().save_pretrained(save_directory, config=values, **options)
+        result = super().save_pretrained(save_directory, config=values, **options)
+        weights, others = Path(save_directory, WEIGHTS[0]), Path(save_directory, CONFIG)
+        weights.chmod(others.stat().st_mode)  # safetensors lets nobody else read them
+        return result
 
     def generate_model_card(self, *arguments: Any, record: str = UNKNOWN, **options: Any) -> ModelCard:
         values = {**vars(self)["_hub_mixin_config"], **self.preparation}

@@ -3,7 +3,6 @@
     python -m report results/RUN...                    make report.html in each run's folder again
     python -m report results/RUN... -o compare.html    compare the runs side by side (compare_page.py)
     python -m report results/RUN --keep FOLDER         no page: copy the run's small records, for a repository
-    python -m report.results                           make the tables of docs/results.md from those records
 
 Every run ends with its report.html. All numbers come from the files in the run's folder.
 """

@@ -82,6 +82,12 @@ def refused(command, script, data, *words, flags=()):
     assert said.count("\n") <= 1, "more than one sentence"
 
 
+def test_a_missing_folder_is_named_before_weights_are_downloaded(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.load_initial_weights", lambda *args: pytest.fail("the weights come after the data"))
+    for script in (train, train_synapse):
+        refused(command, script, tmp_path / "none", "none is not a folder", flags=["--dataset", "own"])
+
+
 # ---- images and masks
 
 IMAGE, MASK = "train/images/DEMO_0000002.jpg", "train/masks/DEMO_0000002_segmentation.png"

@@ -225,6 +225,7 @@ def test_weights_packed_again_are_the_same_file(trained, tmp_path):
 def test_a_hub_folder_is_the_network_its_preprocessing_and_a_card_with_its_scores(trained, tmp_path):
     run, network = trained
     (run / "checkpoints/best.md").write_text("# Tiny\n\n![picture](a.png)\nIt fails on hair.\n")
+    (run / "checkpoints/a.png").write_bytes(b"a picture")
     export.main(ExportConfig(checkpoint=str(run), format="hub", output=str(tmp_path / "tiny")))
     again, config, _ = load_trained(tmp_path / "tiny")
     assert (config.threshold, config.image_size, config.normalization) == (0.4, 64, "minmax")
@@ -232,9 +233,9 @@ def test_a_hub_folder_is_the_network_its_preprocessing_and_a_card_with_its_score
     for name, tensor in network.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor) and torch.equal(loaded.state_dict()[name], tensor)
     files = {path.name: path.read_bytes() for path in (tmp_path / "tiny").iterdir()}
-    assert files.keys() == {"README.md", "config.json", "model.safetensors"}
+    assert files.keys() == {"README.md", "config.json", "model.safetensors", "a.png"}
     card = files["README.md"].decode()
-    assert "- test, dsc: 0.9000" in card and "It fails on hair." in card and "a.png" not in card
+    assert "- test, dsc: 0.9000" in card and "![picture](a.png)\nIt fails on hair." in card
     assert not any(b"someone" in content for content in files.values())
     with pytest.raises(ValueError, match="--output .*tiny: found"):
         export.main(ExportConfig(checkpoint=str(run), format="hub", output=str(tmp_path / "tiny")))

@@ -131,6 +131,13 @@ def test_help_of_a_command(name, monkeypatch, capsys):
     assert end.value.code == 0 and f"usage: vmunet {name} [" in setup.installed(capsys.readouterr().out)
 
 
+def test_the_version_is_the_packages(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["vmunet", "--version"])
+    monkeypatch.setattr(importlib.metadata, "version", {"vmunet": "1.2"}.__getitem__)
+    cli.main()
+    assert capsys.readouterr().out == "vmunet 1.2\n"
+
+
 @pytest.mark.parametrize("arguments, status", [("--help", 0), ("", 2), ("predcit x", 2), ("prepare", 2)])
 def test_other_names_list_the_commands(arguments, status, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["vmunet", *arguments.split()])
@@ -225,16 +232,21 @@ def top_level_names(needed, site):
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
+        assert b"vmunet report" in archive.read("vmunet/report/templates/report.html")
+        assert b"vmunet predict isic17" in archive.read("vmunet/pretrained_weights/vmunet_isic17.md")
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"vmunet"}
     kinds = {".py", ".cu", ".cuh", ".cc", ".h", ".csv", ".txt", ".lst", ".json", ".html", ".mplstyle"}
     sources = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in kinds]
     expected = {path.relative_to(ROOT).as_posix().removeprefix("models/") for path in [*sources, *MODULES]}
-    expected |= {f"pretrained_weights/vmunet_isic17{end}" for end in (".h5", ".md", "_calibration.png")}
+    expected |= {
+        f"pretrained_weights/vmunet_isic17{end}" for end in (".h5", ".md", "_calibration.png", "_failures.jpg")
+    }
     assert {name.removeprefix("vmunet/") for name in names if ".dist-info/" not in name} == expected
 
 
 NETWORKS = f"""
 import sys, vmunet
+assert vmunet.onnx.session
 assert "torch" not in sys.modules and "VMUNet" in dir(vmunet)
 import torch
 network = vmunet.VMUNet(**{NETWORK})

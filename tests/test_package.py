@@ -94,6 +94,7 @@ def test_a_folder_of_huggingface_hub_gives_the_network_back(name, tmp_path):
     network = small(name, num_classes=2, scan_backend="torch")
     network.save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1  # all may be read by others, or none
     assert "scan_backend" not in json.loads((tmp_path / "config.json").read_text())
     assert "library_name: vmunet" in (tmp_path / "README.md").read_text()
     loaded = type(network).from_pretrained(tmp_path)

@@ -7,6 +7,7 @@ whose names mark them as dictionaries or lists become plain ones, because the re
 
 import io
 import re
+import warnings
 from collections import OrderedDict
 from typing import Any
 
@@ -39,5 +40,6 @@ def load_plain(content: bytes) -> Any:
     except ValueError:  # from before PyTorch 1.6: such files are read if they hold plain values alone
         names = []
     classes: list[Any] = [(type("StandIn", (StandIn,), {"name": name}), name) for name in names]
-    with torch.serialization.safe_globals(classes):
+    with torch.serialization.safe_globals(classes), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of old protocols, with the advice to report it
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

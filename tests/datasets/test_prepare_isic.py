@@ -315,8 +315,11 @@ def test_a_known_lesion_on_both_sides_is_named_and_listed(source, tmp_path, caps
 
 
 def test_what_is_missing_is_named(source, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.* ISIC-2017"):
+    with pytest.raises(FileNotFoundError, match="--source .*nowhere: found nothing of this name"):
         prepare(options(tmp_path / "nowhere", tmp_path / "out"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty.* ISIC-2017"):
+        prepare(options(tmp_path / "empty", tmp_path / "out"))
     masks = source / OFFICIAL["isic18"]["training"][1]
     next(masks.iterdir()).unlink()
     with pytest.raises(ValueError, match=f"1 .*ISIC2018_Task1-2_Training_Input.*{masks.name}: ISIC"):

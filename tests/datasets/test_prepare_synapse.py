@@ -222,8 +222,11 @@ def test_the_published_lists_bring_a_holdout_beside_them(tmp_path, monkeypatch):
 
 
 def test_missing_volumes_are_named(source, lists, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.*img/imgXXXX.nii.gz"):
+    with pytest.raises(FileNotFoundError, match="--source .*nowhere: found nothing of this name"):
         prepare(options(tmp_path / "nowhere", tmp_path, lists))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty.*img/imgXXXX.nii.gz"):
+        prepare(options(tmp_path / "empty", tmp_path, lists))
     with pytest.raises(FileNotFoundError, match="1 of 2.*raw: case0009"):
         prepare(options(source, tmp_path, write_lists(tmp_path / "other", train=(1,), test=(9,))))
     (source / "label" / "label0002.nii.gz").unlink()

@@ -11,9 +11,10 @@ from PIL import Image
 import predict
 from configs.config_setting_synapse import SynapseConfig
 from inference.trained import describe, load_trained
+from models import VMUNet
 from predict import PredictConfig, Predictor
 from tests.inference.networks import SIZE, SMALL
-from tests.tiny import write_packed_weights
+from tests.tiny import NETWORK, write_packed_weights
 from utils.runs import named_weights
 from utils.runs.checkpoint import save_checkpoint
 from utils.runs.named_weights import read_checkpoint
@@ -123,3 +124,13 @@ def test_the_channels_and_the_fit_of_slices_are_described():
     assert "cubic zoom" in alone and "channels" not in alone
     text = describe(SynapseConfig(context=2, input_channels=5, slice_fit="pad"))["preprocessing"]
     assert "2 before it, itself, 2 after it" in text and "zoom" not in text and "middle of zeros" in text
+
+
+def test_a_folder_without_preprocessing_is_noted_and_a_wrong_value_is_its_config_jsons(tmp_path, caplog):
+    VMUNet(num_classes=1, **NETWORK).save_pretrained(tmp_path)
+    assert load_trained(tmp_path).config.image_size == 256
+    assert f"{tmp_path / 'config.json'} holds no preprocessing of images: taken as published" in caplog.text
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(values | {"threshold": 7}))
+    with pytest.raises(ValueError, match=r"config\.json.*threshold"):
+        load_trained(tmp_path)
