@@ -41,6 +41,7 @@ CHANGES = [  # (pattern, its replacement), in this order
     (r"pip install -r requirements(?:-extra)?\.txt", "pip install 'vmunet[all]'"),
     (r"requirements-extra\.txt", "vmunet[all]"),
     (r"\binference\.Predictor\b", "vmunet.Predictor"),
+    (r"(?<![\w/])((?:data|docs)/\w+\.md)", r"\1 of the repository"),
 ]
 
 

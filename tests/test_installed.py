@@ -83,6 +83,7 @@ def test_all_scripts_are_installed():
         ("python -m datasets.check, python -m report tries", "vmunet check, vmunet report tries"),
         ("python -m datasets.same_lesion a", "python -m vmunet.datasets.same_lesion a"),
         ("pip install -r requirements-extra.txt", "pip install 'vmunet[all]'"),
+        ("no folder (data/README.md)", "no folder (data/README.md of the repository)"),
         ("edit configs/config_setting.py, engine.py", "edit configs/config_setting.py, engine.py"),
     ],
 )
