@@ -123,6 +123,11 @@ def main(config: ExportConfig) -> None:
     if config.custom_op is not None and library.exists():
         raise ValueError(f"--custom-op: found the file {library}, expected none; remove it or name another --output")
     output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        tempfile.TemporaryFile(dir=output.parent).close()  # the export may take minutes
+    except OSError as error:
+        found = f"found {output.parent}, which can't be written ({error.strerror})"
+        raise OSError(f"--output {output}: {found}; expected another folder") from error
     if config.format == "onnx":  # before anything is loaded
         for module in ("onnx", "onnxscript", "onnxruntime"):
             optional(module, "--format onnx")

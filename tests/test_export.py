@@ -6,6 +6,7 @@ import logging
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -257,3 +258,9 @@ def test_exports_of_a_shipped_network_go_to_the_results(trained, tmp_path, monke
     assert (tmp_path / "results/tiny.h5").read_bytes() == (tmp_path / "vmunet_tiny.h5").read_bytes()
     with pytest.raises(ValueError, match="--output .*results/tiny.h5: found"):
         export.main(ExportConfig(checkpoint="tiny", format="weights"))
+
+
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="a folder that not even root can write to")
+def test_a_folder_that_can_not_be_written_is_named_before_the_work(trained):
+    with pytest.raises(OSError, match="--output /proc/x.onnx: found /proc, which can't be written"):
+        export.main(ExportConfig(checkpoint=str(trained[0]), output="/proc/x.onnx"))
