@@ -114,9 +114,7 @@ class RunOptions(ResumeOptions):
     """What a run writes, and when it ends."""
 
     # --- run ---
-    work_dir: str | None = (
-        None  # holds one folder for each run; none: results/ of the clone or, installed, of this folder
-    )
+    work_dir: str | None = None  # holds one folder for each run; none: results/ (of an installation: here)
     test_only: str | None = None  # a checkpoint to evaluate, under its own configuration, instead of training
     val_interval: int  # epochs between two sets of prediction panels; volumes: between two evaluations
     print_interval: int = 20  # steps between two lines of the log and points in TensorBoard

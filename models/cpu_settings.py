@@ -48,7 +48,7 @@ def keep_freed_memory() -> bool:
 def use_fast_matmuls() -> bool:
     """Switch oneDNN's float32 matmuls on if they are accurate on this processor; return whether they are on."""
     matmul = getattr(torch.backends.mkldnn, "matmul", None)
-    if matmul is None:  # PyTorch before 2.9 has no such switch
+    if matmul is None:  # PyTorch 2.6 has no such switch
         return False
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"

@@ -22,5 +22,4 @@ def patch_language_once() -> None:
     from triton.runtime import interpreter
 
     interpreter._patch_lang = functools.cache(interpreter._patch_lang)
-    if hasattr(interpreter, "_LangPatchScope"):  # before Triton 3.6 nothing is put back
-        interpreter._LangPatchScope.restore = lambda scope: None
+    interpreter._LangPatchScope.restore = lambda scope: None

@@ -41,5 +41,5 @@ def load_plain(content: bytes) -> Any:
         names = []
     classes: list[Any] = [(type("StandIn", (StandIn,), {"name": name}), name) for name in names]
     with torch.serialization.safe_globals(classes), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of old protocols, with the advice to report it
+        warnings.filterwarnings("ignore", "Detected pickle protocol")  # it advises to report a bug of PyTorch
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
