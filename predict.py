@@ -119,7 +119,7 @@ def main(config: PredictConfig) -> None:
             distributed.barrier()
             log_exclusions(output.exclusions)
             log.info(
-                "%d inputs, %d at a time on %s%s",
+                "inputs: %d, %d at a time on %s%s",
                 *(len(output.todo), predictor.network.batch_size, predictor.device),
                 f", in {distributed.world_size()} processes" * distributed.under_torchrun(),
             )
@@ -133,7 +133,7 @@ def main(config: PredictConfig) -> None:
     output.check_saved()
     mistakes = [one for one in output.exclusions if one.mistake]
     log.info(
-        "%d inputs predicted, %d left out, %d files and folders passed over; results are in %s",
+        "inputs: %d predicted, %d left out; files and folders passed over: %d; results are in %s",
         *(total - len(mistakes), len(mistakes), len(output.exclusions) - len(mistakes), output.path),
     )
     problems = []

@@ -46,7 +46,7 @@ def test_two_processes_predict_each_input_once_and_make_one_table(binary, tmp_pa
     assert [status for status, _ in ended] == [2, 2], ended
     said = [text for _, text in ended]
     assert ["1 of 7 inputs were left out" in text for text in said] == [True, False]
-    assert "6 inputs predicted, 1 left out" in (tmp_path / "two/log.txt").read_text(encoding="utf-8")
+    assert "inputs: 6 predicted, 1 left out" in (tmp_path / "two/log.txt").read_text(encoding="utf-8")
     for table in ("structures.csv", "left_out.csv"):
         assert read_rows(tmp_path / "two" / table) == read_rows(tmp_path / "one" / table)
     assert outputs(tmp_path / "two") == outputs(tmp_path / "one") and len(predicted(tmp_path / "two")) == 6
