@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -138,15 +139,19 @@ def make_photographs(folder: Path, count: int) -> None:
         photograph.convert("L").point(lambda grey: 255 * (grey < 128)).save(folder / "masks" / f"{number:03d}.png")
 
 
-def training_step(model: nn.Module, images: Tensor) -> Callable[[], None]:
-    """Return a function that makes one step of AdamW on the images, with the loss of train.py."""
+def training_step(model: nn.Module, images: Tensor, autocast: Callable = nullcontext) -> Callable[[], None]:
+    """Return a function that makes one step of AdamW on the images, with the loss of train.py.
+
+    autocast  makes the context of the forward"""
     model.train()
     optimizer, criterion = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True), BceDiceWithLogitsLoss()
-    masks = torch.rand(len(images), 1, *images.shape[2:]).round()
+    masks = torch.rand(len(images), 1, *images.shape[2:]).round().to(images.device)
 
     def step() -> None:
         optimizer.zero_grad()
-        criterion(model(images), masks).backward()
+        with autocast():
+            logits = model(images)
+        criterion(logits, masks).backward()
         optimizer.step()
 
     return step

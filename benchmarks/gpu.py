@@ -1,6 +1,7 @@
-"""The scan on a GPU: compared with double precision, timed, and in the network, there beside the other backends.
+"""The scan on a GPU: compared with double precision, timed, and in the network, there beside the other backends. The
+network beside others.
 
-    python benchmarks/gpu.py --check --time --output FOLDER       (also --model; default: all;
+    python benchmarks/gpu.py --check --time --output FOLDER       (also --model, --peers; default: all;
                                                                    --backend triton instead of cuda)
 
 Prints a table for each part and writes all of them to FOLDER/gpu.json (default: $OUT or the current folder). After a
@@ -29,6 +30,7 @@ import triton  # noqa: E402
 from benchmarks.common import STAGES, Report  # noqa: E402
 from benchmarks.on_gpu import correctness  # noqa: E402
 from benchmarks.on_gpu.network_times import time_network  # noqa: E402
+from benchmarks.on_gpu.peer_times import time_peers  # noqa: E402
 from benchmarks.on_gpu.scan_inputs import EPS, Shape, forward_backward, make_gated_inputs, shape_of  # noqa: E402
 from benchmarks.on_gpu.scan_times import time_stages  # noqa: E402
 from models.cross_scan import backends  # noqa: E402
@@ -53,7 +55,7 @@ def compile_all(jobs: Iterable[tuple[Shape, torch.dtype]], backend: str) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ("check", "time", "model")
+    names = ("check", "time", "model", "peers")
     for name in names:
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--backends", default="cuda,triton,mamba_ssm,torch", help="backends of --model")
@@ -97,6 +99,8 @@ def main() -> None:
         attempt(time_stages, scan, report)
     if "model" in chosen:
         attempt(time_network, options.backends.split(","), report)
+    if "peers" in chosen:
+        attempt(time_peers, report)
 
 
 if __name__ == "__main__":
