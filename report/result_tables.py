@@ -16,7 +16,6 @@ from report import paper
 from report.compare_page import holm, paired_test
 from report.groups import Score
 from report.records import Record, means_of_units, score_of_image
-from report.volume_page import deviation
 from utils.files import REPOSITORY, read_rows
 from utils.metrics import scores, summarize
 from utils.runs.collapse import CollapseDetector
@@ -134,14 +133,19 @@ def networks(runs: Rows) -> str:
 
 
 def volumes(runs: Rows) -> str:
+    """Return the Dice of the test's patients, in the mean over runs, and that of each run."""
     rows, structures = [], ["mean"]
-    for label, (name,) in runs.items():
-        run = record(name)
-        structures = run.class_names
-        dice = [percent([run.score("dice_transunet", i)]) for i in range(len(structures))]
-        mean = f"{percent([run.score('dice_transunet')])} ± {100 * deviation(run, ''):.2f}"
-        rows.append([label, mean, *dice, f"{run.score('hd95_transunet'):.2f}", run.best_epoch])
-    return markdown(["", "Dice, mean ± sd over patients", *structures, "HD95, voxels", "Epoch"], rows)
+    for label, names in runs.items():
+        several = [record(name) for name in names]
+        structures = several[0].class_names
+        each = [run.score("dice_transunet") for run in several]
+        mean = f"{percent([statistics.fmean(each)])} ± {100 * statistics.stdev(by_unit(names, '', False).values()):.2f}"
+        numbers = range(len(structures))
+        dice = [percent([statistics.fmean(run.score("dice_transunet", i) for run in several)]) for i in numbers]
+        distance = statistics.fmean(run.score("hd95_transunet") for run in several)
+        epochs = ", ".join(map(str, dict.fromkeys(run.best_epoch for run in several)))
+        rows.append([label, mean, ", ".join(percent([of]) for of in each), *dice, f"{distance:.2f}", epochs])
+    return markdown(["", "Dice, mean ± sd over patients", "Of each run", *structures, "HD95, voxels", "Epoch"], rows)
 
 
 def dice_of_folds(folds: Sequence[str]) -> list[dict[str, dict[str, float]]]:

@@ -8,7 +8,7 @@ written by hand; tests/report/test_results.py compares its numbers with the reco
 import utils.start
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from report import result_tables as tables
 from utils.files import REPOSITORY, write_atomically
@@ -53,22 +53,48 @@ SPLITS = {
     "ISIC18, stable − published": (stable("isic18"), ["isic18/published_42"]),
 }
 ACDC = {"VM-UNet": ["acdc/stable_vmunet_42"], "U-Net": ["acdc/stable_unet_42"]}
-PUBLISHED_ACDC = {"VM-UNet": ["acdc/robust_vmunet_42"], "U-Net": ["acdc/robust_unet_42"]}
+SEEDS_OF_ACDC = {network: [f"acdc/robust_{network}_{seed}" for seed in SEEDS] for network in ("vmunet", "unet")}
+PUBLISHED_ACDC = {
+    "VM-UNet, three seeds": SEEDS_OF_ACDC["vmunet"],
+    "U-Net, three seeds": SEEDS_OF_ACDC["unet"],
+    "VM-UNet, `--context 1`": ["acdc/robust_context1_42"],
+    "VM-UNet, `pad` 192": ["acdc/robust_pad192_42"],
+}
+PUBLISHED_ACDC_PAIRS = {
+    "VM-UNet − U-Net, three seeds": (SEEDS_OF_ACDC["vmunet"], SEEDS_OF_ACDC["unet"]),
+    "seed 42: `--context 1` − 0": (["acdc/robust_context1_42"], ["acdc/robust_vmunet_42"]),
+    "seed 42: `pad` 192 − `zoom` 224": (["acdc/robust_pad192_42"], ["acdc/robust_vmunet_42"]),
+}
 
 
 def hippocampus(name: str, folds: Sequence[int] = range(5)) -> list[str]:
     return [f"hippocampus/{name}_fold{fold}" for fold in folds]
 
 
-FOLDS = {"VM-UNet, `pad` 64, `--context 1`": "pad64_context1", "nnU-Net 2d, 5 epochs": "nnunet_2d"}
-VARIANTS = {
+def folds_tested(pairs: Mapping[str, tuple[str, str]], folds: Sequence[int]) -> str:
+    return tables.paired_folds(
+        {k: (hippocampus(one, folds), hippocampus(other, folds)) for k, (one, other) in pairs.items()}
+    )
+
+
+FOLDS = {
+    "VM-UNet, `zoom` 128, `--context 1`": "zoom128_context1",
+    "VM-UNet, `pad` 64, `--context 1`": "pad64_context1",
+    "nnU-Net 2d, 5 epochs": "nnunet_2d",
+}
+FOLD_PAIRS = {
+    "VM-UNet, `zoom` 128 − nnU-Net": ("zoom128_context1", "nnunet_2d"),
+    "VM-UNet, `zoom` 128 − `pad` 64": ("zoom128_context1", "pad64_context1"),
+}
+FIRST_FOLD = {
+    "U-Net, `zoom` 128, `--context 1`": "unet_zoom128_context1",
     "VM-UNet, `zoom` 128, `--context 1`": "zoom128_context1",
     "VM-UNet, `pad` 64, `--context 1`": "pad64_context1",
     "VM-UNet, `pad` 64": "pad64",
     "nnU-Net 2d, 5 epochs": "nnunet_2d",
 }
-VARIANT_PAIRS = {
-    "`zoom` 128 − `pad` 64, both with `--context 1`": ("zoom128_context1", "pad64_context1"),
+FIRST_FOLD_PAIRS = {
+    "`zoom` 128: VM-UNet − U-Net": ("zoom128_context1", "unet_zoom128_context1"),
     "`pad` 64: `--context 1` − 0": ("pad64_context1", "pad64"),
 }
 FRONT = {"VM-UNet, three seeds": stable("isic17"), "U-Net (ResNet-34), one seed": ["isic17/stable_unet_42"]}
@@ -90,17 +116,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "acdc": lambda: tables.volumes(ACDC),
     "acdc_test": lambda: tables.paired({"VM-UNet − U-Net": (ACDC["VM-UNet"], ACDC["U-Net"])}, unit="Patients"),
     "acdc_published": lambda: tables.volumes(PUBLISHED_ACDC),
-    "acdc_published_test": lambda: tables.paired(
-        {"VM-UNet − U-Net": (PUBLISHED_ACDC["VM-UNet"], PUBLISHED_ACDC["U-Net"])}, unit="Patients"
-    ),
+    "acdc_published_test": lambda: tables.paired(PUBLISHED_ACDC_PAIRS, unit="Patients"),
     "hippocampus": lambda: tables.folds({label: hippocampus(name) for label, name in FOLDS.items()}),
-    "hippocampus_test": lambda: tables.paired_folds(
-        {"VM-UNet − nnU-Net": (hippocampus("pad64_context1"), hippocampus("nnunet_2d"))}
-    ),
-    "hippocampus_variants": lambda: tables.folds({label: hippocampus(name, [0]) for label, name in VARIANTS.items()}),
-    "hippocampus_variants_test": lambda: tables.paired_folds(
-        {label: (hippocampus(one, [0]), hippocampus(other, [0])) for label, (one, other) in VARIANT_PAIRS.items()}
-    ),
+    "hippocampus_test": lambda: folds_tested(FOLD_PAIRS, range(5)),
+    "hippocampus_first_fold": lambda: tables.folds({k: hippocampus(name, [0]) for k, name in FIRST_FOLD.items()}),
+    "hippocampus_first_fold_test": lambda: folds_tested(FIRST_FOLD_PAIRS, [0]),
     "collapse": lambda: tables.collapse(COLLAPSE),
 }
 
