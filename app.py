@@ -9,7 +9,7 @@ predictions in memory. Files are read, or rejected, as by predict.py, and the fl
 Needs gradio (requirements-extra.txt).
 """
 
-import utils.start
+from utils.start import run_process
 
 import contextlib
 import dataclasses
@@ -313,4 +313,4 @@ def command() -> None:
 
 
 if __name__ == "__main__":
-    command()
+    run_process(command)

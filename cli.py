@@ -1,5 +1,7 @@
 """The command `vmunet` of an installation (setup.py): `vmunet predict ...` is `python predict.py ...` of a clone."""
 
+from utils.start import run_process
+
 import importlib.metadata
 import pkgutil
 import sys
@@ -24,6 +26,11 @@ COMMANDS = {
     "train-synapse": Command("train_synapse:command", "train", "train on volumes"),
     "report": Command("report.__main__:main", "train", "HTML pages of runs and of their comparison"),
 }
+
+
+def script() -> None:
+    """Do what `vmunet` was called for, and end the process."""
+    run_process(main)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ compared with this code; a difference above 1e-4 is an error. The last lines of 
 what is known of the training and its scores. predict.py, `VMUNet.from_pretrained` and `Predictor` read it.
 """
 
-import utils.start
+from utils.start import run_process
 
 import dataclasses
 import io
@@ -367,4 +367,4 @@ def command() -> None:
 
 
 if __name__ == "__main__":
-    command()
+    run_process(command)

@@ -25,7 +25,7 @@ Exit status 0: every input has its mask. 2: some inputs were left out and are li
 DICOM-SEG could not be written; or an error occurred before anything was predicted.
 """
 
-import utils.start
+from utils.start import run_process
 
 import dataclasses
 import logging
@@ -273,4 +273,4 @@ def command() -> None:
 
 
 if __name__ == "__main__":
-    command()
+    run_process(command)

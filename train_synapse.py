@@ -4,7 +4,7 @@ python train_synapse.py --help
 torchrun --nproc_per_node=2 train_synapse.py
 """
 
-import utils.start
+from utils.start import run_process
 
 import logging
 from collections.abc import Callable
@@ -155,4 +155,4 @@ def command() -> None:
 
 
 if __name__ == "__main__":
-    command()
+    run_process(command)

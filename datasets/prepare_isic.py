@@ -12,7 +12,7 @@ OUT/duplicates.csv the images that occur twice (datasets/duplicates.py), OUT/sam
 (datasets/lesions.py). To complete a run that was stopped or killed, repeat the command; it checks the files that exist.
 """
 
-import utils.start
+from utils.start import run_process
 
 import itertools
 import os
@@ -347,4 +347,4 @@ def command() -> None:
 
 
 if __name__ == "__main__":
-    command()
+    run_process(command)

@@ -17,7 +17,7 @@ testing, or those in --lists. With the published lists, lists/list_Synapse_holdo
 `train_synapse.py --protocol holdout`. OUT/cases.csv describes each case. Repeat the command to complete a stopped run.
 """
 
-import utils.start
+from utils.start import run_process
 
 import functools
 import re
@@ -149,4 +149,4 @@ def command() -> None:
 
 
 if __name__ == "__main__":
-    command()
+    run_process(command)

@@ -20,7 +20,7 @@ OUT/preparation.json stores these settings for training and prediction; OUT/case
 run that was stopped or killed, repeat the command.
 """
 
-import utils.start
+from utils.start import run_process
 
 import dataclasses
 import itertools
@@ -348,4 +348,4 @@ def command() -> None:
 
 
 if __name__ == "__main__":
-    command()
+    run_process(command)

@@ -1,6 +1,6 @@
 """The command `python -m report`."""
 
-import utils.start
+from utils.start import run_process
 
 import argparse
 import glob
@@ -70,4 +70,4 @@ def select_runs(paths: list[str]) -> tuple[list[Record], int]:
 
 
 if __name__ == "__main__":
-    main()
+    run_process(main)

@@ -5,7 +5,7 @@
 writes each of TABLES again, between the lines <!-- table NAME --> and <!-- end --> of a page. The text around them is
 written by hand; tests/report/test_results.py compares its numbers with the records."""
 
-import utils.start
+from utils.start import run_process
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -137,4 +137,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_process(main)

@@ -5,8 +5,11 @@ also sets how long PyTorch's OpenMP threads spin on a CPU before they sleep; Ope
 default of some milliseconds suits a machine without other work. Beside other processes, spinning threads occupy cores
 that busy threads need, and a training step takes many times as long (docs/library.md has the numbers)."""
 
+import atexit
+import contextlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -30,6 +33,33 @@ def explain(kind: type[BaseException], error: BaseException, traceback: Tracebac
     print(f"error: found no module {error.name!r} in {sys.executable}, expected {expected}; {advice}", file=sys.stderr)
 
 
+status: int | None = None  # of a process that `run_process` has done with
+
+
+def run_process(command: Callable[[], object]) -> None:
+    """Call a command, which is all that this process does, and end the process at once.
+
+    Python itself would first take all modules apart, those of PyTorch for one to three seconds."""
+    global status
+    try:
+        command()
+        status = 0
+    except SystemExit as end:
+        code = end.code or 0
+        status = code if isinstance(code, int) else None  # Python prints what is no number
+        raise
+
+
+def leave() -> None:
+    """End the process after `run_process`. Threads have ended and files of the log are closed by then."""
+    if status is not None:
+        with contextlib.suppress(OSError):  # of a closed pipe, which Python reports
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+
+atexit.register(leave)  # registered first, so it is called after all others
 sys.excepthook = explain
 for name in ("stdout", "stderr"):  # None where the shell has closed them
     if getattr(sys, name) is None:

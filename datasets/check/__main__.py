@@ -14,7 +14,7 @@ without a partner, sizes or values that do not fit, equal pixels in two parts). 
 Unusual data (empty masks, similar images in two parts) is a warning and leaves the status at 0.
 """
 
-import utils.start
+from utils.start import run_process
 
 import sys
 from dataclasses import dataclass
@@ -61,4 +61,4 @@ def command() -> None:
 
 
 if __name__ == "__main__":
-    command()
+    run_process(command)

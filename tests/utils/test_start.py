@@ -45,3 +45,35 @@ def test_threads_spin_briefly_unless_the_user_has_chosen(chosen, spins):
     with mock.patch.dict(os.environ, chosen, clear=True), mock.patch.object(sys, "excepthook"):
         runpy.run_path(start.__file__)
         assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
+@pytest.mark.parametrize(
+    "body, status, printed",
+    [
+        ("pass", 0, ""),
+        ("sys.exit(2)", 2, ""),
+        ("sys.exit()", 0, ""),
+        ("sys.exit('a reason')", 1, "a reason\n"),
+        ("threading.Thread(target=lambda: (time.sleep(0.2), print('later'))).start()", 0, "later\n"),
+        ("atexit.register(print, 'at exit')", 0, "at exit\n"),
+        ("raise ValueError('a bug')", 1, "ValueError: a bug\n"),
+    ],
+)
+def test_a_process_ends_at_once_with_its_status_and_all_that_it_has_to_do_before(body, status, printed):
+    """Of the modules' end, which PyTorch makes long, nothing happens unless the command fails."""
+    program = f"""
+from utils.start import run_process
+import atexit, sys, threading, time
+class Module:
+    def __del__(self):
+        print("modules are taken apart")
+kept = Module()
+def command():
+    print("done", end=" ")
+    {body}
+run_process(command)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == status and ended.stdout.startswith("done ")
+    assert (ended.stdout + ended.stderr).replace("modules are taken apart\n", "").endswith(printed)
+    assert ("modules are taken apart" in ended.stdout) == (status == 1)
