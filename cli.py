@@ -1,7 +1,5 @@
 """The command `vmunet` of an installation (setup.py): `vmunet predict ...` is `python predict.py ...` of a clone."""
 
-from utils.start import run_process
-
 import importlib.metadata
 import pkgutil
 import sys
@@ -30,6 +28,8 @@ COMMANDS = {
 
 def script() -> None:
     """Do what `vmunet` was called for, and end the process."""
+    from utils.start import run_process  # not above: setup.py reads COMMANDS of a folder without packages
+
     run_process(main)
 
 
