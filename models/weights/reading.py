@@ -117,4 +117,6 @@ def _describe(content: bytes) -> str:
         is_zip = False
     if is_zip:
         return "a zip archive that torch.save did not write, perhaps a compiled or exported program"
+    if re.match(rb"(?s)\x08.\x12.pytorch", content):  # the version of the format, and who wrote it
+        return "an ONNX file, for ONNX Runtime"
     return f"{len(content)} bytes that PyTorch can't read, perhaps of an incomplete download"

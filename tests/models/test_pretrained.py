@@ -272,6 +272,7 @@ def test_a_vmunet_of_another_shape_is_refused_and_changes_nothing(model, save, t
     "content, found",
     [
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        (b"\x08\n\x12\x07pytorch\x1a\n2.13.0+cpu:", "an ONNX file, for ONNX Runtime"),
         (b"\n<!DOCTYPE html>", "web page"),
         (b"", "0 bytes"),
         (bytes(range(256)) * 4, "1024 bytes"),
