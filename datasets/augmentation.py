@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 
 from datasets.transforms import window_starts
 
@@ -101,7 +101,7 @@ CHANGES: dict[str, tuple[float, Change]] = {  # of values (C, H, W), in this ord
     "noise": (0.1, lambda image, rng: image + rng.normal(0, rng.uniform(0, 0.1) * image.std(), image.shape)),
     "blur": (
         0.2 * 0.5,
-        lambda image, rng: ndimage.gaussian_filter(image, (0, *rng.uniform(0.5, 1, 2)), mode="mirror"),
+        lambda image, rng: scipy.ndimage.gaussian_filter(image, (0, *rng.uniform(0.5, 1, 2)), mode="mirror"),
     ),
     "brightness": (0.15, lambda image, rng: image * rng.uniform(0.75, 1.25)),
     "contrast": (0.15, lambda image, rng: change_contrast(image, rng.uniform(0.75, 1.25))),

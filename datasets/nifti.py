@@ -3,35 +3,35 @@
 Volumes are (S, H, W): slices, rows, columns. A spacing is in millimetres, in the same order.
 """
 
+from __future__ import annotations
+
 import contextlib
 import gzip
 import io
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-import nibabel
 import numpy as np
 import numpy.typing as npt
-from nibabel.affines import voxel_sizes
-from nibabel.orientations import (
-    aff2axcodes,
-    apply_orientation,
-    axcodes2ornt,
-    inv_ornt_aff,
-    io_orientation,
-    ornt_transform,
-)
 
 from datasets.array_checks import check_numbers
 from datasets.downloads import Download
 from datasets.formats import StoredVolume
 from utils.files import reading
+from utils.optional import AtFirstUse
 
-nibabel.Nifti1Header.quaternion_threshold = np.float64(
-    -1e-5
-)  # of valid files in float32; nibabel's own is that of float64
+if TYPE_CHECKING:
+    import nibabel as nibabel
+else:
+
+    def _accept_float32(nibabel):  # quaternions of valid files in float32; nibabel's own threshold is that of float64
+        nibabel.Nifti1Header.quaternion_threshold = np.float64(-1e-5)
+
+    # with pydicom, which it imports, half a second of every start; predictions of photographs do without
+    nibabel = AtFirstUse("nibabel", _accept_float32)
+
 STORED = "stored"  # in place of an orientation: the axes stay as they are in the file
 GZIP = b"\x1f\x8b"  # the first bytes of a gzip file
 BLOCK = 2**20  # bytes of each read on the way to a checksum
@@ -46,20 +46,36 @@ def to_slices(array: np.ndarray, affine: np.ndarray, orientation: str) -> tuple[
 
     Axes are swapped and reversed, never resampled, so that columns, rows and slices point, as closely as the scan's
     axes allow, to the three directions in `orientation`, such as "LPS" (left, back, head)."""
-    transform = ornt_transform(io_orientation(affine), axcodes2ornt(orientation))
-    turned = affine @ inv_ornt_aff(transform, array.shape)
-    return apply_orientation(array, transform).transpose(2, 1, 0), voxel_sizes(turned)[::-1]
+    turned = nibabel.orientations.apply_orientation(array, turn_to(affine, orientation))
+    return turned.transpose(2, 1, 0), voxel_sizes(turned_affine(affine, orientation, array.shape))[::-1]
+
+
+def turn_to(affine: np.ndarray, orientation: str) -> np.ndarray:
+    """Return nibabel's transform of an array (i, j, k) with this affine to an orientation."""
+    found, expected = nibabel.orientations.io_orientation(affine), nibabel.orientations.axcodes2ornt(orientation)
+    return nibabel.orientations.ornt_transform(found, expected)
+
+
+def turned_affine(affine: np.ndarray, orientation: str, shape: Sequence[int]) -> np.ndarray:
+    """Return the affine of (column, row, slice) after `to_slices`, for an array (i, j, k) of this shape."""
+    return affine @ nibabel.orientations.inv_ornt_aff(turn_to(affine, orientation), shape)
+
+
+def voxel_sizes(affine: np.ndarray) -> np.ndarray:
+    """Return the lengths of the axes in mm."""
+    return nibabel.affines.voxel_sizes(affine)
 
 
 def own_orientation(affine: np.ndarray) -> str:
     """Return the `orientation` with which `to_slices` leaves the axes unchanged."""
-    return "".join(aff2axcodes(affine))
+    return "".join(nibabel.orientations.aff2axcodes(affine))
 
 
 def from_slices(volume: np.ndarray, affine: np.ndarray, orientation: str) -> np.ndarray:
     """Invert `to_slices`: return a volume (S, H, W) as the array (i, j, k) that belongs to `affine`."""
-    transform = ornt_transform(axcodes2ornt(orientation), io_orientation(affine))
-    return apply_orientation(volume.transpose(2, 1, 0), transform)
+    found, stored = nibabel.orientations.axcodes2ornt(orientation), nibabel.orientations.io_orientation(affine)
+    transform = nibabel.orientations.ornt_transform(found, stored)
+    return nibabel.orientations.apply_orientation(volume.transpose(2, 1, 0), transform)
 
 
 def affine_of_slices(spacing: Sequence[float] | np.ndarray | None = None, z_spacing: float = 1) -> np.ndarray:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 
 from utils.volume import pad_slices
 
@@ -174,8 +174,8 @@ class RandomGenerator:
             window = (..., slice(y, y + self.size), slice(x, x + self.size))
             image, label = (pad_slices(array[window], (self.size, self.size)) for array in (image, label))
         elif factors != (1, 1):
-            image = np.stack([ndimage.zoom(channel, factors, order=3) for channel in image])
-            label = ndimage.zoom(label, factors, order=0)
+            image = np.stack([scipy.ndimage.zoom(channel, factors, order=3) for channel in image])
+            label = scipy.ndimage.zoom(label, factors, order=0)
         image = np.ascontiguousarray(image, dtype=np.float32)
         return torch.from_numpy(image), torch.from_numpy(np.ascontiguousarray(label, dtype=np.int64))
 
@@ -188,5 +188,5 @@ class RandomGenerator:
             image, label = (np.flip(np.rot90(array, turns, plane), plane[axis]) for array in both)
         elif rng.random() > 0.5:
             angle = np_rng.randint(-20, 20)
-            image, label = (ndimage.rotate(array, angle, plane, order=0, reshape=False) for array in both)
+            image, label = (scipy.ndimage.rotate(array, angle, plane, order=0, reshape=False) for array in both)
         return image, label

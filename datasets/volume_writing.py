@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 import numpy.typing as npt
-from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from tqdm import tqdm
 
-from datasets.nifti import STORED, own_orientation, tilt, to_slices
+from datasets.nifti import STORED, own_orientation, tilt, to_slices, turned_affine
 from datasets.preparation_record import sha256
 from datasets.volume_sources import CaseFiles, RawCase
 from utils.files import first_few, read_rows, write_atomically, write_rows
@@ -65,9 +64,8 @@ class Conversion:
             return TrainingCase(image.transpose(2, 1, 0), label.transpose(2, 1, 0), raw.spacing, None, None)
         codes = own_orientation(affine) if orientation == STORED else orientation
         slices, spacing = to_slices(image, affine, codes)
-        turn = ornt_transform(io_orientation(affine), axcodes2ornt(codes))
-        turned_affine = affine @ inv_ornt_aff(turn, image.shape)
-        return TrainingCase(slices, to_slices(label, affine, codes)[0], spacing, turned_affine, codes)
+        turned = turned_affine(affine, codes, image.shape)
+        return TrainingCase(slices, to_slices(label, affine, codes)[0], spacing, turned, codes)
 
     def to_classes(self, label: np.ndarray, what: object) -> np.ndarray:
         label, known = whole_numbers(label, what), np.array(sorted(self.classes))

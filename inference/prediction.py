@@ -1,5 +1,7 @@
 """The result for one input: mask, measurements and pictures, and their files."""
 
+from __future__ import annotations
+
 import gzip
 import json
 import os
@@ -10,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel import Nifti1Image
-from nibabel.nifti1 import Nifti1Extension
 from PIL import Image
 
 from datasets.masks import MaskValue
+from datasets.nifti import nibabel
 from inference.image_files import Picture
 from inference.volume_inputs import Volume
 from utils.files import write_atomically
@@ -118,7 +119,9 @@ class Prediction:
                     _write(folder / kind / f"{name}.nii.gz", _gzip(nifti))
             nifti = self.source.to_nifti(self.mask, self.mask.dtype)
             names = dict(zip(self.labels[1:], self.class_names, strict=True))
-            nifti.header.extensions.append(Nifti1Extension("comment", json.dumps({"labels": names}).encode()))
+            nifti.header.extensions.append(
+                nibabel.nifti1.Nifti1Extension("comment", json.dumps({"labels": names}).encode())
+            )
             _write(folder / "masks" / f"{name}.nii.gz", _gzip(nifti))
             return
         if self.probabilities is not None:
@@ -146,5 +149,5 @@ def _write(path: Path, content: bytes) -> None:
     write_atomically(path, content)
 
 
-def _gzip(nifti: Nifti1Image) -> bytes:
+def _gzip(nifti: nibabel.Nifti1Image) -> bytes:
     return gzip.compress(nifti.to_bytes(), compresslevel=3, mtime=0)

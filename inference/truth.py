@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from datasets.image_reading import MASK_SUFFIX
 from datasets.isic import list_images
 from datasets.masks import VOID, MaskReader, parse_mask_values
-from datasets.nifti import check_same_place
+from datasets.nifti import check_same_place, turned_affine
 from datasets.volume_sources import CHANNEL, case_name
 from datasets.volume_writing import whole_numbers
 from inference.inputs import Input, format_of
@@ -104,8 +103,7 @@ def labels_by_case(folder: Path) -> dict[str, list[Path]]:
 
 def affine_in_memory(volume: Volume) -> np.ndarray:
     """Return the affine (4, 4) of (column, row, slice) as they lie in `volume.slices`."""
-    turn = ornt_transform(io_orientation(volume.affine), axcodes2ornt(volume.orientation))
-    return volume.affine @ inv_ornt_aff(turn, volume.as_stored(volume.slices).shape)
+    return turned_affine(volume.affine, volume.orientation, volume.as_stored(volume.slices).shape)
 
 
 def dice(prediction: np.ndarray, truth: np.ndarray, number: int) -> float | None:

@@ -1,13 +1,13 @@
 """Volumes as input of a trained network: NIfTI, DICOM series, h5, MetaImage, NRRD."""
 
+from __future__ import annotations
+
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import numpy.typing as npt
-from nibabel.affines import voxel_sizes
 
 from datasets.array_checks import checked_spacing
 from datasets.formats.arrays import read_h5_image
@@ -21,10 +21,12 @@ from datasets.nifti import (
     from_slices,
     geometry_of,
     header_of,
+    nibabel,
     own_orientation,
     read_nifti,
     tilt,
     to_slices,
+    voxel_sizes,
 )
 from datasets.synapse import ORIENTATION
 from inference.inputs import Input

@@ -14,10 +14,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import find_objects, zoom
-from scipy.spatial import KDTree
 
 from utils.errors import check_same_shape
 
@@ -47,14 +46,14 @@ def hd95(pred: np.ndarray, label: np.ndarray, spacing: Spacing = None) -> float:
             raise ValueError(f"HD95: found an empty {name}, expected two objects")
         points.append(_surface_points(mask) * scale)
     # Each tree is used once and points on a grid are spread evenly, so balancing costs more than it saves.
-    trees = [KDTree(p, balanced_tree=False, compact_nodes=False) for p in points]
+    trees = [scipy.spatial.KDTree(p, balanced_tree=False, compact_nodes=False) for p in points]
     distances = [trees[1].query(points[0])[0], trees[0].query(points[1])[0]]
     return float(np.percentile(np.concatenate(distances), 95))
 
 
 def _surface_points(mask: np.ndarray) -> np.ndarray:
     """Return the indices (n, ndim) of voxels with a background neighbour across a face; outside is background."""
-    (box,) = find_objects(mask.astype(np.uint8))
+    (box,) = scipy.ndimage.find_objects(mask.astype(np.uint8))
     mask = mask[box]
     padded, interior = np.pad(mask, 1), mask.copy()
     for axis in range(mask.ndim):
@@ -285,10 +284,10 @@ def zoom_nearest(slices: np.ndarray, size: Sequence[int]) -> np.ndarray:
 @cache
 def _cubic_matrix(n: int, m: int) -> np.ndarray:
     """Return the matrix (m, n) of a cubic zoom from n to m samples. Its columns are the zoomed unit vectors."""
-    return np.stack([zoom(unit, m / n, order=3) for unit in np.eye(n)], axis=1)
+    return np.stack([scipy.ndimage.zoom(unit, m / n, order=3) for unit in np.eye(n)], axis=1)
 
 
 @cache
 def _nearest_index(n: int, m: int) -> np.ndarray:
     """Return for each of m samples its source among n, counted from 1, or 0 where the zoom rounds past the end."""
-    return zoom(np.arange(1, n + 1), m / n, order=0)
+    return scipy.ndimage.zoom(np.arange(1, n + 1), m / n, order=0)

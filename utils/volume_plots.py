@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 from PIL import Image, ImageDraw, ImageFont
-from scipy.ndimage import binary_erosion
 
 from utils.plots import Colour, class_colours, save_picture
 from utils.volume import Spacing
@@ -170,7 +170,7 @@ def _draw(image, prediction, colours, window, truth, zoom):
         labels = _resize_labels(truth, size)
         for number in np.unique(labels[labels > 0]):
             mask = labels == number
-            picture[mask & ~binary_erosion(mask)] = palette[number]
+            picture[mask & ~scipy.ndimage.binary_erosion(mask)] = palette[number]
     return picture.round().astype(np.uint8)
 
 
