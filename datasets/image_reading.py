@@ -51,8 +51,8 @@ def read_image(path: str | Path) -> torch.Tensor:
 def rgb(file: Image.Image) -> torch.Tensor:
     """Return the pixels of an open image as `read_image` does, in training and in prediction."""
     check_opaque(file)
-    pixels = stretched_rgb(deep_values(file)) if is_deep(file) else np.array(file.convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    pixels = stretched_rgb(deep_values(file)) if is_deep(file) else np.asarray(file.convert("RGB"))
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))  # PyTorch takes twice as long to copy it
 
 
 def is_deep(file: Image.Image) -> bool:

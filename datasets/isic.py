@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from datasets.cache import CachedDataset, Key, split_key
@@ -58,7 +59,7 @@ class ISICDataset(CachedDataset):
         _, image_path, mask_path = self.pairs[index]
         image, mask = read_image(image_path), self.masks.read(mask_path)
         check_same_size(image, mask, image_path, mask_path)
-        if image.min() == image.max():
+        if np.ptp(image.numpy()) == 0:  # PyTorch would start threads, beside those that decode
             raise ValueError(f"{image_path} has the same value in every pixel, expected an image")
         return image, mask
 

@@ -78,8 +78,10 @@ class MaskReader:
             return np.asarray(file).astype(np.uint8)
         if is_deep(file):
             return check_finite(deep_values(file), "the mask")
+        if file.mode == "L":
+            return np.asarray(file)
         pixels = np.asarray(file.convert("RGB"))
-        if file.mode == "L" or np.ptp(pixels, axis=-1).max() <= NEARLY_GREY:
+        if np.ptp(pixels, axis=-1).max() <= NEARLY_GREY:
             return np.asarray(file.convert("L"))
         colours = [tuple(int(code).to_bytes(3, "big")) for code in np.unique(pixels @ TO_CODE)]
         if self.num_classes > 1 or len({*colours} - {(0, 0, 0)}) > 1:  # their brightness says nothing about the class
@@ -115,7 +117,7 @@ class MaskReader:
                 expected = f"--mask-values BACKGROUND OBJECT, as all masks together hold {first_few(self._coding)}"
                 raise ValueError(f"{path} holds only {first_few(found)}; expected {expected}")
             is_object = high == self._coding[-1]
-        return np.where(values == high, np.uint8(255 * is_object), np.uint8(0))
+        return (values == high) * np.uint8(255 * is_object)
 
     @functools.cached_property
     def _coding(self) -> list[int]:
