@@ -341,9 +341,8 @@ Layout.__doc__ = """N: states rounded up to a multiple of 16, the added ones wit
 dt, B, C: strides of (image, pixel, direction)."""
 
 
-OPTIONS = dict(nogil=True, error_model="numpy", no_cfunc_wrapper=True)
-kernel = njit(**OPTIONS, no_cpython_wrapper=True)  # called by other kernels only
-inlined = njit(**OPTIONS, no_cpython_wrapper=True, forceinline=True)  # where a call for each pair would cost too much
+kernel = njit(nogil=True, error_model="numpy")
+inlined = njit(nogil=True, error_model="numpy", forceinline=True)  # where a call for each pair would cost too much
 
 
 class SealedFiles(IndexDataCacheFile):
@@ -365,7 +364,7 @@ class SealedFiles(IndexDataCacheFile):
 
 def task(function):
     """A kernel that threads run on their own; its code is kept in numba's cache, where there is a place for one."""
-    compiled = njit(**OPTIONS)(function)
+    compiled = kernel(function)
     try:
         compiled.enable_caching()
         cache = compiled._cache
