@@ -29,7 +29,7 @@ from utils.runs.named_weights import read_checkpoint
 SMALL = TRAINING | dict(
     dataset="demo", image_size=64, depths=(1, 0, 0, 0), depths_decoder=(0, 0, 0, 0), scan_backend="torch"
 )
-SIZES = [(1, 64, 64), (3, 64, 96), (2, 33, 70), (1, 131, 65)]
+SIZES = [(1, 64, 64), (3, 34, 64), (2, 33, 70), (1, 67, 35)]
 
 
 ALONE = """
