@@ -5,8 +5,9 @@
 In rounds, beside `import torch` alone, because the speed of a shared machine changes. Processor time is user and
 system, of all threads and of data workers that have ended."""
 
-import os
+import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -43,15 +44,11 @@ def commands(root: Path, folder: Path, number: int) -> dict[str, list[str]]:
 
 
 def measure(command: Sequence[str]) -> tuple[float, float]:
-    """Run a command; return its seconds and those of its processors. Raises RuntimeError if it fails."""
-    start = time.perf_counter()
-    with open(os.devnull, "wb") as nowhere:
-        quiet = [(os.POSIX_SPAWN_DUP2, nowhere.fileno(), stream) for stream in (1, 2)]
-        process = os.posix_spawn(command[0], command, os.environ, file_actions=quiet)
-    _, status, usage = os.wait4(process, 0)
-    if status:
-        raise RuntimeError(f"{' '.join(command)}: ended with status {status}")
-    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+    """Run a command; return its seconds and those of its processors. Raises CalledProcessError if it fails."""
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def rows_of(times: Mapping[str, Sequence[tuple[float, float]]]) -> list[dict[str, object]]:

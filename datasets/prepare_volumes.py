@@ -33,13 +33,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from nibabel.affines import voxel_sizes
-from nibabel.orientations import aff2axcodes
 from tqdm import tqdm
 
 from datasets.intensities import AIR, HU_WINDOW, Scaling
 from datasets.masks import void_flags
-from datasets.nifti import STORED, tilt
+from datasets.nifti import STORED, own_orientation, tilt, voxel_sizes
 from datasets.preparation_record import claim_folder, sha256
 from datasets.synapse import read_list
 from datasets.volume_sources import CaseFiles, RawCase, find_cases, read_case, read_dataset_json, read_geometry
@@ -340,7 +338,7 @@ def plane_of(affine: np.ndarray) -> str | None:
     thickest = int(spacing.argmax())
     if spacing[thickest] < THICKER * np.sort(spacing)[1]:
         return "axial"
-    return PLANE_OF_AXIS[aff2axcodes(affine)[thickest]]
+    return PLANE_OF_AXIS[own_orientation(affine)[thickest]]
 
 
 def command() -> None:

@@ -88,10 +88,8 @@ FOLD_PAIRS = {
 }
 FIRST_FOLD = {
     "U-Net, `zoom` 128, `--context 1`": "unet_zoom128_context1",
-    "VM-UNet, `zoom` 128, `--context 1`": "zoom128_context1",
-    "VM-UNet, `pad` 64, `--context 1`": "pad64_context1",
     "VM-UNet, `pad` 64": "pad64",
-    "nnU-Net 2d, 5 epochs": "nnunet_2d",
+    **FOLDS,
 }
 FIRST_FOLD_PAIRS = {
     "`zoom` 128: VM-UNet − U-Net": ("zoom128_context1", "unet_zoom128_context1"),

@@ -1,7 +1,6 @@
 """VM-UNet beside other networks on one GPU: forward and training step at batch 32, 256 x 256, bf16, in CUDA graphs."""
 
 import functools
-import importlib
 import time
 import traceback
 from collections.abc import Callable
@@ -36,41 +35,14 @@ def unet() -> nn.Module:
     return network.to(memory_format=torch.channels_last)
 
 
-class VMambaScan(torch.autograd.Function):
-    """The scan of VMamba's extension selective_scan_cuda_oflex, called like that of mamba_ssm."""
-
-    @staticmethod
-    def forward(ctx, kernels, *inputs):
-        out, states, *_ = kernels.fwd(*inputs, True, 1, True)  # softplus, rows of a thread, float32 output
-        ctx.kernels = kernels
-        ctx.save_for_backward(*inputs, states)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        *inputs, states = ctx.saved_tensors
-        return None, *ctx.kernels.bwd(*inputs, grad.contiguous(), states, True, 1)[: len(inputs)]
-
-
 def original_scan() -> nn.Module:
-    """Return VM-UNet with the scan of mamba_ssm, or else of VMamba. Raises ImportError if neither is installed."""
-    try:
-        mamba.selective_scan_fn()
-    except ImportError as missing:
-        try:
-            kernels = importlib.import_module("selective_scan_cuda_oflex")
-        except ImportError as error:
-            raise ImportError(f"not installed: {missing}; {error}") from error
-
-        def scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor, **_) -> Tensor:
-            return VMambaScan.apply(kernels, u, dt.to(u.dtype), A, B.to(u.dtype), C.to(u.dtype), D, delta_bias)
-
-        mamba.selective_scan_fn = lambda: scan
+    """Return VM-UNet with the scan of mamba_ssm. Raises ImportError if it is not installed."""
+    mamba.selective_scan_fn()
     return VMUNet(scan_backend="mamba_ssm")
 
 
 # The last one is the likeliest to fail, and a recording that fails may leave PyTorch's generator unusable.
-BUILDERS = {OURS: VMUNet, SWIN: swin_unet, UNET: unet, f"{OURS}, scan of mamba_ssm or VMamba": original_scan}
+BUILDERS = {OURS: VMUNet, SWIN: swin_unet, UNET: unet, f"{OURS}, scan of mamba_ssm": original_scan}
 
 
 class Peer:
@@ -109,10 +81,10 @@ class Peer:
             self.model(self.images)
 
 
-def time_peers(report: Report, batch: int = BATCH, size: int = SIZE, device: str = "cuda") -> None:
+def time_peers(report: Report) -> None:
     """Report times and memory of every network that can be built, the ratios, and the goals."""
     torch.backends.cudnn.benchmark = True  # the others' convolutions at their fastest; training itself is deterministic
-    images = common.make_images(batch, size).to(device)
+    images = common.make_images(BATCH, SIZE).cuda()
     peers, notes = {}, []
     for name, build in BUILDERS.items():
         layout = torch.channels_last if name == UNET else torch.contiguous_format
@@ -132,7 +104,7 @@ def time_peers(report: Report, batch: int = BATCH, size: int = SIZE, device: str
         values |= {f"{OURS} / {n}": values[OURS] / values[n] for n in (SWIN, UNET) if {OURS, n} <= values.keys()}
     shown = {name: f"{name} (no graphs)" for name, peer in peers.items() if peer.why}
     rows = [{"": row} | {shown.get(name, name): x for name, x in values.items()} for row, values in measured.items()]
-    report.table(f"networks at batch {batch}, {size} x {size}, bf16, in CUDA graphs, medians of {ROUNDS}", rows)
+    report.table(f"networks at batch {BATCH}, {SIZE} x {SIZE}, bf16, in CUDA graphs, medians of {ROUNDS}", rows)
     report.table("networks that are missing or have no graphs", notes)
     goals = []
     for row, name, goal in GOALS:
